@@ -1,0 +1,30 @@
+# Two commands for a new user: `make quickstart` and `make test`. Both make the virtual environment `.venv` first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# The optional sources of packages that a machine needs come from pip's own configuration.
+
+.PHONY: install quickstart test test-slow lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,app,test]'
+	touch $@
+
+quickstart: install
+	$(RUN) scripts/quickstart.py
+
+lint: install
+	$(RUN) -m ruff check .
+
+test: lint
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: install
+	$(RUN) -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) runs predictions

@@ -1,0 +1,317 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Matching and the terms of AlignZeg's objective: `L = L_bc + λ1·L_ce + λ2·L_mask + λ3·L_vir + λ4·L_reg`.
+
+Every function here is vectorised over images, proposals and targets; only scipy's assignment loops over images. Pixels
+without a label (unseen classes, void, clutter, padding) are outside of matching, of the mask loss and of sampling.
+
+Sums are divided by counts over *all* processes, so that two processes with half the batch each take the step that one
+process with the whole batch takes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+try:
+    from scipy.optimize import linear_sum_assignment
+except ImportError:  # inference does not need it
+    linear_sum_assignment = None
+
+
+@dataclass
+class SegmentationTargets:
+    """The labels of a batch as dense tensors.
+
+    Attributes:
+        masks: `bool (batch, targets, height, width)`, one mask per class in the image; images with fewer are padded.
+        classes: `int64 (batch, targets)`; -1 on padding.
+        labelled: `bool (batch, height, width)`; False where no mask covers the pixel.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    labelled: Tensor
+
+    @property
+    def counts(self) -> list[int]:
+        return (self.classes >= 0).sum(1).tolist()
+
+
+@dataclass
+class ProposalMatch:
+    """Pairs of proposals and targets: proposal `query[i]` of image `image[i]` is target `target[i]`; each `int64 (M,)`."""
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
+def stack_targets(
+    mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int], seen_class_mask: Tensor
+) -> SegmentationTargets:
+    """Stacks per-image labels.
+
+    Args:
+        mask_labels: For each image `(targets_i, height, width)`, bool or {0, 1}; a semantic label map split by class.
+        class_labels: For each image `int64 (targets_i,)`, indices into the text prototypes.
+        size: Height and width to which all masks are padded (bottom, right) with "no label".
+        seen_class_mask: `bool (classes,)`; labels may name seen classes only.
+
+    Raises:
+        ValueError: lists of different length, masks that do not fit, or a class id that is unknown or unseen.
+    """
+    if len(mask_labels) != len(class_labels):
+        raise ValueError(
+            f"`mask_labels` has {len(mask_labels)} entries and `class_labels` {len(class_labels)}; pass one of each per image."
+        )
+    masks = []
+    for image, (mask, classes) in enumerate(zip(mask_labels, class_labels)):
+        height, width = mask.shape[-2:]
+        if mask.ndim != 3 or len(mask) != len(classes) or height > size[0] or width > size[1]:
+            raise ValueError(
+                f"`mask_labels[{image}]` has shape {tuple(mask.shape)} and `class_labels[{image}]` {tuple(classes.shape)}; "
+                f"expected (n, height, width) with height, width at most {size[0]}, {size[1]} (those of `pixel_values`), "
+                "and (n,)."
+            )
+        masks.append(F.pad(mask.bool(), (0, size[1] - width, 0, size[0] - height)))
+    classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
+    num_classes = len(seen_class_mask)
+    if classes.numel():
+        allowed = F.pad(seen_class_mask, (0, 1), value=True)[classes.clamp(-1, num_classes - 1)]
+        wrong = (classes >= num_classes) | (classes < -1) | ~allowed
+        if wrong.any():
+            raise ValueError(
+                f"`class_labels` names class {int(classes[wrong][0])}, which is not among the {num_classes} classes of the "
+                "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn "
+                "everything else into the ignore index before masks are made."
+            )
+    if classes.shape[1] == 0:  # no image has any label
+        masks = torch.zeros(len(masks), 1, *size, dtype=torch.bool, device=seen_class_mask.device)
+        classes = torch.full((len(masks), 1), -1, device=seen_class_mask.device)
+    else:
+        masks = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
+    return SegmentationTargets(masks, classes, masks.any(1))
+
+
+# --- points ------------------------------------------------------------------------------------------------------
+
+
+def sample_labelled_points(labelled: Tensor, num_points: int) -> Tensor:
+    """Uniform draws from the labelled pixels of each image.
+
+    Args:
+        labelled: `bool (batch, height, width)`.
+        num_points: Draws per image, with replacement.
+
+    Returns:
+        `int64 (batch, num_points)`, indices into the flattened image; 0 where an image has no labelled pixel.
+    """
+    cumulative = labelled.flatten(1).cumsum(1)
+    total = cumulative[:, -1:]
+    rank = (torch.rand(len(labelled), num_points, device=labelled.device) * total).long().clamp(max=total - 1) + 1
+    return torch.searchsorted(cumulative, rank).clamp(max=cumulative.shape[1] - 1)
+
+
+def cell_centres(mask_size: tuple[int, int], image_size: tuple[int, int], device) -> Tensor:
+    """Pixel indices at the centres of the cells of a mask grid: `int64 (h·w,)` into the flattened image."""
+    rows, columns = (
+        ((torch.arange(cells, device=device) + 0.5) * (pixels / cells)).long() for cells, pixels in zip(mask_size, image_size)
+    )
+    return (rows[:, None] * image_size[1] + columns[None, :]).flatten()
+
+
+def mask_values(mask_logits: Tensor, points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Bilinear mask logits `(B, N, P)` of `mask_logits (B, N, h, w)` at the pixels `points (B, P)` of the image."""
+    height, width = image_size
+    y = (points.div(width, rounding_mode="floor") + 0.5) * (2 / height) - 1
+    x = (points % width + 0.5) * (2 / width) - 1
+    grid = torch.stack([x, y], -1)[:, None].to(mask_logits.dtype)
+    return F.grid_sample(mask_logits, grid, padding_mode="border", align_corners=False)[:, :, 0]
+
+
+# --- matching ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def match_proposals(
+    mask_logits: Tensor,
+    class_logits: Tensor,
+    targets: SegmentationTargets,
+    points: Tensor,
+    weights: tuple[float, float, float],
+) -> ProposalMatch:
+    """Hungarian matching on class probability, mask cross-entropy and dice (MaskFormer, eq. 2; Mask2Former's points).
+
+    Args:
+        mask_logits: `(B, N, h, w)`.
+        class_logits: `(B, N, C + 1)`, background last.
+        targets: Labels of the batch.
+        points: `int64 (B, P)` pixels at which masks are compared; points on unlabelled pixels do not count.
+        weights: Of the class, mask and dice costs.
+
+    Raises:
+        FloatingPointError: a cost is not finite; the message names the term and the image.
+        ImportError: scipy is missing.
+    """
+    if linear_sum_assignment is None:
+        raise ImportError("Training matches proposals with `scipy.optimize.linear_sum_assignment`: pip install scipy")
+    size = targets.labelled.shape[-2:]
+    predicted = mask_values(mask_logits.float(), points, size)  # (B, N, P)
+    actual = targets.masks.flatten(2).gather(2, points[:, None].expand(-1, targets.masks.shape[1], -1)).float()
+    valid = targets.labelled.flatten(1).gather(1, points)[:, None].float()  # (B, 1, P)
+
+    probability = class_logits.float().softmax(-1)
+    class_cost = -probability.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1))
+    negative = F.softplus(predicted) * valid  # cross-entropy against 0; against 1 it is smaller by the logit itself
+    mask_cost = (negative.sum(-1, keepdim=True) - (predicted * valid) @ actual.mT) / valid.sum(-1, keepdim=True).clamp(min=1)
+    chance = predicted.sigmoid() * valid
+    overlap = 2 * chance @ actual.mT
+    dice_cost = 1 - (overlap + 1) / (chance.sum(-1, keepdim=True) + actual.sum(-1)[:, None] + 1)
+
+    terms = {"class": class_cost, "mask": mask_cost, "dice": dice_cost}
+    cost = sum(weight * term for weight, term in zip(weights, terms.values()))
+    cost_on_host = cost.cpu().numpy()  # the one transfer
+    pairs = [[], [], []]
+    for image, count in enumerate(targets.counts):
+        try:
+            queries, objects = linear_sum_assignment(cost_on_host[image, :, :count])
+        except ValueError as error:
+            broken = [name for name, term in terms.items() if not term[image, :, :count].isfinite().all()]
+            raise FloatingPointError(
+                f"Matching of image {image} in the batch met a cost that is not finite (term: {', '.join(broken)}). The "
+                "masks or class logits diverged: lower the learning rate, clip gradients or train in bf16/fp32."
+            ) from error
+        pairs[0].append(torch.full((len(queries),), image))
+        pairs[1].append(torch.as_tensor(queries, dtype=torch.long))
+        pairs[2].append(torch.as_tensor(objects, dtype=torch.long))
+    return ProposalMatch(*(torch.cat(parts).to(mask_logits.device) for parts in pairs))
+
+
+# --- terms -------------------------------------------------------------------------------------------------------
+
+
+def count_over_processes(count: Tensor) -> Tensor:
+    """Mean of `count` over all processes, at least a millionth: what a process divides its own sum by."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1e-6)
+
+
+def mask_loss(
+    mask_logits: Tensor,
+    targets: SegmentationTargets,
+    match: ProposalMatch,
+    points: Tensor,
+    num_uncertain: int | None = None,
+    num_random: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice of matched proposals (`L_mask`), each a mean over the matched proposals of all processes.
+
+    Args:
+        mask_logits: `(B, N, h, w)`.
+        points: `int64 (B, P)` candidate pixels of each image.
+        num_uncertain: Each proposal keeps so many of the candidates, those it is least certain about (PointRend);
+            `None` keeps all.
+        num_random: The last so many candidates are kept whatever their certainty.
+    """
+    size = targets.labelled.shape[-2:]
+    points = points[match.image]  # (M, P)
+    logits = mask_values(mask_logits[match.image, match.query][:, None].float(), points, size)[:, 0]
+    if num_uncertain is not None:
+        with torch.no_grad():
+            pool = logits.shape[1] - num_random
+            picked = logits[:, :pool].abs().topk(num_uncertain, dim=1, largest=False).indices
+            rest = torch.arange(pool, logits.shape[1], device=logits.device).expand(len(logits), -1)
+            picked = torch.cat([picked, rest], 1)
+        logits, points = logits.gather(1, picked), points.gather(1, picked)
+    image = match.image[:, None]
+    actual = targets.masks.flatten(2)[image, match.target[:, None], points].float()
+    valid = targets.labelled.flatten(1)[image, points].float()
+
+    number = count_over_processes(torch.tensor(float(len(logits)), device=logits.device))
+    entropy = F.binary_cross_entropy_with_logits(logits, actual, reduction="none") * valid
+    entropy = entropy.sum(1) / valid.sum(1).clamp(min=1)
+    chance = logits.sigmoid() * valid
+    dice = 1 - (2 * (chance * actual).sum(1) + 1) / (chance.sum(1) + actual.sum(1) + 1)
+    return entropy.sum() / number, dice.sum() / number
+
+
+def classification_loss(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    targets: SegmentationTargets,
+    match: ProposalMatch,
+    no_object_weight: float,
+    ignored_query_threshold: float,
+) -> Tensor:
+    """Weighted cross-entropy over the seen classes and the background (`L_ce`).
+
+    A matched proposal's target is its class, an unmatched one's the background with weight `no_object_weight`. An
+    unmatched proposal that lies mostly on unlabelled pixels may well cover an unseen object: it takes no part.
+    """
+    with torch.no_grad():
+        target = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=class_logits.device)
+        target[match.image, match.query] = targets.classes[match.image, match.target]
+        labelled = F.adaptive_avg_pool2d(targets.labelled[:, None].float(), mask_logits.shape[-2:]).flatten(1)
+        chance = mask_logits.float().sigmoid().flatten(2)
+        ignored = 1 - (chance @ labelled[..., None])[..., 0] / chance.sum(-1).clamp(min=1e-6)
+        weight = torch.where(ignored > ignored_query_threshold, 0.0, no_object_weight)
+        weight[match.image, match.query] = 1.0
+    entropy = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), reduction="none")
+    return (entropy * weight.flatten()).sum() / count_over_processes(weight.sum())
+
+
+def semantic_virtual_loss(
+    virtual: Tensor, virtual_prototypes: Tensor, text_prototypes: Tensor, background_logits: Tensor, scale: Tensor
+) -> Tensor:
+    """`L_vir`, target (a): each virtual feature is nearest to its own virtual prototype.
+
+    Args:
+        virtual: `(V, D)` unit virtual features.
+        virtual_prototypes: `(V, D)` unit virtual prototypes.
+        text_prototypes: `(S, D)` unit prototypes of the seen classes.
+        background_logits: `(V,)` background logits of the virtual features.
+        scale: Temperature `τ`.
+    """
+    logits = torch.cat(
+        [scale * virtual @ virtual_prototypes.T, scale * virtual @ text_prototypes.T, background_logits[:, None]], 1
+    )
+    own = torch.arange(len(virtual), device=virtual.device)
+    return mean_over_processes(F.cross_entropy(logits.float(), own, reduction="none"))
+
+
+def reserve_virtual_loss(virtual: Tensor, text_prototypes: Tensor, background_logits: Tensor, scale: Tensor) -> Tensor:
+    """`L_vir`, target (b): no seen class claims a virtual feature, it goes to the background side. Arguments as above."""
+    logits = torch.cat([scale * virtual @ text_prototypes.T, background_logits[:, None]], 1)
+    background = torch.full((len(virtual),), logits.shape[1] - 1, device=virtual.device)
+    return mean_over_processes(F.cross_entropy(logits.float(), background, reduction="none"))
+
+
+def prototype_diversity_loss(prototypes: Tensor) -> Tensor:
+    """`L_reg`: mean over k ≠ l of `cos(b_k, b_l)²` for `prototypes (K, D)`."""
+    unit = F.normalize(prototypes.float(), dim=-1)
+    similarity = unit @ unit.T
+    off_diagonal = similarity - torch.diag_embed(similarity.diagonal())
+    return off_diagonal.square().sum() / (len(prototypes) * (len(prototypes) - 1))
+
+
+def indicator_loss(logits: Tensor, is_unseen: Tensor) -> Tensor:
+    """`L_bc`: binary cross-entropy in which stand-ins for unseen classes and seen proposals weigh the same.
+
+    Args:
+        logits: `(P,)` indicator logits.
+        is_unseen: `bool (P,)`.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), is_unseen.float(), reduction="none")
+    positive, negative = is_unseen.float(), (~is_unseen).float()
+    return 0.5 * sum((entropy * side).sum() / count_over_processes(side.sum()) for side in (positive, negative))
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Mean of `values (V,)` over all processes; 0 where there is none."""
+    return values.sum() / count_over_processes(torch.tensor(float(len(values)), device=values.device))

@@ -1,0 +1,1065 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""AlignZeg: zero-shot semantic segmentation on a frozen CLIP (arXiv 2404.05667, ECCV 2024), reconstructed.
+
+Read top to bottom, this file follows the data:
+
+    pixel_values ─┬─ frozen CLIP layers 1..k ──────────────┐ features
+                  └─ image stem ─ encoder ── fusion ───────┤
+                        MRPE: queries and features refine each other ── masks
+                        CLIP layers k+1..L, attention biased by the masks' queries ── proposal embeddings
+                        GEPC: adapter, text prototypes, background prototypes, virtual features ── class logits
+                        PBC: class indicator ── unseen logits
+
+Shapes: `B` images of `H x W` pixels; `N` queries; side network of width `d` on a grid of `T = h·w` tokens; CLIP of width
+`Dv` on a grid of `P` patches; joint space of width `D`; `C` classes.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPVisionModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
+from transformers.utils import ModelOutput
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_alignzeg import AlignZegConfig
+from .loss_alignzeg import (
+    SegmentationTargets,
+    cell_centres,
+    classification_loss,
+    indicator_loss,
+    mask_loss,
+    match_proposals,
+    prototype_diversity_loss,
+    reserve_virtual_loss,
+    sample_labelled_points,
+    semantic_virtual_loss,
+    stack_targets,
+)
+from .prompts_alignzeg import TEMPLATE_SETS
+
+
+@dataclass
+class AlignZegOutput(ModelOutput):
+    r"""
+    Output of [`AlignZegModel`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): The objective, when labels were given.
+        loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator
+            (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a part that is
+            switched off. `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
+        masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
+            the input padded to a multiple of `config.size_divisor`.
+        class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Temperature-scaled class logits, the
+            background last.
+        unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
+            class" (PBC).
+        proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in CLIP's joint space.
+        content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
+            grid, in mask cells; the rest, at the bottom and right, is padding.
+        seen_class_mask (`torch.BoolTensor` of shape `(C,)`): Which of the classes count as seen.
+        correction (`torch.FloatTensor` of shape `(2,)`): The checkpoint's `γ` and `θ` for post-processing.
+        auxiliary_masks_queries_logits (`tuple(torch.FloatTensor)`, *optional*): Mask logits of the MRPE layers before
+            the last, with `output_auxiliary_logits=True`.
+        last_hidden_state (`torch.FloatTensor` of shape `(B, T, d)`): Refined features of the side network.
+        queries_hidden_state (`torch.FloatTensor` of shape `(B, N, d)`): Refined mask queries.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Of the side network's image encoder, with
+            `output_hidden_states=True` and `output_attentions=True`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    masks_queries_logits: torch.FloatTensor | None = None
+    class_queries_logits: torch.FloatTensor | None = None
+    unseen_logits: torch.FloatTensor | None = None
+    proposal_embeds: torch.FloatTensor | None = None
+    content_sizes: torch.FloatTensor | None = None
+    seen_class_mask: torch.BoolTensor | None = None
+    correction: torch.FloatTensor | None = None
+    auxiliary_masks_queries_logits: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    queries_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss_class: torch.FloatTensor | None = None
+    loss_mask: torch.FloatTensor | None = None
+    loss_dice: torch.FloatTensor | None = None
+    loss_auxiliary: torch.FloatTensor | None = None
+    loss_virtual: torch.FloatTensor | None = None
+    loss_diversity: torch.FloatTensor | None = None
+    loss_indicator: torch.FloatTensor | None = None
+
+
+# --- padding -----------------------------------------------------------------------------------------------------
+# A batch of images of different sizes is padded at the bottom and right. `content (B, 2)` holds each image's true
+# height and width in pixels; every step below treats what lies outside as absent, so that padding never changes a
+# result. `content=None` means that no grid has a cell without content, and nothing needs to be masked.
+
+
+def content_cells(content: Tensor, stride: float, grid: tuple[int, int]) -> Tensor:
+    """Whether the cells of a grid with `stride` pixels a cell hold content: `bool (B, h, w)`."""
+    rows, columns = (torch.arange(cells, device=content.device) * stride for cells in grid)
+    return (rows[None, :, None] < content[:, 0, None, None]) & (columns[None, None, :] < content[:, 1, None, None])
+
+
+def key_mask(cells: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Additive attention mask `(B, 1, 1, T)` that hides the keys of empty `cells (B, T)`."""
+    if cells is None:
+        return None
+    return torch.zeros(cells.shape, dtype=dtype, device=cells.device).masked_fill(~cells, torch.finfo(dtype).min)[:, None, None]
+
+
+def resample_grid(
+    values: Tensor, size: tuple[int, int], source: Tensor | None = None, target: Tensor | None = None, mode: str = "bilinear"
+) -> Tensor:
+    """Resizes `values (B or 1, c, h, w)` to `size`, content on content.
+
+    Args:
+        source: `(B, 2)` rows and columns of `values` that hold content; default all.
+        target: `(B, 2)` rows and columns of the result that hold content; default all.
+    """
+    if source is None and target is None:
+        return F.interpolate(values, size=size, mode=mode, align_corners=False)
+    height, width = values.shape[-2:]
+    full_source, full_target = (torch.tensor(full, device=values.device)[None] for full in ((height, width), size))
+    source = full_source if source is None else source
+    target = full_target if target is None else target
+    axes = []
+    for axis, cells in enumerate(size):
+        position = (torch.arange(cells, device=values.device) + 0.5) * source[:, axis, None] / target[:, axis, None]
+        if mode == "bilinear":  # the outermost content cell is repeated, as at the border of an unpadded grid
+            position = position.clamp(max=source[:, axis, None] - 0.5)
+        axes.append(position * (2 / values.shape[-2 + axis]) - 1)
+    batch = max(len(axes[0]), len(axes[1]))
+    y, x = axes[0][:, :, None].expand(batch, *size), axes[1][:, None, :].expand(batch, *size)
+    grid = torch.stack([x, y], -1).to(values.dtype)
+    return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+# --- layers ------------------------------------------------------------------------------------------------------
+
+
+class AlignZegAttention(nn.Module):
+    """Multi-head attention of `queries` over `keys` and `values`, through transformers' attention interface."""
+
+    is_causal = False
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        def split(states):  # (B, n, d) -> (B, heads, n, head_dim)
+            return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            split(self.q_proj(queries)),
+            split(self.k_proj(keys)),
+            split(self.v_proj(values)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class AlignZegSelfAttention(AlignZegAttention):
+    """The image encoder's attention; a class of its own so that `output_attentions` records it alone."""
+
+
+class AlignZegMLP(nn.Module):
+    """`num_layers` linear layers with activations between them."""
+
+    def __init__(self, config: AlignZegConfig, inputs: int, hidden: int, outputs: int, num_layers: int = 2):
+        super().__init__()
+        widths = [inputs] + [hidden] * (num_layers - 1) + [outputs]
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            states = self.activation(layer(states))
+        return self.layers[-1](states)
+
+
+# --- image encoder and fusion --------------------------------------------------------------------------------------
+
+
+class AlignZegImageStem(nn.Module):
+    """Convolutions from pixels to tokens. Their strides halve from `patch_size` to `mask_stride`; the finer stages are
+    kept for the masks."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        stages = int(math.log2(config.patch_size // config.mask_stride)) + 1
+        widths = [max(config.hidden_size >> (stages - 1 - i), 8) for i in range(stages - 1)] + [config.hidden_size]
+        first = config.mask_stride
+        kernel = 2 * first - first % 2
+        self.convolutions = nn.ModuleList([nn.Conv2d(config.num_channels, widths[0], kernel, first, (kernel - first) // 2)])
+        self.convolutions.extend(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList([nn.LayerNorm(width, eps=config.layer_norm_eps) for width in widths])
+        self.activation = ACT2FN[config.hidden_act]
+        self.widths, self.strides = widths, [config.mask_stride << i for i in range(stages)]
+
+    def forward(self, pixel_values: Tensor, content: Tensor | None) -> list[Tensor]:
+        """`(B, 3, H, W)` to one map `(B, width_i, H / stride_i, W / stride_i)` per stage, finest first."""
+        stages, states = [], pixel_values.contiguous(memory_format=torch.channels_last)
+        for convolution, norm, stride in zip(self.convolutions, self.norms, self.strides):
+            states = norm(convolution(states).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if stride != self.strides[-1]:
+                states = self.activation(states)
+            if content is not None:
+                states = states * content_cells(content, stride, states.shape[-2:])[:, None].to(states.dtype)
+            stages.append(states)
+        return stages
+
+
+class AlignZegFusion(nn.Module):
+    """A CLIP hidden state enters the side network: LayerNorm, 1x1 projection, resize, add."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.vision_config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
+
+    def forward(self, features: Tensor, clip_state: Tensor, resize) -> Tensor:
+        """`features (B, T, d)`, `clip_state (B, 1 + P, Dv)`; `resize` maps `(B, P, d)` to `(B, T, d)`."""
+        return features + resize(self.projection(self.norm(clip_state[:, 1:])))
+
+
+class AlignZegEncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = AlignZegSelfAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = AlignZegMLP(config, config.hidden_size, config.intermediate_size, config.hidden_size)
+
+    def forward(self, features: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        states = self.attention_norm(features)
+        features = features + self.attention(states, states, states, attention_mask, **kwargs)[0]
+        return features + self.mlp(self.mlp_norm(features))
+
+
+# --- MRPE ----------------------------------------------------------------------------------------------------------
+
+
+class AlignZegRefinementLayer(GradientCheckpointingLayer):
+    """One layer of mutually-refined proposal extraction (METHOD: MRPE)::
+
+        Q <- Q + CrossAttn(Q, F);  Q <- Q + SelfAttn(Q);  Q <- Q + FFN(Q)      features refine queries
+        F <- F + CrossAttn(F, Q);  F <- F + FFN(F)                             queries refine features
+
+    Without `mutual_refinement` the second line does not exist, which leaves a MaskFormer decoder layer.
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.query_cross_norm = nn.LayerNorm(width, eps=eps)
+        self.feature_norm = nn.LayerNorm(width, eps=eps)
+        self.query_cross_attention = AlignZegAttention(config)
+        self.query_self_norm = nn.LayerNorm(width, eps=eps)
+        self.query_self_attention = AlignZegAttention(config)
+        self.query_mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.query_mlp = AlignZegMLP(config, width, config.intermediate_size, width)
+        self.mutual = config.mutual_refinement
+        if self.mutual:
+            self.feature_cross_norm = nn.LayerNorm(width, eps=eps)
+            self.refined_query_norm = nn.LayerNorm(width, eps=eps)
+            self.feature_cross_attention = AlignZegAttention(config)
+            self.feature_mlp_norm = nn.LayerNorm(width, eps=eps)
+            self.feature_mlp = AlignZegMLP(config, width, config.intermediate_size, width)
+
+    def forward(
+        self, queries: Tensor, features: Tensor, query_position: Tensor, feature_position: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`queries (B, N, d)`, `features (B, T, d)`; positions are added where attention compares, not to what it moves."""
+        context = self.feature_norm(features)
+        queries = queries + self.query_cross_attention(
+            self.query_cross_norm(queries) + query_position, context + feature_position, context, attention_mask
+        )[0]
+        states = self.query_self_norm(queries)
+        placed = states + query_position
+        queries = queries + self.query_self_attention(placed, placed, states)[0]
+        queries = queries + self.query_mlp(self.query_mlp_norm(queries))
+        if self.mutual:
+            context = self.refined_query_norm(queries)
+            features = features + self.feature_cross_attention(
+                self.feature_cross_norm(features) + feature_position, context + query_position, context
+            )[0]
+            features = features + self.feature_mlp(self.feature_mlp_norm(features))
+        return queries, features
+
+
+class AlignZegMaskHead(nn.Module):
+    """Masks `M = MLP_q(Q) · MLP_f(F↑)ᵀ`: features return to `mask_stride` along the stem's finer stages."""
+
+    def __init__(self, config: AlignZegConfig, stem_widths: list[int]):
+        super().__init__()
+        self.feature_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feature_projection = nn.Linear(config.hidden_size, config.mask_dim)
+        finer = stem_widths[:-1][::-1]
+        self.laterals = nn.ModuleList([nn.Conv2d(width, config.mask_dim, 1) for width in finer])
+        self.convolutions = nn.ModuleList([nn.Conv2d(config.mask_dim, config.mask_dim, 3, padding=1) for _ in finer])
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Conv2d(config.mask_dim, config.mask_dim, 1)
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, config.mask_dim, num_layers=3)
+
+    def features(self, features: Tensor, stages: list[Tensor], grid: tuple[int, int], strides: list[int], content) -> Tensor:
+        """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`."""
+        states = self.feature_projection(self.feature_norm(features)).transpose(1, 2).unflatten(2, grid)
+        finer = list(zip(stages, strides))[:-1][::-1]
+        coarse_stride = strides[-1]
+        for (stage, stride), lateral, convolution in zip(finer, self.laterals, self.convolutions):
+            cells = [None if content is None else torch.ceil(content / s) for s in (coarse_stride, stride)]
+            states = resample_grid(states, stage.shape[-2:], *cells) + lateral(stage)
+            if content is not None:
+                states = states * content_cells(content, stride, states.shape[-2:])[:, None].to(states.dtype)
+            states = states + self.activation(convolution(states))
+            coarse_stride = stride
+        return self.output(states)
+
+    def forward(self, queries: Tensor, mask_features: Tensor) -> Tensor:
+        """`(B, N, d)` and `(B, c, h, w)` to mask logits `(B, N, h, w)`."""
+        kernels = self.query_mlp(self.query_norm(queries))
+        return (kernels @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+
+
+# --- proposal embeddings -------------------------------------------------------------------------------------------
+
+
+class AlignZegAttentionBias(nn.Module):
+    """Where each proposal looks in CLIP's last layers: `MLP_q(Q) · MLP_a(F)`, pooled to CLIP's grid, per CLIP head."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.num_heads = config.vision_config.num_attention_heads
+        channels = self.num_heads * config.attention_bias_dim
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
+        self.feature_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feature_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
+
+    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
+        """`(B, N, d)` and features pooled to CLIP's grid `(B, P, d)` to a bias `(B, heads, N, P)`."""
+        split = lambda states: states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # noqa: E731
+        queries = split(self.query_mlp(self.query_norm(queries)))
+        features = split(self.feature_mlp(self.feature_norm(features)))
+        return queries @ features.mT * queries.shape[-1] ** -0.5
+
+
+def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Tensor) -> Tensor:
+    """One frozen CLIP layer for the shadow tokens only.
+
+    A shadow token attends to itself and, with `bias`, to the patches; nothing attends to it. The patches' own states
+    are an input: they do not depend on the shadow tokens and are computed once, without gradient.
+
+    Args:
+        layer: A `CLIPEncoderLayer`.
+        shadow: `(B, N, Dv)`.
+        clip_state: `(B, 1 + P, Dv)`, the layer's input for CLS and patches.
+        bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token see itself alone.
+    """
+    attention = layer.self_attn
+
+    def split(states):
+        return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    with torch.no_grad():
+        patches = layer.layer_norm1(clip_state[:, 1:])
+        patch_keys, patch_values = attention.k_proj(patches), attention.v_proj(patches)
+    states = layer.layer_norm1(shadow)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    output, _ = attend(
+        attention,
+        split(attention.q_proj(states)),
+        split(torch.cat([patch_keys, attention.k_proj(states)], 1)),
+        split(torch.cat([patch_values, attention.v_proj(states)], 1)),
+        bias,
+        scaling=attention.scale,
+        dropout=0.0,
+    )
+    shadow = shadow + attention.out_proj(output.flatten(2))
+    return shadow + layer.mlp(layer.layer_norm2(shadow))
+
+
+class AlignZegAdapter(nn.Module):
+    """Trainable end of the proposal embeddings: `x <- x̂ + MLP(x̂)`; the identity at the start of training."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.mlp = AlignZegMLP(config, config.projection_dim, config.adapter_dim, config.projection_dim)
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """Unit embeddings `(..., D)` to unit embeddings."""
+        return F.normalize(embeds + self.mlp(embeds), dim=-1)
+
+
+# --- GEPC and PBC --------------------------------------------------------------------------------------------------
+
+
+class AlignZegBackgroundPrototypes(nn.Module):
+    """Background diversity strategy: `logsumexp_k τ·cos(x, b_k)` over K learned prototypes."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        count = config.num_background_prototypes if config.background_diversity else 1
+        self.prototypes = nn.Parameter(torch.empty(count, config.projection_dim))
+
+    def forward(self, embeds: Tensor, scale: Tensor) -> Tensor:
+        """Unit embeddings `(..., D)` to background logits `(...)`."""
+        return (scale * embeds @ F.normalize(self.prototypes, dim=-1).T).logsumexp(-1)
+
+
+class AlignZegClassIndicator(nn.Module):
+    """`φ_bc`: does a proposal show an unseen class?
+
+    Where an embedding lies says nothing about seen or unseen; what it resembles does. So the indicator reads, from the
+    logits before and after the adapter: the best seen class, the margin of the best other candidate over it, the
+    entropy over seen classes, and the background.
+    """
+
+    num_statistics = 7
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.use_embedding = config.indicator_embedding
+        inputs = self.num_statistics + (config.projection_dim if self.use_embedding else 0)
+        self.mlp = AlignZegMLP(config, inputs, config.indicator_dim, 1)
+
+    @staticmethod
+    def statistics(clip_logits: Tensor, logits: Tensor, background: Tensor, seen: Tensor, candidates: Tensor) -> Tensor:
+        """Relative evidence for "unseen".
+
+        Args:
+            clip_logits: `(..., C)` class logits of the frozen embedding.
+            logits: `(..., C)` class logits of the adapted embedding.
+            background: `(...)` background logit.
+            seen: `bool (C,)` or `(..., C)`, classes that count as seen.
+            candidates: likewise, the other names a proposal may have.
+
+        Returns:
+            `(..., 7)`, of the order of one.
+        """
+        parts = []
+        for values in (clip_logits.float(), logits.float()):
+            best_seen = values.masked_fill(~seen, -1e4).amax(-1)
+            # Without a candidate nothing can be unseen: the margin is that of a class opposite to the embedding.
+            best_other = torch.where(candidates.any(-1), values.masked_fill(~candidates, -1e4).amax(-1), -100.0)
+            distribution = values.masked_fill(~seen, -1e4).log_softmax(-1)
+            entropy = -(distribution.exp() * distribution).sum(-1)
+            parts += [best_seen / 10, ((best_other - best_seen) / 10).clamp(-10, 10), entropy]
+        parts.append((background.float() - best_seen) / 10)
+        return torch.stack(parts, -1)
+
+    def forward(self, statistics: Tensor, embeds: Tensor) -> Tensor:
+        """Statistics `(..., 7)` and unit embeddings `(..., D)`, both detached, to logits `(...)`."""
+        states = statistics.to(self.mlp.layers[0].weight.dtype)
+        if self.use_embedding:
+            states = torch.cat([states, embeds.to(states.dtype)], -1)
+        return self.mlp(states)[..., 0]
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+class AlignZegPreTrainedModel(PreTrainedModel):
+    config_class = AlignZegConfig
+    base_model_prefix = "alignzeg"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = [
+        "CLIPTextEmbeddings",
+        "CLIPVisionEmbeddings",
+        "CLIPEncoderLayer",
+        "AlignZegEncoderLayer",
+        "AlignZegRefinementLayer",
+        "AlignZegImageStem",
+    ]
+    _can_record_outputs = {"hidden_states": AlignZegEncoderLayer, "attentions": AlignZegSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, AlignZegAdapter):
+            init.zeros_(module.mlp.layers[-1].weight)
+        elif isinstance(module, AlignZegBackgroundPrototypes):
+            init.normal_(module.prototypes, std=self.config.projection_dim**-0.5)
+        elif isinstance(module, AlignZegModel):
+            init.normal_(module.query_embeddings)
+            init.trunc_normal_(module.query_position, std=std)
+            init.trunc_normal_(module.position_embedding, std=std)
+            init.normal_(module.visual_projection.weight, std=self.config.vision_config.hidden_size**-0.5)
+            init.normal_(module.text_projection.weight, std=self.config.text_config.hidden_size**-0.5)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            init.normal_(module.class_text_embeds, std=self.config.projection_dim**-0.5)
+            init.copy_(module.seen_class_mask, module._seen_classes_of_config())
+
+
+class AlignZegModel(AlignZegPreTrainedModel):
+    r"""
+    AlignZeg with all its parts. The CLIP towers are frozen and carry no gradient; everything else is trainable.
+
+    The vocabulary, `config.id2label` and its text prototypes, is stored with the weights, so that the model runs on
+    images alone. Other class names are an argument of a call:
+
+        prototypes = model.get_text_prototypes(processor, ["red striped", "blue dotted"])
+        outputs = model(**processor(images=image, return_tensors="pt"), text_prototypes=prototypes)
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__(config)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+
+        width = config.hidden_size
+        self.stem = AlignZegImageStem(config)
+        base_grid = max(config.image_size // config.patch_size, 1)
+        self.position_embedding = nn.Parameter(torch.empty(1, width, base_grid, base_grid))
+        self.fusions = nn.ModuleList([AlignZegFusion(config) for _ in config.fusion_layers])
+        self.encoder_layers = nn.ModuleList([AlignZegEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+
+        self.query_embeddings = nn.Parameter(torch.empty(config.num_queries, width))
+        self.query_position = nn.Parameter(torch.empty(config.num_queries, width))
+        self.refinement_layers = nn.ModuleList(
+            [AlignZegRefinementLayer(config) for _ in range(config.num_refinement_layers)]
+        )
+        self.mask_head = AlignZegMaskHead(config, self.stem.widths)
+
+        self.attention_bias = AlignZegAttentionBias(config)
+        self.adapter = AlignZegAdapter(config)
+        self.background = AlignZegBackgroundPrototypes(config)
+        self.indicator = AlignZegClassIndicator(config) if config.bias_correction else None
+
+        self.register_buffer("class_text_embeds", torch.empty(config.num_labels, config.projection_dim))
+        self.register_buffer("seen_class_mask", torch.empty(config.num_labels, dtype=torch.bool))
+        self._prototype_cache: OrderedDict = OrderedDict()
+        self.freeze_clip()
+        self.post_init()
+
+    # --- frozen parts
+
+    def freeze_clip(self) -> None:
+        """Takes the CLIP towers, their projections and the temperature out of training."""
+        for part in (self.vision_model, self.text_model, self.visual_projection, self.text_projection):
+            part.requires_grad_(False)
+        self.logit_scale.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stem.convolutions[0]
+
+    # --- vocabulary
+
+    def _seen_classes_of_config(self) -> Tensor:
+        names = [self.config.id2label[i] for i in range(self.config.num_labels)]
+        return torch.tensor([name not in self.config.unseen_labels for name in names])
+
+    @torch.no_grad()
+    def text_prototypes_from_ids(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,
+        normalized before and after."""
+        prompts = input_ids.reshape(-1, input_ids.shape[-1])
+        mask = attention_mask.reshape(prompts.shape) if attention_mask is not None else None
+        pooled = self.text_model(input_ids=prompts, attention_mask=mask).pooler_output
+        embeds = F.normalize(self.text_projection(pooled), dim=-1)
+        return F.normalize(embeds.unflatten(0, (input_ids.shape[0], -1)).mean(1), dim=-1)
+
+    def get_text_prototypes(
+        self, processor, class_names: list[str], template_set: str | list[str] | None = None, batch_size: int = 256
+    ) -> Tensor:
+        """Text prototypes of class names, in the caller's order.
+
+        Args:
+            processor: The [`AlignZegProcessor`] of the checkpoint.
+            class_names: Distinct, non-empty names.
+            template_set: Name of a set in `TEMPLATE_SETS` or a list of sentences with one `{}` each; default
+                `config.template_set`.
+            batch_size: Prompts per pass of the text tower.
+
+        Returns:
+            Unit vectors `(C, D)`. They are cached: names, templates and the text tower's weights are the key.
+
+        Raises:
+            ValueError: no names, an empty name or a name twice.
+        """
+        template_set = self.config.template_set if template_set is None else template_set
+        templates = tuple(TEMPLATE_SETS[template_set] if template_set in TEMPLATE_SETS else template_set) if isinstance(
+            template_set, str
+        ) else tuple(template_set)
+        weights = [self.text_projection.weight, *self.text_model.parameters()]
+        key = (tuple(class_names), templates, tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
+        if key not in self._prototype_cache:
+            encoded = processor.encode_class_names(class_names, template_set=template_set)
+            ids, mask = (encoded[name].to(self.device) for name in ("input_ids", "attention_mask"))
+            rows = max(1, batch_size // (ids.shape[1] if ids.ndim == 3 else 1))
+            parts = zip(ids.split(rows), mask.split(rows))
+            self._prototype_cache[key] = torch.cat([self.text_prototypes_from_ids(*part) for part in parts])
+            while len(self._prototype_cache) > 16:
+                self._prototype_cache.popitem(last=False)
+        self._prototype_cache.move_to_end(key)
+        return self._prototype_cache[key]
+
+    def set_vocabulary(
+        self,
+        class_names: list[str],
+        unseen: list[str] = (),
+        processor=None,
+        template_set: str | list[str] | None = None,
+        text_prototypes: Tensor | None = None,
+    ) -> None:
+        """Makes `class_names` the vocabulary that is used by default and saved with the checkpoint.
+
+        Args:
+            class_names: Names in the order of their ids.
+            unseen: Those of them that count as unseen.
+            processor: Needed unless `text_prototypes (C, D)` are given.
+            template_set: As for [`get_text_prototypes`]; the name of a set is stored in the config.
+
+        Raises:
+            ValueError: `unseen` names something that is not in `class_names`, or neither processor nor prototypes came.
+        """
+        class_names, unseen = list(class_names), list(unseen)
+        unknown = [name for name in unseen if name not in class_names]
+        if unknown:
+            raise ValueError(f"`unseen` names {unknown[0]!r}, which is not among the {len(class_names)} class names.")
+        if text_prototypes is None:
+            if processor is None:
+                raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
+            text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
+        self._check_prototypes(text_prototypes)
+        if isinstance(template_set, str):
+            self.config.template_set = template_set
+        self.config.id2label = dict(enumerate(class_names))
+        self.config.label2id = {name: i for i, name in enumerate(class_names)}
+        self.config.unseen_labels = unseen
+        self.class_text_embeds = text_prototypes.detach().clone().to(self.class_text_embeds)
+        self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
+
+    def _check_prototypes(self, text_prototypes: Tensor) -> None:
+        if text_prototypes.ndim != 2 or len(text_prototypes) == 0 or text_prototypes.shape[1] != self.config.projection_dim:
+            raise ValueError(
+                f"`text_prototypes` has shape {tuple(text_prototypes.shape)}; expected (classes, "
+                f"{self.config.projection_dim}) with at least one class. `model.get_text_prototypes(processor, names)` makes them."
+            )
+
+    # --- forward
+
+    @torch.no_grad()
+    def clip_hidden_states(self, pixel_values: Tensor, content: Tensor | None = None) -> dict[int, Tensor]:
+        """The frozen CLIP features that the model reads: layer index to `(B, 1 + P, Dv)`, in the order of
+        `config.clip_hidden_state_layers`. The last layer's patches are never computed: nothing reads them.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, sides multiples of `config.size_divisor`.
+        """
+        size = [round(side * self.config.clip_input_scale) for side in pixel_values.shape[-2:]]
+        pixels = pixel_values
+        if size != list(pixel_values.shape[-2:]):
+            pixels = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        embeddings = self.vision_model.embeddings
+        mask = None
+        if content is None:
+            states = embeddings(pixels, interpolate_pos_encoding=True)
+        else:
+            patches = embeddings.patch_embedding(pixels.to(embeddings.patch_embedding.weight.dtype))
+            grid, stride = patches.shape[-2:], embeddings.patch_size / self.config.clip_input_scale
+            table = embeddings.position_embedding.weight
+            side = int(round((len(table) - 1) ** 0.5))
+            position = table[1:].T.reshape(1, -1, side, side)
+            position = resample_grid(position, grid, target=torch.ceil(content / stride), mode="bicubic")
+            tokens = (patches + position).flatten(2).transpose(1, 2)
+            first = (embeddings.class_embedding + table[0]).expand(len(tokens), 1, -1)
+            states = torch.cat([first, tokens], 1)
+            cells = content_cells(content, stride, grid).flatten(1)
+            mask = key_mask(F.pad(cells, (1, 0), value=True), states.dtype)
+        states = self.vision_model.pre_layrnorm(states)
+        wanted, kept = self.config.clip_hidden_state_layers, {}
+        for index, layer in enumerate(self.vision_model.encoder.layers):
+            if index in wanted:
+                kept[index] = states
+            if index == wanted[-1]:
+                break
+            states = layer(states, mask)
+        return kept
+
+    def _content(self, pixel_mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+        """`(B, 2)` heights and widths in pixels, or `None` where every cell of every grid holds content."""
+        if pixel_mask is None:
+            return None
+        content = torch.stack([pixel_mask.any(2).sum(1), pixel_mask.any(1).sum(1)], 1)
+        if torch.compiler.is_compiling():
+            return content
+        smallest = content.amin(0).tolist()
+        stride = self.config.mask_stride
+        return None if all(math.ceil(c / stride) * stride >= s for c, s in zip(smallest, size)) else content
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        text_prototypes: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        seen_class_mask: Tensor | None = None,
+        clip_hidden_states: Tensor | None = None,
+        output_auxiliary_logits: bool | None = None,
+        **kwargs,
+    ) -> AlignZegOutput:
+        r"""
+        Args:
+            pixel_values: `(B, 3, H, W)`, normalized with CLIP's mean and standard deviation. Any size.
+            pixel_mask: `(B, H, W)`, 1 on the image, 0 on padding at the bottom and right.
+            mask_labels: For each image `(n, H, W)`, one binary mask per class in it. Pixels in no mask are unlabelled.
+            class_labels: For each image `int64 (n,)`, indices into the text prototypes.
+            text_prototypes: Unit vectors `(C, D)`; default the stored vocabulary's.
+            input_ids, attention_mask: Tokenized class prompts `(C, L)` or `(C, templates, L)`, instead of prototypes.
+            seen_class_mask: `bool (C,)`, which classes count as seen. Default: the vocabulary's; with other classes, all.
+            clip_hidden_states: `(B, layers, 1 + P, Dv)`, what [`clip_hidden_states`] gave for these pixels earlier.
+            output_auxiliary_logits: Whether to return the masks of the MRPE layers before the last.
+
+        Raises:
+            ValueError: an argument is missing or does not fit; the message names it.
+        """
+        if pixel_values is None or pixel_values.ndim != 4 or 0 in pixel_values.shape:
+            shape = None if pixel_values is None else tuple(pixel_values.shape)
+            raise ValueError(
+                f"`pixel_values` must have shape (batch, channels, height, width) with no empty axis, got {shape}. "
+                "The AlignZegImageProcessor makes it from images."
+            )
+        if text_prototypes is None and input_ids is not None:
+            text_prototypes = self.text_prototypes_from_ids(input_ids, attention_mask)
+        if text_prototypes is None:
+            text_prototypes = self.class_text_embeds
+            seen_class_mask = self.seen_class_mask if seen_class_mask is None else seen_class_mask
+        self._check_prototypes(text_prototypes)
+        if seen_class_mask is None:
+            seen_class_mask = torch.ones(len(text_prototypes), dtype=torch.bool, device=text_prototypes.device)
+        if seen_class_mask.shape != (len(text_prototypes),):
+            raise ValueError(
+                f"`seen_class_mask` has shape {tuple(seen_class_mask.shape)}; expected ({len(text_prototypes)},), one entry "
+                "per text prototype."
+            )
+        seen_class_mask = seen_class_mask.bool()
+
+        # Pad to whole tokens of both grids.
+        height, width = pixel_values.shape[-2:]
+        divisor = self.config.size_divisor
+        pad = (0, -width % divisor, 0, -height % divisor)
+        if any(pad):
+            if pixel_mask is None:
+                pixel_mask = torch.ones(len(pixel_values), height, width, dtype=torch.long, device=pixel_values.device)
+            pixel_values, pixel_mask = F.pad(pixel_values, pad), F.pad(pixel_mask, pad)
+        size = pixel_values.shape[-2:]
+        content = self._content(pixel_mask, size)
+        dtype = self.query_embeddings.dtype
+        if content is not None:  # padding is zero, whatever the caller left there
+            pixel_values = pixel_values * content_cells(content, 1, size)[:, None].to(pixel_values.dtype)
+        pixel_values = pixel_values.to(dtype)
+
+        # Frozen CLIP, layers 1..k (and the patches' part of the others).
+        layers = self.config.clip_hidden_state_layers
+        if clip_hidden_states is None:
+            clip = self.clip_hidden_states(pixel_values, content)
+        else:
+            clip = dict(zip(layers, clip_hidden_states.to(dtype).unbind(1)))
+        clip_stride = self.vision_model.embeddings.patch_size / self.config.clip_input_scale
+        clip_grid = tuple(round(side / clip_stride) for side in size)
+
+        # Image encoder, fused with CLIP, and MRPE.
+        stages = self.stem(pixel_values, content)
+        grid = stages[-1].shape[-2:]
+        cells = clip_cells = token_mask = None
+        if content is not None:
+            cells, clip_cells = (torch.ceil(content / stride) for stride in (self.config.patch_size, clip_stride))
+            token_mask = key_mask(content_cells(content, self.config.patch_size, grid).flatten(1), dtype)
+        position = resample_grid(self.position_embedding, grid, target=cells, mode="bicubic").flatten(2).transpose(1, 2)
+
+        def to_side_grid(states):  # (B, P, d) -> (B, T, d)
+            states = states.transpose(1, 2).unflatten(2, clip_grid)
+            return resample_grid(states, grid, clip_cells, cells).flatten(2).transpose(1, 2)
+
+        def to_clip_grid(states):  # (B, T, d) -> (B, P, d)
+            states = states.transpose(1, 2).unflatten(2, grid)
+            return resample_grid(states, clip_grid, cells, clip_cells).flatten(2).transpose(1, 2)
+
+        features = stages[-1].flatten(2).transpose(1, 2) + position
+        queries = self.query_embeddings.expand(len(features), -1, -1)
+        fusions = iter(zip(self.fusions, self.config.fusion_layers))
+        for layer in self.encoder_layers:
+            for fusion, index in [next(fusions)] if len(self.fusions) else []:
+                features = fusion(features, clip[index], to_side_grid)
+            features = layer(features, token_mask, **kwargs)
+        queries_per_layer = []
+        for layer in self.refinement_layers:
+            for fusion, index in [pair for pair in [next(fusions, None)] if pair is not None]:
+                features = fusion(features, clip[index], to_side_grid)
+            queries, features = layer(queries, features, self.query_position, position, token_mask)
+            queries_per_layer.append(queries)
+        mask_features = self.mask_head.features(features, stages, grid, self.stem.strides, content)
+        wants_auxiliary = output_auxiliary_logits or (mask_labels is not None and self.config.use_auxiliary_loss)
+        masks_per_layer = [
+            self.mask_head(states, mask_features) for states in (queries_per_layer if wants_auxiliary else [queries])
+        ]
+        masks = masks_per_layer[-1]
+
+        # Proposal embeddings: shadow tokens through CLIP's layers k+1..L.
+        bias = self.attention_bias(queries, to_clip_grid(features))  # (B, heads, N, P)
+        if content is not None:
+            bias = bias + key_mask(content_cells(content, clip_stride, clip_grid).flatten(1), bias.dtype)
+        number = queries.shape[1]
+        own = torch.full((number, number), torch.finfo(dtype).min, dtype=dtype, device=bias.device).fill_diagonal_(0)
+        bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
+        split = self.config.clip_split_layer
+        shadow = clip[split][:, :1].expand(-1, number, -1)
+        for index in range(split, self.config.vision_config.num_hidden_layers):
+            shadow = shadow_layer(self.vision_model.encoder.layers[index], shadow, clip[index], bias)
+        clip_embeds = F.normalize(self.visual_projection(self.vision_model.post_layernorm(shadow)), dim=-1)
+        embeds = self.adapter(clip_embeds)  # (B, N, D)
+
+        # GEPC: class and background logits. PBC: unseen logits.
+        scale = self.logit_scale.exp()
+        prototypes = text_prototypes.to(embeds.dtype)
+        class_logits = scale * embeds @ prototypes.T
+        background_logits = self.background(embeds, scale)
+        logits = torch.cat([class_logits, background_logits[..., None]], -1)
+        unseen_logits = None
+        if self.indicator is not None:
+            with torch.no_grad():
+                clip_logits = scale * clip_embeds @ prototypes.T
+                statistics = self.indicator.statistics(
+                    clip_logits, class_logits, background_logits, seen_class_mask, ~seen_class_mask
+                )
+            unseen_logits = self.indicator(statistics, embeds.detach())
+
+        losses = {}
+        if mask_labels is not None and class_labels is not None:
+            targets = stack_targets(mask_labels, class_labels, tuple(size), seen_class_mask)
+            losses = self._losses(targets, masks_per_layer, logits, clip_embeds, embeds, prototypes, seen_class_mask)
+
+        whole = torch.tensor([size], dtype=torch.float32, device=masks.device).expand(len(masks), -1)
+        return AlignZegOutput(
+            **losses,
+            masks_queries_logits=masks,
+            class_queries_logits=logits,
+            unseen_logits=unseen_logits,
+            proposal_embeds=embeds,
+            content_sizes=(whole if content is None else content.float()) / self.config.mask_stride,
+            seen_class_mask=seen_class_mask,
+            correction=torch.tensor(
+                [self.config.correction_gamma, self.config.correction_threshold], dtype=torch.float32, device=masks.device
+            ),
+            auxiliary_masks_queries_logits=tuple(masks_per_layer[:-1]) if output_auxiliary_logits else None,
+            last_hidden_state=features,
+            queries_hidden_state=queries,
+        )
+
+    # --- objective
+
+    def _losses(
+        self,
+        targets: SegmentationTargets,
+        masks_per_layer: list[Tensor],
+        logits: Tensor,
+        clip_embeds: Tensor,
+        embeds: Tensor,
+        prototypes: Tensor,
+        seen: Tensor,
+    ) -> dict[str, Tensor]:
+        config = self.config
+        # The training vocabulary holds seen classes only, whatever the stored one holds.
+        logits = torch.cat([logits[..., :-1][..., seen], logits[..., -1:]], -1)
+        prototypes = prototypes[seen]
+        renumber = seen.long().cumsum(0) - 1
+        classes = torch.where(targets.classes >= 0, renumber[targets.classes.clamp(min=0)], -1)
+        targets = SegmentationTargets(targets.masks, classes, targets.labelled)
+
+        masks = masks_per_layer[-1]
+        size = targets.labelled.shape[-2:]
+        num_uncertain, num_random = None, 0
+        if config.train_num_points is None:
+            points = cell_centres(masks.shape[-2:], size, masks.device).expand(len(masks), -1)
+            matching_points = points
+        else:
+            num_uncertain = int(config.importance_sample_ratio * config.train_num_points)
+            num_random = config.train_num_points - num_uncertain
+            pool = int(config.oversample_ratio * config.train_num_points)
+            points = sample_labelled_points(targets.labelled, pool + num_random)
+            matching_points = points[:, : config.train_num_points]
+        weights = (config.class_weight, config.mask_weight, config.dice_weight)
+        match = match_proposals(masks, logits, targets, matching_points, weights)
+
+        def masks_term(mask_logits):
+            return mask_loss(mask_logits, targets, match, points, num_uncertain, num_random)
+
+        loss_mask, loss_dice = masks_term(masks)
+        zero = loss_mask.new_zeros(())
+        auxiliary = [
+            config.mask_weight * mask + config.dice_weight * dice for mask, dice in map(masks_term, masks_per_layer[:-1])
+        ]
+        loss_auxiliary = sum(auxiliary, zero)
+        loss_class = classification_loss(
+            logits, masks, targets, match, config.no_object_weight, config.ignored_query_threshold
+        )
+        matched = clip_embeds[match.image, match.query]  # (M, D)
+        matched_classes = targets.classes[match.image, match.target]
+        virtual, virtual_prototypes, mixed = self._virtual_features(
+            matched, embeds[match.image, match.query], matched_classes, prototypes
+        )
+        scale = self.logit_scale.exp()
+        loss_virtual = self._virtual_loss(mixed, virtual_prototypes, prototypes, scale) if config.feature_expansion else zero
+        loss_diversity = (
+            prototype_diversity_loss(self.background.prototypes) if len(self.background.prototypes) > 1 else zero
+        )
+        loss_indicator = zero
+        if self.indicator is not None:
+            loss_indicator = self._indicator_loss(
+                matched.detach(),
+                embeds[match.image, match.query].detach(),
+                matched_classes,
+                prototypes,
+                (virtual.detach(), mixed.detach(), virtual_prototypes),
+            )
+        loss = (
+            config.indicator_weight * loss_indicator
+            + config.class_weight * loss_class
+            + config.mask_weight * loss_mask
+            + config.dice_weight * loss_dice
+            + loss_auxiliary
+            + config.virtual_weight * loss_virtual
+            + config.diversity_weight * loss_diversity
+        )
+        return {
+            "loss": loss,
+            "loss_class": loss_class,
+            "loss_mask": loss_mask,
+            "loss_dice": loss_dice,
+            "loss_auxiliary": loss_auxiliary,
+            "loss_virtual": loss_virtual,
+            "loss_diversity": loss_diversity,
+            "loss_indicator": loss_indicator,
+        }
+
+    def _virtual_features(
+        self, clip_embeds: Tensor, embeds: Tensor, classes: Tensor, prototypes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """FES: Manifold Mixup of matched proposals of different classes, `x̃ = λ·x_i + (1−λ)·x_j`.
+
+        Args:
+            clip_embeds, embeds: `(M, D)`, before and after the adapter.
+            classes: `int64 (M,)`.
+            prototypes: `(S, D)`.
+
+        Returns:
+            Mixtures before the adapter, their virtual prototypes and the mixtures after the adapter, each `(V, D)`.
+        """
+        partner = torch.randperm(len(classes), device=classes.device)
+        alpha = torch.full((len(classes), 2), float(self.config.feature_expansion_alpha), device=classes.device)
+        mixing = torch._sample_dirichlet(alpha)[:, :1].to(clip_embeds.dtype)
+        pairs = (classes != classes[partner]).nonzero()[:, 0]
+        partner, mixing = partner[pairs], mixing[pairs]
+
+        def mix(values):
+            return F.normalize(mixing * values[pairs] + (1 - mixing) * values[partner], dim=-1)
+
+        virtual = mix(clip_embeds)
+        mixed = self.adapter(virtual) if self.config.feature_expansion_location == "before_adapter" else mix(embeds)
+        return virtual, mix(prototypes[classes]), mixed
+
+    def _virtual_loss(self, virtual: Tensor, virtual_prototypes: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+        background = self.background(virtual, scale)
+        if self.config.feature_expansion_target == "reserve":
+            return reserve_virtual_loss(virtual, prototypes, background, scale)
+        return semantic_virtual_loss(virtual, virtual_prototypes, prototypes, background, scale)
+
+    def _indicator_loss(
+        self,
+        clip_embeds: Tensor,
+        embeds: Tensor,
+        classes: Tensor,
+        prototypes: Tensor,
+        virtual: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """PBC's training episode: some seen classes are left out of "seen" and play the unseen candidates.
+
+        Args:
+            clip_embeds, embeds: `(M, D)` matched proposals before and after the adapter, detached.
+            classes: `int64 (M,)`.
+            prototypes: `(S, D)`.
+            virtual: Virtual features before the adapter, their prototypes, and the features after it, each `(V, D)`.
+        """
+        scale = self.logit_scale.exp()
+        number = len(prototypes)
+        order = torch.rand(number, device=prototypes.device).argsort()
+        held_out = torch.zeros(number, dtype=torch.bool, device=prototypes.device)
+        held_out[order[: max(1, round(self.config.held_out_fraction * number))]] = True
+
+        def statistics(frozen, adapted, own=None):
+            seen, candidates = ~held_out, held_out
+            logits = [scale * states @ prototypes.T for states in (frozen, adapted)]
+            if own is not None:  # one more candidate: the name that the virtual feature would have
+                logits = [
+                    torch.cat([values, scale * (states * own).sum(-1, keepdim=True)], -1)
+                    for values, states in zip(logits, (frozen, adapted))
+                ]
+                seen, candidates = F.pad(seen, (0, 1), value=False), F.pad(candidates, (0, 1), value=True)
+            background = self.background(adapted, scale).detach()
+            return self.indicator.statistics(*logits, background, seen, candidates)
+
+        positives = self.config.indicator_positives
+        is_unseen = held_out[classes]
+        keep = torch.ones_like(is_unseen) if positives != "virtual" else ~is_unseen
+        inputs, states, labels = [statistics(clip_embeds, embeds)[keep]], [embeds[keep]], [is_unseen[keep]]
+        if positives != "held_out":
+            frozen, own, adapted = virtual
+            inputs.append(statistics(frozen, adapted, own))
+            states.append(adapted)
+            labels.append(torch.ones(len(adapted), dtype=torch.bool, device=adapted.device))
+        logits = self.indicator(torch.cat(inputs).detach(), torch.cat(states))
+        return indicator_loss(logits, torch.cat(labels))
+
+
+AlignZegModel.register_for_auto_class("AutoModel")
+
+__all__ = ["AlignZegModel", "AlignZegOutput", "AlignZegPreTrainedModel"]

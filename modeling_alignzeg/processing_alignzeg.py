@@ -1,0 +1,168 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Images and class names in, model inputs out."""
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from .prompts_alignzeg import TEMPLATE_SETS
+
+
+def check_class_names(names: Iterable[str]) -> list[str]:
+    """Class names as the model reads them, in the caller's order.
+
+    Runs of whitespace and control characters become one space, and none are left at the ends; lone surrogates, which
+    no tokenizer takes, become U+FFFD. Everything else stays: case, any script, emoji, any length. Two names are the
+    same if they are equal after that; names that differ only in case are allowed, although CLIP's tokenizer cannot
+    tell them apart.
+
+    Args:
+        names: distinct names, or one name as a string.
+
+    Raises:
+        ValueError: there are no names, or one is empty, occurs twice or is not a string. The message says which.
+    """
+    if isinstance(names, str):
+        names = [names]
+    try:
+        names = list(names)
+    except TypeError:
+        raise ValueError(f"Class names came as a {type(names).__name__}; expected a list of strings.") from None
+    if not names:
+        raise ValueError("There are no class names; expected at least one.")
+    cleaned: dict[str, int] = {}
+    for position, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"Class name {position} is {name!r}, a {type(name).__name__}; expected a string.")
+        kinds = [unicodedata.category(character) for character in name]
+        characters = (
+            " " if kind[0] == "Z" or kind == "Cc" else "\ufffd" if kind == "Cs" else character
+            for character, kind in zip(name, kinds)
+        )
+        text = " ".join("".join(characters).split())
+        if all(kind[0] == "Z" or kind in ("Cc", "Cf") for kind in kinds):
+            raise ValueError(f"Class name {position} is {name!r}, which is empty; remove it or write a name.")
+        if text in cleaned:
+            raise ValueError(
+                f"Class names {cleaned[text]} and {position} are both {text!r}; every name may occur once. Remove one."
+            )
+        cleaned[text] = position
+    return list(cleaned)
+
+
+def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:
+    """The sentences of a template set, each with `{}` where the class name goes.
+
+    Args:
+        template_set: a name in `TEMPLATE_SETS`, or the sentences themselves.
+
+    Raises:
+        ValueError: the name is unknown, there is no sentence, or one has no `{}`.
+    """
+    if isinstance(template_set, str):
+        if template_set not in TEMPLATE_SETS:
+            raise ValueError(
+                f"`template_set` is {template_set!r}; expected one of {', '.join(TEMPLATE_SETS)}, or a list of "
+                'sentences such as ["a photo of a {}."].'
+            )
+        return TEMPLATE_SETS[template_set]
+    templates = tuple(template_set)
+    if not templates:
+        raise ValueError("`template_set` is empty; expected at least one sentence with {} in it.")
+    for position, template in enumerate(templates):
+        if not isinstance(template, str) or "{}" not in template:
+            raise ValueError(f"`template_set[{position}]` is {template!r}; expected a string with {{}} in it.")
+    return templates
+
+
+class AlignZegProcessor(ProcessorMixin):
+    r"""
+    One object for both inputs of [`AlignZegModel`]: an [`AlignZegImageProcessor`] and the tokenizer of its CLIP.
+
+    Args:
+        image_processor ([`AlignZegImageProcessor`]):
+            Prepares images and reads out label maps.
+        tokenizer ([`PreTrainedTokenizerBase`]):
+            The tokenizer of the checkpoint's CLIP.
+        template_set (`str` or `list[str]`, *optional*, defaults to `"single"`):
+            Sentences into which class names are put: `"single"`, `"vild"`, `"imagenet"`, or own ones with a `{}`.
+    """
+
+    # Prompts are padded to the longest, and cut where the text tower ends; the end token, from which CLIP reads the
+    # sentence, is kept.
+    text_kwargs = {"padding": True, "truncation": True}
+
+    def __init__(self, image_processor=None, tokenizer=None, template_set: str | list[str] = "single"):
+        get_templates(template_set)
+        self.template_set = template_set if isinstance(template_set, str) else list(template_set)
+        super().__init__(image_processor, tokenizer)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        r"""
+        Images, class names and label maps into model inputs.
+
+        Args:
+            images: see [`AlignZegImageProcessor`].
+            text: class names, in the order of the ids in the label maps; one string is one class.
+            segmentation_maps: see [`AlignZegImageProcessor`].
+            kwargs: `template_set`, in place of the processor's own; `return_tensors`; any argument of the image
+                processor or the tokenizer.
+
+        Returns:
+            [`BatchFeature`] with what was asked for:
+
+            - **input_ids**, **attention_mask** -- (classes, length) for one template, (classes, templates, length) for
+              several.
+            - **pixel_values**, **pixel_mask**, **mask_labels**, **class_labels** -- see [`AlignZegImageProcessor`].
+
+        Raises:
+            ValueError: neither images nor text came, or [`check_class_names`], [`get_templates`] or the image
+                processor raise one.
+        """
+        template_set = kwargs.pop("template_set", None)
+        if images is None and text is None:
+            raise ValueError("Pass `images`, `text` (the class names), or both.")
+        if images is None and segmentation_maps is not None:
+            raise ValueError("`segmentation_maps` came without `images`; pass both.")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        features = {}
+        if text is not None:
+            features.update(self._encode(text, template_set, **merged["text_kwargs"]))
+        if images is not None:
+            features.update(self.image_processor(images, segmentation_maps, **merged["images_kwargs"]))
+        return BatchFeature(features)
+
+    def encode_class_names(self, names: list[str], template_set: str | list[str] | None = None) -> BatchFeature:
+        """`input_ids` and `attention_mask` of class names as torch tensors, as [`__call__`] makes them of `text`."""
+        return self(text=names, template_set=template_set, return_tensors="pt")
+
+    def _encode(self, names: list[str], template_set: str | list[str] | None, **text_kwargs: Any) -> dict[str, Any]:
+        templates = get_templates(self.template_set if template_set is None else template_set)
+        prompts = [template.replace("{}", name) for name in check_class_names(names) for template in templates]
+        # A name that spells a special token is text like any other.
+        encoded = self.tokenizer(prompts, split_special_tokens=True, **text_kwargs)
+        if len(templates) == 1:
+            return dict(encoded)
+        return {
+            key: [value[start : start + len(templates)] for start in range(0, len(prompts), len(templates))]
+            if isinstance(value, list)
+            else value.reshape(-1, len(templates), value.shape[-1])
+            for key, value in encoded.items()
+        }
+
+    def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> Any:
+        """See [`AlignZegImageProcessor.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
+
+
+AlignZegProcessor.register_for_auto_class()

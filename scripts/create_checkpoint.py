@@ -1,0 +1,64 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Makes a fresh AlignZeg checkpoint on any CLIP ViT.
+
+    python scripts/create_checkpoint.py --clip ViT-B-16 --pretrained laion2b_s34b_b88k --vocabulary coco_stuff \\
+        --output_dir checkpoints/alignzeg-b16
+
+--clip is a model name of open_clip (then --pretrained is a tag of it or a file of weights) or a folder or hub id of a
+transformers CLIP. --vocabulary is a benchmark's name, a YAML with classes and unseen classes, or names with commas.
+Trainable parts are initialised from --seed; --config takes overrides of AlignZegConfig as YAML.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+from zeroshot.checkpoints import assemble, save_checkpoint
+from zeroshot.clip_conversion import load_clip
+from zeroshot.splits import load_split
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--clip", required=True)
+    options.add_argument("--pretrained")
+    options.add_argument("--vocabulary", required=True)
+    options.add_argument("--output_dir", required=True)
+    options.add_argument("--template_set", help="single, vild or imagenet; default: the config's")
+    options.add_argument("--config", default="{}", help='YAML, such as "{num_queries: 50}", or a file of a preset')
+    options.add_argument("--seed", type=int, default=0)
+    args = options.parse_args()
+
+    config, image_processor = yaml.safe_load(args.config), {}
+    if isinstance(config, str):
+        preset = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["model"]
+        config, image_processor = preset.get("config", {}), preset.get("image_processor", {})
+    if args.template_set:
+        config["template_set"] = args.template_set
+    if "," in args.vocabulary:
+        classes, unseen = [name.strip() for name in args.vocabulary.split(",")], []
+    else:
+        split = load_split(args.vocabulary)
+        classes, unseen = list(split.classes), list(split.unseen)
+    clip, tokenizer, normalization = load_clip(args.clip, args.pretrained)
+    model, processor = assemble(
+        clip, tokenizer, normalization, seed=args.seed, config=config, image_processor=image_processor
+    )
+    model.set_vocabulary(classes, unseen, processor)
+    save_checkpoint(model, processor, args.output_dir)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. Train it, it knows nothing yet.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"create_checkpoint.py: {error}")

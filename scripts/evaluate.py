@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Evaluates a checkpoint: mIoU(S), mIoU(U), hIoU, pixel accuracy and IoU per class, in the generalized label space.
+
+    python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from accelerate import Accelerator
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from zeroshot.checkpointing import atomic_write_text
+from zeroshot.data import SegmentationDataset
+from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions
+from zeroshot.settings import DataSettings
+from zeroshot.splits import load_split
+from zeroshot.training import evaluation_batches, open_part
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
+    options.add_argument("--dataset", default="embedded_scenes", help="benchmark name, hub id or folder")
+    options.add_argument("--root", help="folder of a named benchmark's files")
+    options.add_argument("--split", help="classes and unseen classes: a name or a YAML; default: the dataset's")
+    options.add_argument("--part", default="test", help="part of the dataset")
+    options.add_argument("--limit", type=int, help="first so many images only")
+    options.add_argument("--image_column", default="image")
+    options.add_argument("--label_column", default="label")
+    options.add_argument("--label_folder", help="folder of label files, where a benchmark has several")
+    options.add_argument("--scene_seed", type=int, default=0, help="seed of the embedded scenes")
+    options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
+    options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
+    options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
+    options.add_argument("--seen_penalty", type=float, default=0.0, help="constant off every seen class (blind correction)")
+    options.add_argument("--batch_size", type=int, default=16)
+    options.add_argument("--num_threads", type=int, default=0)
+    options.add_argument("--output", help="JSON report to write")
+    return options
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    accelerator = Accelerator()
+    split = load_split(args.split or args.dataset)
+    names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
+    rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
+    model = AlignZegModel.from_pretrained(args.model).to(accelerator.device).eval()
+    processor = AlignZegProcessor.from_pretrained(args.model)
+    prototypes = model.get_text_prototypes(processor, list(split.classes), args.template_set)
+    dataset = SegmentationDataset(rows, split, training=False)
+    started = time.time()
+    scores = evaluate_model(
+        model,
+        processor.image_processor,
+        evaluation_batches(dataset, processor, args.batch_size, accelerator),
+        split,
+        prototypes,
+        {"report": Readout(args.gamma, args.threshold, args.seen_penalty)},
+        accelerator,
+    )["report"]
+    if not accelerator.is_main_process:
+        return
+    report = {
+        **{name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")},
+        "dataset": args.dataset,
+        "part": args.part,
+        "images": len(dataset),
+        "protocol": {
+            "split": split.name,
+            "label_space": "generalized",
+            "note": split.protocol,
+            "template_set": args.template_set or model.config.template_set,
+            "gamma": model.config.correction_gamma if args.gamma is None else args.gamma,
+            "threshold": model.config.correction_threshold if args.threshold is None else args.threshold,
+            "seen_penalty": args.seen_penalty,
+            "scene_seed": args.scene_seed if args.dataset == "embedded_scenes" else None,
+        },
+        "seconds": round(time.time() - started, 1),
+        "versions": library_versions(),
+        "per_class": scores["per_class"],
+    }
+    width = max(map(len, split.classes))
+    for name, value in scores["per_class"].items():
+        print(f"{name:<{width}}  {'unseen' if name in split.unseen else 'seen':<6}  {value:6.1f}")
+    print(format_scores(scores))
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(args.output, json.dumps(report, indent=2) + "\n")
+        print(f"Report: {args.output}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"evaluate.py: {error}")

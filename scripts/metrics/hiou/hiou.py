@@ -1,0 +1,48 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The `evaluate` module of generalized zero-shot semantic segmentation: harmonic mean of seen and unseen mIoU."""
+
+import datasets
+import evaluate
+import torch
+
+from .scoring import confusion_matrix, scores_from_confusion
+
+
+_DESCRIPTION = """\
+hIoU, the harmonic mean of the mean IoU over seen and over unseen classes, in the generalized label space: every pixel
+gets one of all classes. With it come both means, the IoU of every class and the pixel accuracy. All in percent.
+"""
+
+_INPUTS = """\
+Args:
+    predictions: list of label maps, each a list of rows (or an integer array) of class ids 0..num_classes-1.
+    references: list of label maps of the same sizes, class ids 0..num_classes-1 or `ignore_index`.
+    num_classes (int): number of classes, seen and unseen.
+    unseen_ids (list of int): ids of the unseen classes.
+    ignore_index (int, 255): pixels whose reference is this count nowhere, whatever is predicted there.
+    class_names (list of str, optional): keys of `per_class`; by default the ids as text.
+Returns:
+    miou_seen, miou_unseen, hiou, pixel_accuracy, miou: floats, 0-100, nan for a mean over nothing.
+    per_class: IoU of every class, 0-100; nan for one that occurs neither in references nor in predictions.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class HIoU(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": label_map, "references": label_map}),
+        )
+
+    def _compute(self, predictions, references, num_classes, unseen_ids, ignore_index=255, class_names=None):
+        matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+            try:
+                matrix = matrix + confusion_matrix(prediction, reference, num_classes, ignore_index)
+            except ValueError as error:
+                raise ValueError(f"Image {index}: {error}") from None
+        return scores_from_confusion(matrix, unseen_ids, class_names)

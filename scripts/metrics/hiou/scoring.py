@@ -1,0 +1,111 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The scores of generalized zero-shot semantic segmentation, from label maps by way of one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def confusion_matrix(
+    prediction: np.ndarray | torch.Tensor,
+    reference: np.ndarray | torch.Tensor,
+    num_classes: int,
+    ignore_index: int = 255,
+) -> torch.Tensor:
+    """Counts the labelled pixels of one or more images by what they are and what they were taken for.
+
+    Matrices of single images add up to the matrix of the set, also over processes. Whatever is predicted at pixels
+    whose reference is `ignore_index` counts nowhere.
+
+    Args:
+        prediction: Class ids, integers of any shape, in `0..num_classes-1` wherever the reference is labelled.
+        reference: Class ids of the same shape, in `0..num_classes-1` or `ignore_index`.
+        num_classes: Number of classes C.
+        ignore_index: Id of unlabelled pixels.
+
+    Returns:
+        `int64` of shape (C, C) on the device of `prediction`; entry (i, j) counts the pixels of class i predicted as
+        j.
+
+    Raises:
+        ValueError: The shapes differ, or an id is outside its range.
+    """
+    prediction = torch.as_tensor(prediction)
+    reference = torch.as_tensor(reference, device=prediction.device)
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"`prediction` has shape {tuple(prediction.shape)} and `reference` {tuple(reference.shape)}; they must "
+            "agree. Resize the scores to the size of the reference before the argmax."
+        )
+    prediction, reference = prediction.long(), reference.long()
+    labelled = reference != ignore_index
+    prediction, reference = prediction[labelled], reference[labelled]
+    for argument, ids in (("prediction", prediction), ("reference", reference)):
+        outside = ids[(ids < 0) | (ids >= num_classes)]
+        if outside.numel():
+            raise ValueError(
+                f"`{argument}` holds the ids {outside.unique().tolist()} at labelled pixels; expected class ids in "
+                f"0..{num_classes - 1}" + (f" or `ignore_index` {ignore_index}." if argument == "reference" else ".")
+            )
+    counts = torch.bincount(reference * num_classes + prediction, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def scores_from_confusion(
+    matrix: np.ndarray | torch.Tensor, unseen_ids: Sequence[int], class_names: Sequence[str] | None = None
+) -> dict[str, float | dict[str, float]]:
+    """Computes the scores of a set from its confusion matrix.
+
+    The IoU of a class is TP / (TP + FP + FN) over the set. A class that is neither in the references nor in the
+    predictions has none (nan) and is left out of the means; one that is only predicted has 0.
+
+    Args:
+        matrix: Counts of shape (C, C) as from [`confusion_matrix`].
+        unseen_ids: Ids of the unseen classes; all others are seen.
+        class_names: Names of the C classes; by default their ids as text.
+
+    Returns:
+        In percent, 0–100: `miou_seen`, `miou_unseen`, `hiou` = 2·S·U/(S+U), `pixel_accuracy` (correct pixels over all
+        labelled ones), `miou` (over all classes), and `per_class`, the IoU by name. A mean over nothing is nan, and
+        so is a `hiou` with such a part, as it is without unseen classes.
+
+    Raises:
+        ValueError: `matrix` is not square, or `unseen_ids` or `class_names` does not fit it.
+    """
+    matrix = torch.as_tensor(matrix).cpu().double().numpy()
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes).")
+    num_classes = len(matrix)
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"`class_names` has {len(class_names)} names; the matrix has {num_classes} classes.")
+    strangers = [i for i in unseen_ids if not 0 <= i < num_classes]
+    if strangers:
+        raise ValueError(f"`unseen_ids` has {strangers}; expected class ids in 0..{num_classes - 1}.")
+
+    correct = np.diag(matrix)
+    iou = 100 * _ratio(correct, matrix.sum(axis=0) + matrix.sum(axis=1) - correct)
+    is_unseen = np.isin(np.arange(num_classes), unseen_ids)
+    seen, unseen = _mean(iou[~is_unseen]), _mean(iou[is_unseen])
+    names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
+    return {
+        "miou_seen": seen,
+        "miou_unseen": unseen,
+        "hiou": 0.0 if seen + unseen == 0 else 2 * seen * unseen / (seen + unseen),
+        "pixel_accuracy": float(100 * _ratio(correct.sum(), matrix.sum())),
+        "miou": _mean(iou),
+        "per_class": dict(zip(names, iou.tolist(), strict=True)),
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`, nan where both are 0."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of the values that are not nan; nan if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Trains AlignZeg.
+
+    accelerate launch scripts/train.py --config scripts/configs/embedded.yaml [--any.field value ...]
+
+Fields are those of `zeroshot.settings.Settings`; run it again to resume.
+"""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from zeroshot.settings import load_settings
+from zeroshot.training import Trainer
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from zeroshot import settings
+
+        print(__doc__)
+        for part in (settings.Settings, settings.ModelSettings, settings.DataSettings, settings.TrainingSettings):
+            print(f"{part.__name__}: {part.__doc__}")
+        return
+    try:
+        settings = load_settings(sys.argv[1:])
+        trainer = Trainer(settings)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"train.py: {error}")
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

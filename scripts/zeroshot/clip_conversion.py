@@ -1,0 +1,496 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""CLIP from open_clip or transformers, always as transformers' `CLIPModel` with its `CLIPTokenizer` and normalization.
+
+open_clip's plain ViT families (S, M, B, L, H, g, e and bigG, with `-quickgelu`, `-plus` and `-alt`) have the towers of
+`CLIPModel` under other names. Whether the activation is QuickGELU stands in no weights file: it is taken from the
+pretrained tag (OpenAI's weights need it even under the name ViT-B-16), otherwise from the model's name or config.
+
+`CLIPTokenizer` gives open_clip's token ids up to and including the end token, with four exceptions. The first two go
+away when the caller cleans the text as open_clip does, with `ftfy.fix_text` and then `html.unescape` twice:
+
+- ftfy: open_clip replaces curly quotes, full- and half-width forms, ligatures (ĳ, ǆ, ﬁ, …) and control characters by
+  plain ones and repairs mojibake ("cafÃ©"). No other single character of Unicode differs, but for the combining
+  iota U+0345.
+- HTML entities: open_clip reads "&amp;" as "&".
+- Greek capitals: at the end of a word, open_clip lowers Σ to ς, `CLIPTokenizer` to σ.
+- Special tokens in the text: `CLIPTokenizer` knows "<|endoftext|>", open_clip "<end_of_text>".
+
+After the end token, open_clip pads with 0 and `CLIPTokenizer` with the end token. The text embedding is the same:
+attention is causal and the first end token is pooled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained_from_hf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ImageProcessingMixin, PreTrainedConfig
+
+
+logger = logging.getLogger(__name__)
+
+HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes of repositories that hold a config beside the weights
+
+_SECTIONS = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+# What the config of a convertible model may set; every other entry must have open_clip's default.
+_CONVERTED = {
+    "": {"embed_dim", *_SECTIONS, "quick_gelu", "custom_text", "init_logit_scale", "nonscalar_logit_scale"},
+    # Patches are dropped in training only, and there the towers are frozen.
+    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
+    "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size"},
+}
+_PARTS = {
+    "multimodal_cfg": "CoCa's text decoder",
+    "init_logit_bias": "SigLIP's logit bias",
+    "timm_model_name": "a timm image tower (ConvNeXt, EVA, SigLIP, MobileCLIP, ViTamin, …)",
+    "hf_model_name": "a Hugging Face text tower",
+    "hf_tokenizer_name": "a tokenizer other than CLIP's",
+    "tokenizer_kwargs": "a tokenizer other than CLIP's",
+    "ls_init_value": "layer scale",
+    "no_ln_pre": "no layer norm before the transformer (CLIPA)",
+    "pool_type": "another pooling than CLIP's",
+}
+_FAMILIES = "open_clip's plain ViTs: ViT-S, -M, -B, -L, -H, -g, -e and -bigG, with -quickgelu, -plus and -alt"
+
+# open_clip's names to transformers'; those of the layers follow in `_names`.
+_NAMES = {
+    "logit_scale": "logit_scale",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
+}
+_LAYER_NAMES = {
+    "ln_1.": ("layer_norm1.",),
+    "ln_2.": ("layer_norm2.",),
+    "attn.in_proj_": ("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."),
+    "attn.out_proj.": ("self_attn.out_proj.",),
+    "mlp.c_fc.": ("mlp.fc1.",),
+    "mlp.c_proj.": ("mlp.fc2.",),
+}
+_TRANSPOSED = ("visual.proj", "text_projection")
+
+
+def load_clip(
+    source: str, pretrained: str | None = None, *, cache_dir: str | None = None
+) -> tuple[CLIPModel, CLIPTokenizer, dict[str, list[float]]]:
+    """Loads a CLIP of transformers or of open_clip.
+
+    Args:
+        source (`str`): An open_clip model name (`"ViT-B-16"`; a folder of that name is `"./ViT-B-16"`), a repository
+            of open_clip (`"hf-hub:id"`, `"local-dir:folder"` or a folder that holds an `open_clip_config.json`), or
+            the id or folder of a transformers CLIP.
+        pretrained (`str`, *optional*): Weights for an open_clip model name, see [`clip_from_open_clip`].
+        cache_dir (`str`, *optional*): Where downloads are kept. Default: the libraries' own caches.
+
+    Returns:
+        The model in evaluation mode and float32, its tokenizer, and `{"image_mean": …, "image_std": …}`, one number
+        in units of 0..1 for each channel.
+
+    Raises:
+        ValueError: If there is no such CLIP, it is incomplete, or it is not of a convertible family.
+    """
+    if source.startswith((HUB, FOLDER)) or source.replace("/", "-") in open_clip.list_models():
+        return clip_from_open_clip(source, pretrained, cache_dir=cache_dir)
+    if (Path(source) / HF_CONFIG_NAME).is_file():
+        return clip_from_open_clip(FOLDER + source, pretrained, cache_dir=cache_dir)
+    if pretrained is not None:
+        raise ValueError(
+            f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is no open_clip model name"
+            f"{_suggest(source)}. A transformers CLIP brings its weights: leave `pretrained` out."
+        )
+    return _clip_from_transformers(source, cache_dir)
+
+
+def clip_from_open_clip(
+    model_name: str, pretrained: str | None = None, *, cache_dir: str | None = None, seed: int = 0
+) -> tuple[CLIPModel, CLIPTokenizer, dict[str, list[float]]]:
+    """Converts a CLIP of open_clip.
+
+    Args:
+        model_name (`str`): A name of `open_clip.list_models()`, or `"hf-hub:id"` or `"local-dir:folder"` (a config
+            with its weights, as open_clip's `push_to_hf_hub` writes them).
+        pretrained (`str`, *optional*): One of open_clip's tags, a local weights file (safetensors, or a PyTorch file
+            of tensors only), or an `"hf-hub:id"` whose model is `model_name`. Default: random weights, unless
+            `model_name` is a repository. For a local file, the name must say whether the weights were trained with
+            QuickGELU (`"ViT-B-16-quickgelu"`): the file does not.
+        cache_dir (`str`, *optional*): Where downloads are kept. Default: open_clip's own cache.
+        seed (`int`, defaults to 0): Seed of random weights; the global random number generators are left alone.
+
+    Returns:
+        The model in evaluation mode and float32, its tokenizer, and `{"image_mean": …, "image_std": …}`, one number
+        in units of 0..1 for each channel.
+
+    Raises:
+        ValueError: If the model or the tag is unknown, the family cannot be converted, or the weights do not fit.
+        OSError: If the weights cannot be downloaded.
+    """
+    cfg, normalization, fetch = _look_up(model_name, pretrained, cache_dir)
+    _check_convertible(cfg, model_name)
+    config = clip_config_from_open_clip(cfg)
+    tokenizer = clip_tokenizer_from_open_clip(config.text_config.max_position_embeddings)
+    if config.text_config.vocab_size != len(tokenizer):
+        raise ValueError(
+            f"`model_name` {model_name!r} has {config.text_config.vocab_size} tokens, but CLIP's tokenizer has "
+            f"{len(tokenizer)}: its tokenizer is another one, which cannot be converted. Choose one of {_FAMILIES}."
+        )
+    if fetch is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = CLIPModel(config)
+    else:
+        state_dict = convert_state_dict(_load_weights(Path(fetch())), config)
+        model = CLIPModel.from_pretrained(None, config=config, state_dict=state_dict, dtype=torch.float32)
+    return model.eval(), tokenizer, normalization
+
+
+def clip_config_from_open_clip(
+    model_name_or_cfg: str | Mapping[str, Any], quick_gelu: bool | None = None
+) -> CLIPConfig:
+    """The transformers config of an open_clip model.
+
+    Args:
+        model_name_or_cfg (`str` or `dict`): A name of `open_clip.list_models()`, or a model config of open_clip with
+            `embed_dim`, `vision_cfg` and `text_cfg`.
+        quick_gelu (`bool`, *optional*): Whether the weights were trained with QuickGELU. Default: as the config says.
+
+    Raises:
+        ValueError: If the name is unknown, or the model has a part that `CLIPModel` has not; the message names it.
+    """
+    named = isinstance(model_name_or_cfg, str)
+    cfg = _named_cfg(model_name_or_cfg) if named else model_name_or_cfg
+    _check_convertible(cfg, model_name_or_cfg if named else "of this config")
+    vision, text = open_clip.CLIPVisionCfg(**cfg["vision_cfg"]), open_clip.CLIPTextCfg(**cfg["text_cfg"])
+    shared = {
+        "projection_dim": cfg["embed_dim"],
+        "hidden_act": "quick_gelu" if (cfg.get("quick_gelu", False) if quick_gelu is None else quick_gelu) else "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    vision_config = {
+        "hidden_size": vision.width,
+        "intermediate_size": int(vision.width * vision.mlp_ratio),
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.width // vision.head_width,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+    }
+    text_config = {
+        "hidden_size": text.width,
+        "intermediate_size": int(text.width * text.mlp_ratio),
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "max_position_embeddings": text.context_length,
+        "vocab_size": text.vocab_size,
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": text.vocab_size - 1,
+        "pad_token_id": text.vocab_size - 1,  # CLIPTokenizer's
+    }
+    return CLIPConfig(
+        vision_config={**shared, **vision_config},
+        text_config={**shared, **text_config},
+        projection_dim=cfg["embed_dim"],
+        logit_scale_init_value=float(cfg.get("init_logit_scale", CLIPConfig.logit_scale_init_value)),
+    )
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> dict[str, Tensor]:
+    """Renames open_clip's weights to those of `CLIPModel(config)`; none of the results share memory with each other.
+
+    Args:
+        state_dict (`dict[str, Tensor]`): Weights of an `open_clip.CLIP` or `open_clip.CustomTextCLIP`, also with the
+            `module.` prefixes of distributed training.
+        config (`CLIPConfig`): From [`clip_config_from_open_clip`].
+
+    Raises:
+        ValueError: If a weight is unknown, missing or of another shape; the message names it.
+    """
+    weights = {}
+    for key, weight in state_dict.items():
+        key = key.removeprefix("module.").removeprefix("text.")
+        if key != "attn_mask":  # a constant
+            weights[key] = weight
+    names = _names(config)
+    if unknown := [key for key in weights if key not in names]:
+        raise ValueError(
+            f"`state_dict` holds {_listed(unknown)}; a CLIP with {config.vision_config.num_hidden_layers} image and "
+            f"{config.text_config.num_hidden_layers} text layers has not: choose the model that the weights are of."
+        )
+    if missing := [key for key in names if key not in weights]:
+        raise ValueError(f"`state_dict` lacks {_listed(missing)}: choose the model that the weights are of.")
+
+    with torch.device("meta"):
+        expected = CLIPModel(config).state_dict()
+    converted = {}
+    for key, targets in names.items():
+        weight = weights[key].squeeze() if key == "logit_scale" else weights[key]  # some have a shape of (1,)
+        shape = tuple(expected[targets[0]].shape)
+        if len(targets) == 3:
+            shape = (3 * shape[0], *shape[1:])
+        elif key in _TRANSPOSED:
+            shape = shape[::-1]
+        if weight.shape != shape:
+            raise ValueError(
+                f"`state_dict` has {key!r} of shape {tuple(weight.shape)}, expected {shape}: choose the model and the "
+                "image size that the weights are of."
+            )
+        if len(targets) == 3:
+            converted |= {target: part.clone() for target, part in zip(targets, weight.chunk(3), strict=True)}
+        else:
+            converted[targets[0]] = weight.T.contiguous() if key in _TRANSPOSED else weight
+    return converted
+
+
+def clip_tokenizer_from_open_clip(context_length: int = 77) -> CLIPTokenizer:
+    """CLIP's tokenizer from the vocabulary that open_clip brings, without network.
+
+    Call it with `truncation=True`: texts of more than `context_length` tokens then end as open_clip's do. Where its
+    ids differ from open_clip's stands at the top of this file.
+
+    Args:
+        context_length (`int`, defaults to 77): Tokens of the longest text, start and end included.
+    """
+    source = open_clip.SimpleTokenizer()
+    special = {source.sot_token_id: "<|startoftext|>", source.eot_token_id: "<|endoftext|>"}
+    return CLIPTokenizer(
+        vocab={special.get(index, token): index for token, index in source.encoder.items()},
+        merges=list(source.bpe_ranks),
+        model_max_length=context_length,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ where weights are
+
+
+class _Source(NamedTuple):
+    """open_clip's model config, the normalization, and what fetches the weights' file (`None`: random weights)."""
+
+    cfg: dict[str, Any]
+    normalization: dict[str, list[float]]
+    fetch: Callable[[], str | Path] | None
+
+
+def _look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> _Source:
+    """Finds a model and its weights, downloading no more than a config."""
+    if model_name.startswith((HUB, FOLDER)):
+        if pretrained is not None:
+            raise ValueError(
+                f"`pretrained` is {pretrained!r}, but the weights are in {model_name!r}: leave `pretrained` out, or "
+                "give the name of a model that open_clip knows."
+            )
+        return _look_up_repository(model_name, cache_dir)
+    cfg = _named_cfg(model_name)
+    if pretrained is None:
+        return _Source(cfg, _normalization({}), None)
+
+    if pretrained.startswith((HUB, FOLDER)):
+        repository = _look_up_repository(pretrained, cache_dir)
+        cfg["quick_gelu"] = repository.cfg.get("quick_gelu", False)
+        if clip_config_from_open_clip(cfg).to_dict() != clip_config_from_open_clip(repository.cfg).to_dict():
+            raise ValueError(
+                f"`pretrained` {pretrained!r} is another model than `model_name` {model_name!r}: give {pretrained!r} "
+                "as `model_name`, without `pretrained`."
+            )
+        return repository
+
+    name = model_name.replace("/", "-")
+    if tag := open_clip.get_pretrained_cfg(name, pretrained):
+        cfg["quick_gelu"] = tag.get("quick_gelu", False)
+        return _Source(cfg, _normalization(tag), partial(_download, name, pretrained, tag, cache_dir))
+    if Path(pretrained).is_file():
+        if not cfg.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
+            logger.warning(
+                f"{pretrained} is read as {name}, without QuickGELU. If its weights were trained with it, as OpenAI's "
+                f"and many of DFN and MetaCLIP were, give the name {name}-quickgelu: the file does not tell."
+            )
+        return _Source(cfg, _normalization({}), partial(Path, pretrained))
+    raise ValueError(
+        f"`pretrained` is {pretrained!r}, which is neither a file nor one of the tags of {name!r}: "
+        f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'it has none'}."
+    )
+
+
+def _look_up_repository(name: str, cache_dir: str | None) -> _Source:
+    """The same for a repository on the hub or a folder that holds open_clip's config and the weights."""
+    if name.startswith(HUB):
+        model_id = name.removeprefix(HUB)
+        fetch = partial(download_pretrained_from_hf, model_id, cache_dir=cache_dir)
+        path = Path(download_pretrained_from_hf(model_id, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
+    else:
+        folder = Path(name.removeprefix(FOLDER))
+        path, names = folder / HF_CONFIG_NAME, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
+        found = [folder / weights for weights in names if (folder / weights).is_file()]
+        if not path.is_file() or not found:
+            raise ValueError(f"{folder} must hold {HF_CONFIG_NAME} and one of {names}, as open_clip saves them.")
+        fetch = partial(Path, found[0])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "model_cfg" not in content:
+        raise ValueError(f"{path} has no `model_cfg`: it is not a config as open_clip saves it.")
+    return _Source(content["model_cfg"], _normalization(content.get("preprocess_cfg", {})), fetch)
+
+
+def _named_cfg(name: str) -> dict[str, Any]:
+    cfg = open_clip.get_model_config(name.replace("/", "-"))
+    if cfg is None:
+        raise ValueError(f"`model_name` is {name!r}, which open_clip does not know{_suggest(name)}.")
+    return cfg
+
+
+def _suggest(name: str) -> str:
+    close = difflib.get_close_matches(name.replace("/", "-"), open_clip.list_models())
+    return f" (close: {', '.join(close)})" if close else ""
+
+
+def _normalization(preprocess: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {
+        "image_mean": list(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        "image_std": list(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+    }
+
+
+def _download(name: str, tag: str, pretrained_cfg: dict[str, Any], cache_dir: str | None) -> str:
+    try:
+        return open_clip.download_pretrained(pretrained_cfg, cache_dir=cache_dir)
+    except OSError as error:
+        raise OSError(
+            f"The weights {tag!r} of {name} could not be fetched. Without network, download them elsewhere "
+            f"({pretrained_cfg.get('hf_hub') or pretrained_cfg.get('url')}) and give the file as `pretrained`."
+        ) from error
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a weights file; nothing but tensors and plain containers, so no code in it can run.
+
+    open_clip's own loader is not used: on a `TypeError` it reads the file again without `weights_only`.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors only; it is damaged, an archive with code (OpenAI's .pt: use "
+            "the tag 'openai'), or holds other objects. Save its weights as safetensors."
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(weight, Tensor) for weight in content.values()):
+        raise ValueError(f"{path} holds no weights by name, neither at its top level nor under 'state_dict'.")
+    return content
+
+
+def _clip_from_transformers(
+    source: str, cache_dir: str | None
+) -> tuple[CLIPModel, CLIPTokenizer, dict[str, list[float]]]:
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)  # AutoConfig could run its code
+    except OSError as error:
+        raise ValueError(
+            f"`source` is {source!r}, which is neither an open_clip model name{_suggest(source)} nor the id or folder "
+            "of a transformers CLIP that can be reached."
+        ) from error
+    if content.get("model_type") != "clip":
+        raise ValueError(
+            f"`source` {source!r} is a transformers model of type {content.get('model_type')!r}; expected a whole "
+            "CLIP, of type 'clip', such as 'openai/clip-vit-base-patch16'."
+        )
+    model, loading = CLIPModel.from_pretrained(
+        source, cache_dir=cache_dir, dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(f"The weights in {source!r} lack {_listed(sorted(loading['missing_keys']))}.")
+
+    tokenizer, text = CLIPTokenizer.from_pretrained(source, cache_dir=cache_dir), model.config.text_config
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id  # 2: an old mistake in many configs
+    if tokenizer.eos_token_id != end:  # CLIPTokenizer loads without its files, too, and then knows two tokens
+        raise ValueError(
+            f"The tokenizer in {source!r} ends texts with the token {tokenizer.eos_token_id}, its text tower expects "
+            f"{end}: the tokenizer's files are missing or another model's."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
+
+    normalization = _normalization({})
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(source, cache_dir=cache_dir)
+    except OSError:
+        logger.warning(f"{source} has no image processor: images are normalized with OpenAI's mean and deviation.")
+    else:
+        normalization = {key: list(processor.get(key) or value) for key, value in normalization.items()}
+    return model.eval(), tokenizer, normalization
+
+
+# ----------------------------------------------------------------------------------------------------- small helpers
+
+
+def _names(config: CLIPConfig) -> dict[str, tuple[str, ...]]:
+    """What each of open_clip's weights becomes: one of transformers', or query, key and value."""
+    names = {old: (new,) for old, new in _NAMES.items()}
+    towers = {
+        ("visual.transformer", "vision_model"): config.vision_config,
+        ("transformer", "text_model"): config.text_config,
+    }
+    for (old_tower, new_tower), tower in towers.items():
+        for layer in range(tower.num_hidden_layers):
+            for old, new in _LAYER_NAMES.items():
+                for kind in ("weight", "bias"):
+                    targets = tuple(f"{new_tower}.encoder.layers.{layer}.{part}{kind}" for part in new)
+                    names[f"{old_tower}.resblocks.{layer}.{old}{kind}"] = targets
+    return names
+
+
+def _check_convertible(cfg: Mapping[str, Any], name: str) -> None:
+    """Refuses a config that is incomplete or has a part that `CLIPModel` has not."""
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - cfg.keys():
+        raise ValueError(f"The open_clip model {name} lacks {sorted(missing)}: give a complete config of open_clip.")
+    if unsupported := _unsupported_parts(cfg):
+        raise ValueError(
+            f"The open_clip model {name} has {'; '.join(unsupported)}, which transformers' CLIP has not, so it cannot "
+            f"be converted: choose one of {_FAMILIES}."
+        )
+
+
+def _unsupported_parts(cfg: Mapping[str, Any]) -> list[str]:
+    """Every entry of a config that is neither converted nor open_clip's default, in words; the known ones if any."""
+    vision = cfg["vision_cfg"]
+    if isinstance(vision.get("layers"), (list, tuple)):
+        return [f"a ResNet image tower (vision_cfg.layers = {vision['layers']})"]
+    known, special = [], []
+    for section, converted in _CONVERTED.items():
+        defaults = {field.name: field.default for field in fields(_SECTIONS[section])} if section else {}
+        for key, value in (cfg[section] if section else cfg).items():
+            if key not in converted and value != defaults.get(key):
+                entry = f"({section}.{key} = {value!r})" if section else f"({key})"
+                if key in _PARTS:
+                    known.append(f"{_PARTS[key]} {entry}")
+                else:
+                    special.append(f"a special setting {entry}")
+    for key in ("image_size", "patch_size"):
+        if not isinstance(vision.get(key, 0), int):
+            known.append(f"two sides (vision_cfg.{key} = {vision[key]!r}; expected one of a square)")
+    return known or special
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more

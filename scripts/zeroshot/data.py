@@ -1,0 +1,361 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Benchmarks as `datasets.Dataset`, a check of their files, and the samples that training and evaluation read.
+
+Label maps stay as their files have them until a [`~zeroshot.splits.SegmentationSplit`] maps them, sample by sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import torch
+from tqdm.auto import tqdm
+
+from .scenes import scenes_dataset
+from .splits import SegmentationSplit, load_split
+
+
+Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
+
+LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's names of one integer a pixel
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def load_benchmark(
+    name: str,
+    split_part: str,
+    root: str | Path | None = None,
+    *,
+    label_folder: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    num_scenes: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Opens one part of a benchmark. Its files are not read yet; [`validate_dataset`] does that.
+
+    - `"voc2012"`: `root` holds `JPEGImages`, `SegmentationClassAug` or `SegmentationClass` or both, and
+      `ImageSets/Segmentation`, whose lists are the parts: `train`, `trainaug`, `val`.
+    - `"pascal_context_59"`, `"pascal_context_60"`: `root` holds `JPEGImages`, `SegmentationClassContext` and
+      `ImageSets/SegmentationContext`, whose lists are the parts: `train`, `val`.
+    - `"coco_stuff"`: `root` holds `train2017` and `val2017`, or both in `images`, and label folders of the same names
+      in `stuffthingmaps` or `annotations`. The parts are `train` and `val`.
+    - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
+    - anything else: a hub id, or a local folder that is an imagefolder, holds parquet files or was made by
+      `save_to_disk`. The parts are what the dataset calls them.
+
+    `val` and `validation` mean the same to the named ones.
+
+    Args:
+        name: See above.
+        split_part: See above.
+        root: See above. The years `VOC2012` and `VOC2010` are found inside it, also inside its `VOCdevkit`.
+        label_folder: For VOC and Context, the only folder of label files to use. By default VOC takes a file from
+            `SegmentationClassAug`, and from `SegmentationClass` if it is not there.
+        image_column: For hub ids and local folders, the column of images.
+        label_column: For hub ids and local folders, the column of label maps.
+        num_scenes: For embedded scenes, how many to draw; by default the number in the split file.
+        seed: For embedded scenes, what they are drawn with.
+
+    Returns:
+        A dataset with the columns `image` and `label` (both [`datasets.Image`], raw ids) and `name` (file name
+        without its ending, or the position if there is none).
+
+    Raises:
+        FileNotFoundError: A folder or a list that the layout needs does not exist.
+        ValueError: The part is unknown or empty, a column is missing, or `name` cannot be opened.
+    """
+    if name == "embedded_scenes":
+        return _draw_scenes("validation" if split_part == "val" else split_part, num_scenes, seed)
+    if name not in ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60"):
+        return _open_dataset(name, split_part, image_column, label_column)
+
+    if root is None:
+        raise ValueError(f"`root` is missing; give the folder of {name}.")
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"`root` is {str(root)!r}, which is not a folder; expected the folder of {name}.")
+    part = "val" if split_part == "validation" else split_part
+    if name == "coco_stuff":
+        images, labels = _coco_files(Path(root), part)
+    elif name == "voc2012":
+        label_folders = [label_folder] if label_folder else ["SegmentationClassAug", "SegmentationClass"]
+        images, labels = _voc_files(Path(root), "VOC2012", "Segmentation", label_folders, part)
+    else:
+        label_folders = [label_folder or "SegmentationClassContext"]
+        images, labels = _voc_files(Path(root), "VOC2010", "SegmentationContext", label_folders, part)
+    columns = {"image": [str(p) for p in images], "label": [str(p) for p in labels], "name": [p.stem for p in images]}
+    features = {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _draw_scenes(part: str, num_scenes: int | None, seed: int) -> datasets.Dataset:
+    sizes = load_split("embedded_scenes").sizes
+    if part not in sizes:
+        raise ValueError(f"`split_part` is {part!r}; embedded_scenes has {', '.join(sizes)}.")
+    scenes = scenes_dataset(part, sizes[part] if num_scenes is None else num_scenes, seed)
+    return scenes.select_columns(["image", "label"]).add_column("name", [f"{i:05d}" for i in range(len(scenes))])
+
+
+def _voc_files(
+    root: Path, year: str, list_folder: str, label_folders: list[str], part: str
+) -> tuple[list[Path], list[Path]]:
+    roots = (root, root / year, root / "VOCdevkit" / year)
+    root = next((folder for folder in roots if (folder / "ImageSets" / list_folder).is_dir()), root)
+    image_list = root / "ImageSets" / list_folder / f"{part}.txt"
+    if not image_list.is_file():
+        present = sorted(path.stem for path in image_list.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{image_list} does not exist. `split_part` names a list in that folder, which has {present or 'none'}."
+        )
+    label_roots = [root / folder for folder in label_folders if (root / folder).is_dir()]
+    if not label_roots:
+        raise FileNotFoundError(f"{root} has no folder {' or '.join(label_folders)} of label maps.")
+    # Some lists in circulation hold paths of image and label; the name is in the first.
+    lines = image_list.read_text(encoding="utf-8").splitlines()
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{image_list} lists no image; expected one name a line.")
+    labels = []
+    for name in names:
+        candidates = [folder / f"{name}.png" for folder in label_roots]
+        labels.append(next((path for path in candidates[:-1] if path.is_file()), candidates[-1]))
+    return [root / "JPEGImages" / f"{name}.jpg" for name in names], labels
+
+
+def _coco_files(root: Path, part: str) -> tuple[list[Path], list[Path]]:
+    folder = f"{part}2017"
+    image_root = _existing_folder(root / folder, root / "images" / folder)
+    label_root = _existing_folder(root / "stuffthingmaps" / folder, root / "annotations" / folder)
+    # A name that is in one folder only stays in, so that its missing partner is reported.
+    image_names = {Path(file).stem for file in os.listdir(image_root) if file.endswith(".jpg")}
+    label_names = {Path(f).stem for f in os.listdir(label_root) if f.endswith(".png") and "TrainIds" not in f}
+    names = sorted(image_names | label_names)
+    if not names:
+        raise ValueError(f"{image_root} holds no .jpg file and {label_root} no label map.")
+    return [image_root / f"{name}.jpg" for name in names], [label_root / f"{name}.png" for name in names]
+
+
+def _existing_folder(*folders: Path) -> Path:
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"None of these folders exists: {', '.join(map(str, folders))}.")
+
+
+def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
+    folder = Path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            dataset = datasets.load_from_disk(name)
+            if split_part not in dataset:
+                raise ValueError(f"It has the parts {', '.join(dataset)}.")
+            dataset = dataset[split_part]
+        elif (folder / "state.json").is_file():
+            dataset = datasets.load_from_disk(name)
+        else:
+            dataset = datasets.load_dataset(name, split=split_part)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"Cannot open the part {split_part!r} of {name!r}, taken for a local folder or a hub id because it is "
+            f"none of the named benchmarks. {error}"
+        ) from error
+    for argument, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in dataset.column_names:
+            present = ", ".join(dataset.column_names)
+            raise ValueError(f"{name!r} has no column {column!r}; set `{argument}` to one of {present}.")
+    dataset = dataset.select_columns([image_column, label_column])
+    dataset = dataset.rename_columns({image_column: "image", label_column: "label"})
+    if not len(dataset):
+        raise ValueError(f"The part {split_part!r} of {name!r} is empty.")
+    try:
+        encoded = _encoded(dataset)
+    except (pyarrow.ArrowException, TypeError) as error:
+        raise ValueError(f"A column of {name!r} does not hold images; it has {dataset.features}. {error}") from error
+    paths = pyarrow.compute.struct_field(encoded.with_format("arrow")[:]["image"], "path").to_pylist()
+    names = [Path(path).stem if path else f"{index:08d}" for index, path in enumerate(paths)]
+    dataset = encoded.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
+    return dataset.add_column("name", names)
+
+
+def _encoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """`dataset` with columns `image` and `label` as bytes and paths."""
+    # Never Image(mode=…): converting a palette image to grey replaces its ids by grey values.
+    encoded = datasets.Image(decode=False)
+    return dataset.cast_column("image", encoded).cast_column("label", encoded)
+
+
+# --- reading and checking ----------------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """What is wrong with one file of a dataset."""
+
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+def validate_dataset(dataset: datasets.Dataset, spec: SegmentationSplit, num_threads: int = 8) -> list[Problem]:
+    """Reads every file of `dataset` once and returns all that is wrong, in the order of the dataset.
+
+    Found are missing and damaged files, label maps that are not one integer a pixel or not of the image's size, raw
+    ids that `spec` does not map, and a dataset without any image.
+
+    Args:
+        dataset: As from [`load_benchmark`].
+        spec: The split whose raw ids the label maps should hold.
+        num_threads: Number of files that are decoded at once.
+    """
+    if not len(dataset):
+        return [Problem("dataset", "it is empty")]
+    problems: list[Problem] = []
+    rows = _encoded(dataset)
+    progress = tqdm(total=len(rows), desc="Checking files", disable=None)
+    with progress, ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(rows), 512):  # not all at once, because embedded files are read ahead
+            batch = rows.select(range(start, min(start + 512, len(rows)))).to_list()
+            for found in pool.map(lambda row: _read_row(row, spec)[-1], batch):
+                problems += found
+                progress.update()
+    return problems
+
+
+def raise_for_problems(problems: list[Problem], limit: int = 20) -> None:
+    """Raises a [`ValueError`] that lists the first `limit` of `problems`; does nothing if there are none."""
+    if problems:
+        more = [f"… and {len(problems) - limit} more"] if len(problems) > limit else []
+        lines = "\n".join([*map(str, problems[:limit]), *more])
+        raise ValueError(f"The dataset cannot be used, {len(problems)} problem(s) found:\n{lines}")
+
+
+def _read_row(
+    row: dict[str, Any], spec: SegmentationSplit
+) -> tuple[np.ndarray | None, np.ndarray | None, list[Problem]]:
+    """The `uint8` RGB image, the map of class ids, and what is wrong; what cannot be read is `None`."""
+    arrays: dict[str, np.ndarray | None] = {}
+    files, problems = {}, []
+    for column, to_array in (("image", _image_array), ("label", _label_array)):
+        files[column] = (row[column] or {}).get("path") or f"{column} of {row['name']}"
+        try:
+            arrays[column] = to_array(row[column])
+        except ValueError as error:
+            arrays[column] = None
+            problems.append(Problem(files[column], str(error)))
+    image, label = arrays["image"], arrays["label"]
+    if image is not None and label is not None and image.shape[:2] != label.shape:
+        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape, *image.shape)
+        problems.append(Problem(files["label"], f"the label map has {sizes}; they must agree"))
+    if label is not None:
+        try:
+            label = spec.map_raw(label)
+        except ValueError as error:
+            problems.append(Problem(files["label"], str(error)))
+    return image, label, problems
+
+
+def _decode(value: dict[str, Any] | None):
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError("the file is missing")
+    if value["bytes"] is None and "://" not in value["path"] and not os.path.isfile(value["path"]):
+        raise ValueError("the file does not exist")
+    try:
+        return datasets.Image().decode_example(value)
+    except Exception as error:  # damaged files make PIL raise errors of all kinds
+        raise ValueError(f"the file cannot be decoded ({error or type(error).__name__})") from None
+
+
+def _image_array(value: dict[str, Any] | None) -> np.ndarray:
+    return np.array(_decode(value).convert("RGB"))
+
+
+def _label_array(value: dict[str, Any] | None) -> np.ndarray:
+    picture = _decode(value)
+    if picture.mode not in LABEL_MODES:
+        raise ValueError(
+            f"the label map has mode {picture.mode}, expected one integer id a pixel (PNG of mode L, P or I;16); "
+            "if colours stand for classes, convert them to ids first"
+        )
+    return np.array(picture)
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Samples of a benchmark, decoded, mapped and transformed.
+
+    A sample depends on `seed`, the epoch and its index only, never on a global random state or on which worker reads
+    it.
+
+    Args:
+        dataset: As from [`load_benchmark`].
+        spec: The split that maps its label files.
+        transform: Called with image, label map and a `torch.Generator`, such as
+            [`~zeroshot.transforms.TrainTransform`].
+        training: Whether label maps hold training ids, with unseen classes ignored, instead of class ids. The
+            transform sees nothing else.
+        seed: Seed of the transform.
+        in_memory: Whether to decode everything now and keep it, 4 bytes a pixel.
+
+    Raises:
+        ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or not as `spec`
+            says. The message names it.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        spec: SegmentationSplit,
+        transform: Transform | None = None,
+        *,
+        training: bool,
+        seed: int = 0,
+        in_memory: bool = False,
+    ):
+        self.spec = spec
+        self.transform = transform
+        self.training = training
+        self.seed = seed
+        self._rows = _encoded(dataset)
+        # In shared memory, so that loader processes which live on through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the transform's randomness of the samples read from now on."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns a dictionary of
+
+        - `image`: `uint8` array of shape (height, width, 3), RGB;
+        - `label`: `int64` array of shape (height, width), training ids or class ids, or `spec.ignore_index`;
+        - `name`: what the dataset calls it;
+        - `index`: its position in the dataset.
+        """
+        image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)
+        label = self.spec.hide_unseen(label) if self.training else label.astype(np.int64)
+        if self.transform is not None:
+            entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
+            generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            image, label = self.transform(image, label, generator)
+        return {"image": image, "label": label, "name": name, "index": index}
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
+        row = self._rows[index]
+        image, label, problems = _read_row(row, self.spec)
+        raise_for_problems(problems)
+        smallest = np.result_type(*map(np.min_scalar_type, (self.spec.ignore_index, len(self.spec.classes) - 1)))
+        return image, label.astype(smallest), row["name"]

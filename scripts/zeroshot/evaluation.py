@@ -1,0 +1,117 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Evaluation in the generalized label space: every labelled pixel gets one of all classes, seen or unseen."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput
+
+from .scoring import confusion_matrix, scores_from_confusion
+from .splits import SegmentationSplit
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How label maps are read out of one forward pass.
+
+    Attributes:
+        gamma, threshold: PBC's; `gamma=0` switches it off, `None` takes the checkpoint's values.
+        seen_penalty: A constant off every seen class's score, the peers' blind correction.
+    """
+
+    gamma: float | None = None
+    threshold: float | None = None
+    seen_penalty: float = 0.0
+
+
+class Evaluator:
+    """Accumulates confusion matrices of several readouts of the same forward passes.
+
+    Args:
+        split: Classes of the dataset; label maps hold their ids.
+        readouts: By name.
+    """
+
+    def __init__(self, split: SegmentationSplit, readouts: dict[str, Readout], device: torch.device | str = "cpu"):
+        self.split = split
+        self.readouts = readouts
+        classes = len(split.classes)
+        self.matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in readouts}
+
+    def add(self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor]) -> None:
+        """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size."""
+        sizes = [tuple(label.shape) for label in labels]
+        for name, readout in self.readouts.items():
+            maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, **asdict(readout))
+            for prediction, label in zip(maps, labels):
+                label = label.to(prediction.device)
+                self.matrices[name] += confusion_matrix(
+                    prediction, label, len(self.split.classes), self.split.ignore_index
+                ).to(self.matrices[name].device)
+
+    def scores(self, accelerator=None) -> dict[str, dict[str, Any]]:
+        """Scores of every readout, over all processes."""
+        results = {}
+        for name, matrix in self.matrices.items():
+            total = accelerator.reduce(matrix, reduction="sum") if accelerator is not None else matrix
+            results[name] = scores_from_confusion(total.cpu(), self.split.unseen_ids, self.split.classes)
+        return results
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: AlignZegModel,
+    image_processor: AlignZegImageProcessor,
+    batches: Iterable[dict[str, Any]],
+    split: SegmentationSplit,
+    text_prototypes: Tensor,
+    readouts: dict[str, Readout] | None = None,
+    accelerator=None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Scores of `model` on `batches`, by readout.
+
+    Args:
+        batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps.
+        text_prototypes: `(C, D)`, one per class of `split`.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.device
+    seen = torch.tensor(split.seen_class_mask, device=device)
+    evaluator = Evaluator(split, readouts or {"default": Readout()}, device)
+    for batch in tqdm(batches, desc="evaluate", leave=False, disable=not progress):
+        outputs = model(
+            pixel_values=batch["pixel_values"].to(device),
+            pixel_mask=batch["pixel_mask"].to(device),
+            text_prototypes=text_prototypes,
+            seen_class_mask=seen,
+        )
+        evaluator.add(image_processor, outputs, batch["labels"])
+    model.train(was_training)
+    return evaluator.scores(accelerator)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that a report names."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+    }
+
+
+def format_scores(scores: dict[str, Any]) -> str:
+    return (
+        f"mIoU(S) {scores['miou_seen']:.1f}  mIoU(U) {scores['miou_unseen']:.1f}  hIoU {scores['hiou']:.1f}  "
+        f"pAcc {scores['pixel_accuracy']:.1f}"
+    )

@@ -1,0 +1,58 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Reading image files of strangers: every failure is one sentence that names the file and the way out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from modeling_alignzeg.image_processing_alignzeg import to_rgb
+
+
+# A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in a file: upright, 8 bits, three channels, whatever the file holds.
+
+    Args:
+        path: a file in any format that PIL reads; of several frames the first one is taken.
+        max_pixels: larger pictures are refused after reading their header, before they take memory. To read pictures
+            above its default, raise `PIL.Image.MAX_IMAGE_PIXELS` too.
+
+    Returns:
+        A PIL image of mode `RGB`; see [`to_rgb`] for transparency, 16-bit images and EXIF orientation.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is a folder.
+        ValueError: the file is empty, no image, truncated, damaged or too large.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder; expected an image file.")
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes); save or download it again.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            image = Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is no image, or PIL cannot read its format; convert it to PNG or JPEG.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large ({error}); scale it down first.") from None
+    except Exception as error:  # permissions, and headers on which PIL's plug-ins stumble
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    with image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(
+                f"{path} has {image.width} x {image.height} pixels, more than {max_pixels:,}; scale it down first."
+            )
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be used: {error}.") from error

@@ -1,0 +1,293 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Which classes a benchmark has, which of them are unseen, and how its label files are read.
+
+Three kinds of ids occur, and only this file converts between them:
+
+- *raw* ids, as the label files hold them;
+- *class* ids, `0 … C-1` in the order of `classes`: what evaluation and prediction use;
+- *training* ids, `0 … S-1` in the order of `seen`: what the model is trained on. Unseen classes have none.
+
+Pixels that take no part hold `ignore_index` in the last two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+
+SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"
+SHIPPED_SPLITS: dict[str, str] = {
+    "voc2012": "pascal_voc_2012.json",
+    "coco_stuff": "coco_stuff_164k.json",
+    "pascal_context_59": "pascal_context_59.json",
+    "pascal_context_60": "pascal_context_60_with_background.json",
+    "embedded_scenes": "embedded_scenes.json",
+}
+NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
+CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
+
+_UNMAPPED = np.iinfo(np.int64).min
+_JSON_KEYS = ("name", "classes", "unseen", "unseen_ids", "seen_ids", "ignore_index", "raw_id_to_contiguous")
+_YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map")
+
+
+@dataclass(frozen=True)
+class SegmentationSplit:
+    """The classes of a benchmark, divided into seen and unseen ones.
+
+    Attributes:
+        name: Name of the protocol.
+        classes: Names of all classes; a class id is a position in it.
+        unseen: Names of the unseen classes, a subset of `classes`.
+        ignore_index: Id of pixels that take no part; any integer that is not a class id.
+        raw_id_to_class: Class id, or `ignore_index`, of every raw id that a label file may hold. By default raw ids
+            are class ids and `ignore_index` is itself.
+        protocol: In words, what a report must say beside the name, such as what became of the background.
+        sizes: Number of images of each part ("train", "val", …) as published; empty if unknown.
+
+    Raises:
+        ValueError: Names are empty or occur twice, `unseen` names a class that does not exist, `ignore_index` is a
+            class id, or `raw_id_to_class` leaves the range of raw or class ids.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    ignore_index: int = 255
+    raw_id_to_class: Mapping[int, int] = field(default_factory=dict)
+    protocol: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_names("classes", self.classes)
+        _check_names("unseen", self.unseen)
+        if not self.classes:
+            raise ValueError("`classes` is empty; expected at least one class name.")
+        strangers = [name for name in self.unseen if name not in self.classes]
+        if strangers:
+            raise ValueError(f"`unseen` names {_quoted(strangers)}, not found in `classes`; check the spelling.")
+        if not _is_integer(self.ignore_index):
+            raise ValueError(f"`ignore_index` is {self.ignore_index!r}; expected an integer.")
+        if 0 <= self.ignore_index < len(self.classes):
+            raise ValueError(
+                f"`ignore_index` is {self.ignore_index}, the id of class {self.classes[self.ignore_index]!r}; "
+                f"choose a number outside 0..{len(self.classes) - 1}."
+            )
+        if not self.raw_id_to_class:
+            identity = {i: i for i in range(len(self.classes))} | {self.ignore_index: self.ignore_index}
+            # A negative `ignore_index` cannot stand in a file.
+            identity = {raw: target for raw, target in identity.items() if raw >= 0}
+            object.__setattr__(self, "raw_id_to_class", identity)
+        for raw, target in self.raw_id_to_class.items():
+            if not _is_integer(raw) or not 0 <= raw < NUM_RAW_IDS:
+                raise ValueError(f"The raw id map has the key {raw!r}; expected an integer in 0..{NUM_RAW_IDS - 1}.")
+            if not _is_integer(target) or not (0 <= target < len(self.classes) or target == self.ignore_index):
+                raise ValueError(
+                    f"The raw id map sends {raw} to {target!r}; expected a class id in 0..{len(self.classes) - 1} or "
+                    f"the ignore index {self.ignore_index}."
+                )
+
+    @cached_property
+    def seen(self) -> tuple[str, ...]:
+        """Names of the seen classes in the order of `classes`; a training id is a position in it."""
+        return tuple(name for name in self.classes if name not in self.unseen)
+
+    @cached_property
+    def unseen_ids(self) -> tuple[int, ...]:
+        """Class ids of `unseen`, in its order."""
+        return tuple(self.classes.index(name) for name in self.unseen)
+
+    @cached_property
+    def seen_ids(self) -> tuple[int, ...]:
+        """Class ids of `seen`, in its order; turns a training id into a class id."""
+        return tuple(self.classes.index(name) for name in self.seen)
+
+    @cached_property
+    def seen_class_mask(self) -> tuple[bool, ...]:
+        """For every class, whether it is seen."""
+        return tuple(name not in self.unseen for name in self.classes)
+
+    def map_raw(self, label: np.ndarray) -> np.ndarray:
+        """Turns a label map as stored in a file into class ids.
+
+        Args:
+            label: Integer array of any shape.
+
+        Returns:
+            `int64` array of that shape with values in `0..C-1` or `ignore_index`.
+
+        Raises:
+            ValueError: `label` does not hold integers, or holds an id that the raw id map does not have.
+        """
+        label = _integer_array(label)
+        inside = (label >= 0) & (label < NUM_RAW_IDS) if label.dtype.itemsize > 2 or label.dtype.kind == "i" else True
+        mapped = self._raw_table[label] if np.all(inside) else np.array(_UNMAPPED)
+        if (mapped == _UNMAPPED).any():
+            strangers = [int(i) for i in np.unique(label) if int(i) not in self.raw_id_to_class]
+            raise ValueError(
+                f"The label map holds the raw ids {strangers}, which the raw id map of {self.name!r} does not have. "
+                "Use the split that belongs to these files, or add the ids to its raw id map."
+            )
+        return mapped
+
+    def hide_unseen(self, label: np.ndarray) -> np.ndarray:
+        """Turns class ids into training ids; pixels of unseen classes become `ignore_index`.
+
+        Everything a training sees of a label map passes through here, and nothing else may renumber classes.
+
+        Args:
+            label: Integer array of any shape with values in `0..C-1` or `ignore_index`.
+
+        Returns:
+            `int64` array of that shape with values in `0..S-1` or `ignore_index`.
+
+        Raises:
+            ValueError: `label` does not hold integers, or holds an id that is not a class.
+        """
+        label = _integer_array(label)
+        ignored = label == self.ignore_index
+        known = ignored | ((label >= 0) & (label < len(self.classes)))
+        if not known.all():
+            raise ValueError(
+                f"The label map holds the ids {np.unique(label[~known]).tolist()}; expected class ids in "
+                f"0..{len(self.classes) - 1} or the ignore index {self.ignore_index}. Call `map_raw` on it first."
+            )
+        return self._training_table[np.where(ignored, len(self.classes), label)]
+
+    @cached_property
+    def _raw_table(self) -> np.ndarray:
+        table = np.full(NUM_RAW_IDS, _UNMAPPED, np.int64)
+        table[list(self.raw_id_to_class)] = list(self.raw_id_to_class.values())
+        return table
+
+    @cached_property
+    def _training_table(self) -> np.ndarray:
+        table = np.full(len(self.classes) + 1, self.ignore_index, np.int64)  # its last entry is for ignored pixels
+        table[list(self.seen_ids)] = np.arange(len(self.seen))
+        return table
+
+
+def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> SegmentationSplit:
+    """Loads a shipped split by name, or a user's own from a file.
+
+    Args:
+        name_or_path: One of [`SHIPPED_SPLITS`], or the path of a YAML file with the keys
+
+            - `classes`: list of class names;
+            - `unseen` (optional): list of the names of the unseen ones;
+            - `ignore_index` (optional, 255);
+            - `raw_id_map` (optional): for every id in the label files a class name, a class id or `ignore_index`.
+              Pixels that hold `ignore_index` stay ignored without being listed. By default the files hold class ids;
+
+            or of a JSON file in the form of the shipped ones.
+        context_459_ids: For the PASCAL Context splits: the label files hold the original ids 1..459 instead of the
+            usual 0..59. Categories outside the 59 are background.
+
+    Raises:
+        FileNotFoundError: There is no such split and no such file.
+        ValueError: The file is not what is described above; the message names the file and the key.
+    """
+    name = str(name_or_path)
+    path = SPLITS_FOLDER / SHIPPED_SPLITS[name] if name in SHIPPED_SPLITS else Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return _from_json(json.loads(text), context_459_ids)
+        if context_459_ids:
+            raise ValueError("`context_459_ids` is for the PASCAL Context splits; write the ids into `raw_id_map`.")
+        return _from_yaml(yaml.safe_load(text), path.stem)
+    except (ValueError, yaml.YAMLError) as error:  # ValueError includes JSON and UTF-8 errors
+        raise ValueError(f"The split file {path} cannot be used. {error}") from None
+
+
+def _from_json(data: Any, context_459_ids: bool) -> SegmentationSplit:
+    missing = [key for key in _JSON_KEYS if key not in data] if isinstance(data, dict) else _JSON_KEYS
+    if missing:
+        raise ValueError(f"It lacks {_quoted(missing)}; a JSON split has the keys of the shipped ones.")
+    _check_types(data)
+    raw_id_to_class = {int(raw): target for raw, target in data["raw_id_to_contiguous"].items()}
+    if context_459_ids:
+        if "raw459_id_to_mmseg60" not in data:
+            raise ValueError("`context_459_ids` is for the PASCAL Context splits; this one has no table for such ids.")
+        listed = {int(raw): index for raw, index in data["raw459_id_to_mmseg60"].items()}
+        raw_id_to_class = {raw: raw_id_to_class[listed.get(raw, 0)] for raw in range(CONTEXT_CATEGORIES + 1)}
+    split = SegmentationSplit(
+        name=data["name"],
+        classes=tuple(data["classes"]),
+        unseen=tuple(data["unseen"]),
+        ignore_index=data["ignore_index"],
+        raw_id_to_class=raw_id_to_class,
+        protocol=f"background: {data['background']['policy']}" if "background" in data else "",
+        sizes={part: facts["images"] for part, facts in data.get("splits", {}).items()},
+    )
+    for key in ("unseen_ids", "seen_ids"):  # names decide; ids that disagree mean that one of them is wrong
+        if tuple(data[key]) != getattr(split, key):
+            raise ValueError(f"`{key}` is {data[key]}, but by the names it is {list(getattr(split, key))}.")
+    return split
+
+
+def _from_yaml(data: Any, name: str) -> SegmentationSplit:
+    if not isinstance(data, dict) or "classes" not in data:
+        raise ValueError(f"Expected the key `classes`, and optionally {_quoted(_YAML_KEYS[1:])}.")
+    strangers = [key for key in data if key not in _YAML_KEYS]
+    if strangers:
+        raise ValueError(f"It has the keys {_quoted(strangers)}; expected only {_quoted(_YAML_KEYS)}.")
+    _check_types(data)
+    classes, ignore_index = tuple(data["classes"]), data.get("ignore_index", 255)
+    _check_names("classes", classes)
+    raw_id_to_class = {}
+    for raw, target in data.get("raw_id_map", {}).items():
+        if isinstance(target, str) and target not in classes:
+            raise ValueError(f"`raw_id_map` sends {raw} to {target!r}, which `classes` does not have.")
+        raw_id_to_class[raw] = classes.index(target) if isinstance(target, str) else target
+    if raw_id_to_class and _is_integer(ignore_index) and ignore_index >= 0:
+        raw_id_to_class.setdefault(ignore_index, ignore_index)
+    return SegmentationSplit(name, classes, tuple(data.get("unseen", [])), ignore_index, raw_id_to_class)
+
+
+def _check_types(data: dict[str, Any]) -> None:
+    for key in ("classes", "unseen", "unseen_ids", "seen_ids"):
+        if not isinstance(data.get(key, []), list):
+            raise ValueError(f"`{key}` is {data[key]!r}; expected a list.")
+    for key in ("raw_id_map", "raw_id_to_contiguous"):
+        if not isinstance(data.get(key, {}), dict):
+            raise ValueError(f"`{key}` is {data[key]!r}; expected a raw id and what it stands for on every line.")
+
+
+def _check_names(argument: str, names: Sequence[str]) -> None:
+    for position, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            hint = " (YAML reads yes, no, on, off and numbers as something else; put them in quotes)"
+            raise ValueError(
+                f"`{argument}` has {name!r} at position {position}; expected a class name{'' if name == '' else hint}."
+            )
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise ValueError(f"`{argument}` has {_quoted(doubles)} more than once; every class needs its own name.")
+
+
+def _integer_array(label: np.ndarray) -> np.ndarray:
+    label = np.asarray(label)
+    if label.dtype.kind not in "uib":
+        raise ValueError(f"The label map has values of type {label.dtype}; expected integers.")
+    return label.astype(np.uint8) if label.dtype.kind == "b" else label
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _quoted(names: Sequence[Any]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,393 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The training loop: data, model and objective are elsewhere, this is what happens in which order.
+
+Every random choice is a function of the seed and the step (or the epoch and the sample), never of what ran before, so
+that a resumed run takes the same steps as an uninterrupted one and any number of processes draws the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+
+from .checkpointing import CheckpointStore, SignalStop, atomic_write_text, check_finite
+from .checkpoints import assemble, save_checkpoint
+from .clip_conversion import load_clip
+from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
+from .evaluation import Readout, evaluate_model, format_scores
+from .settings import DataSettings, ModelSettings, Settings
+from .splits import SegmentationSplit, load_split
+from .transforms import Collator, TrainTransform, normalize_image
+
+
+LOSSES = (
+    "loss",
+    "loss_class",
+    "loss_mask",
+    "loss_dice",
+    "loss_auxiliary",
+    "loss_virtual",
+    "loss_diversity",
+    "loss_indicator",
+)
+
+
+# --- building blocks -----------------------------------------------------------------------------------------------
+
+
+def start_accelerator(settings: Settings) -> Accelerator:
+    """The accelerator of this process.
+
+    Raises:
+        RuntimeError: the launcher started another number of processes than training would use. Some of accelerate's
+            flags do so silently.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=settings.training.gradient_accumulation_steps,
+        log_with="tensorboard" if settings.training.tensorboard else None,
+        project_dir=settings.output_dir,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
+        step_scheduler_with_optimizer=False,
+    )
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != asked:
+        raise RuntimeError(
+            f"The launcher started {asked} processes, but they would train apart from each other "
+            f"({accelerator.distributed_type}). For several CPU processes: ACCELERATE_USE_CPU=true torchrun "
+            "--nproc_per_node N scripts/train.py …; on GPUs: accelerate launch --multi_gpu --num_processes N …"
+        )
+    if settings.training.num_threads:
+        torch.set_num_threads(settings.training.num_threads)
+    return accelerator
+
+
+def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, AlignZegProcessor]:
+    """The model to train, and its processor.
+
+    Raises:
+        ValueError: neither a checkpoint nor a CLIP is named.
+    """
+    if settings.checkpoint is not None:
+        return AlignZegModel.from_pretrained(settings.checkpoint), AlignZegProcessor.from_pretrained(settings.checkpoint)
+    if settings.clip is None:
+        raise ValueError("`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`.")
+    clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
+    return assemble(
+        clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
+    )
+
+
+def open_part(settings: DataSettings, part: str, limit: int | None):
+    """One part of the dataset, as `datasets.Dataset`, at most `limit` images."""
+    dataset = load_benchmark(
+        settings.dataset,
+        part,
+        settings.root,
+        label_folder=settings.label_folder,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        num_scenes=limit,
+        seed=settings.scene_seed,
+    )
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def evaluation_batches(dataset: SegmentationDataset, processor: AlignZegProcessor, batch_size: int, accelerator=None):
+    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+
+    def flush(samples):
+        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt")
+        return {**inputs, "labels": [torch.from_numpy(s["label"]) for s in samples], "names": [s["name"] for s in samples]}
+
+    waiting: list[dict[str, Any]] = []
+    for index in range(rank, len(dataset), world):
+        sample = dataset[index]
+        if waiting and (len(waiting) == batch_size or waiting[0]["image"].shape != sample["image"].shape):
+            yield flush(waiting)
+            waiting = []
+        waiting.append(sample)
+    if waiting:
+        yield flush(waiting)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
+    with_decay, without = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or any(part in name for part in ("position", "query_embeddings", "prototypes"))
+            (without if plain else with_decay).append(parameter)
+    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    """Share of the peak learning rate at `step` (from 0)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "poly":
+        return (1 - done) ** 0.9
+    if schedule == "constant":
+        return 1.0
+    raise ValueError(f"`training.schedule` is {schedule!r}; use cosine, poly or constant.")
+
+
+def step_seed(seed: int, step: int, micro_step: int) -> int:
+    return int(np.random.SeedSequence([seed, step, micro_step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@torch.no_grad()
+def clip_feature_cache(model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64) -> Tensor:
+    """Frozen CLIP features of every image: `(images, layers, 1 + P, Dv)`, exactly what the model would compute."""
+    parts = []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
+        images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
+        pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
+        parts.append(torch.stack(list(model.clip_hidden_states(pixels).values()), 1).cpu())
+    return torch.cat(parts)
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One training run, in `settings.output_dir`.
+
+    `run` trains to the end, or to a signal, and returns the last validation scores.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.accelerator = start_accelerator(settings)
+        self.output = Path(settings.output_dir)
+        data, training = settings.data, settings.training
+
+        self.split: SegmentationSplit = load_split(data.split or data.dataset)
+        # The one split that training sees: its unseen classes become "ignore" in every label map.
+        self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
+        with self.accelerator.main_process_first():
+            train_rows = open_part(data, data.train_part, data.num_train)
+            self.validation = SegmentationDataset(
+                open_part(data, data.validation_part, data.num_validation), self.split, training=False
+            ) if training.evaluate_every else None
+        if data.validate and self.accelerator.is_main_process:
+            raise_for_problems(validate_dataset(train_rows, self.split))
+        transform = TrainTransform(ignore_index=self.split.ignore_index, **data.transform)
+        self.dataset = SegmentationDataset(
+            train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
+        )
+
+        self.model, self.processor = build_model(settings.model, settings.seed)
+        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
+        self.model.to(self.accelerator.device)
+        image_processor = self.processor.image_processor
+        self.clip_cache = None
+        if data.cache_clip_features:
+            if transform.crop_size is not None or transform.color_jitter or transform.flip_probability > 0:
+                raise ValueError(
+                    "`data.cache_clip_features` needs images that never change: set data.transform to "
+                    "{crop_size: null, color_jitter: false, flip_probability: 0}."
+                )
+            self.clip_cache = clip_feature_cache(
+                self.model, self.dataset, image_processor.image_mean, image_processor.image_std
+            )
+
+        collator = Collator(
+            image_mean=image_processor.image_mean,
+            image_std=image_processor.image_std,
+            ignore_index=self.split.ignore_index,
+            size_divisor=transform.crop_size or self.model.config.size_divisor,
+        )
+        loader = DataLoader(
+            self.dataset,
+            batch_size=training.batch_size,
+            shuffle=True,
+            collate_fn=collator,
+            num_workers=data.num_workers,
+            drop_last=True,
+            persistent_workers=data.num_workers > 0,
+        )
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, training.weight_decay), lr=training.learning_rate, betas=(0.9, 0.999)
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, training.steps, training.warmup_steps, training.schedule),
+        )
+        self.network, self.optimizer, self.loader, self.scheduler = self.accelerator.prepare(
+            self.model, optimizer, loader, scheduler
+        )
+        if len(self.loader) < training.gradient_accumulation_steps:
+            raise ValueError(
+                f"The training part has {len(self.dataset)} images, too few for one step of "
+                f"{training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps}: "
+                "lower training.batch_size or add data."
+            )
+        self.store = CheckpointStore(self.output / "checkpoints", keep=training.keep_checkpoints)
+        self.step, self.epoch, self.batch = 0, 0, 0
+        self.best: float | None = None
+
+    # --- state
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
+
+    def save(self) -> None:
+        self.store.save(self.accelerator, self.network, self.optimizer, self.scheduler, self.progress)
+
+    def resume(self) -> None:
+        path = self.store.latest(self.accelerator)
+        if path is None:
+            return
+        state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.best = state["best"]
+        self.accelerator.print(f"Resumed at step {self.step} from {path}")
+
+    # --- loop
+
+    def micro_batches(self) -> Iterator[dict[str, Any]]:
+        """Batches without end, from where the run stands; `self.epoch` and `self.batch` follow."""
+        while True:
+            self.dataset.set_epoch(self.epoch)
+            self.loader.set_epoch(self.epoch)
+            loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
+            for batch in loader:
+                self.batch += 1
+                yield batch
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def run(self) -> dict[str, Any] | None:
+        settings = self.settings.training
+        accelerator = self.accelerator
+        if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
+        if self.settings.resume:
+            self.resume()
+        if settings.tensorboard:
+            accelerator.init_trackers("tensorboard")
+        scores = None
+        self.network.train()
+        bar = tqdm(
+            total=settings.steps,
+            initial=self.step,
+            desc="train",
+            disable=not accelerator.is_local_main_process,
+            mininterval=1.0,
+        )
+        batches = self.micro_batches()
+        with SignalStop() as stop, bar:
+            while self.step < settings.steps:
+                terms = self.optimizer_step(batches)
+                self.step += 1
+                bar.update()
+                if terms is not None and self.step % settings.log_every == 0:
+                    values = {name: float(value) for name, value in terms.items()}
+                    self.log({f"train/{name}": value for name, value in values.items()})
+                    bar.set_postfix(loss=f"{values['loss']:.3f}")
+                last = self.step == settings.steps
+                if settings.evaluate_every and (self.step % settings.evaluate_every == 0 or last):
+                    scores = self.evaluate()
+                    bar.write(f"step {self.step}: {format_scores(scores)}")
+                stopping = stop.agreed(accelerator)
+                if settings.save_every and (self.step % settings.save_every == 0 or stopping or last):
+                    self.save()
+                if stopping:
+                    accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
+                    raise SystemExit(128 + (stop.received or 15))
+        self.finish(self.output / "final")
+        accelerator.end_training()
+        return scores
+
+    def optimizer_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor] | None:
+        """One step over `gradient_accumulation_steps` micro-batches; its loss terms, or `None` if it was skipped."""
+        settings = self.settings.training
+        accelerator = self.accelerator
+        totals: dict[str, Tensor] = {}
+        names: list[str] = []
+        for micro_step in range(settings.gradient_accumulation_steps):
+            batch = next(batches)
+            torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
+            is_last = micro_step == settings.gradient_accumulation_steps - 1
+            with accelerator.accumulate(self.network):
+                accelerator.gradient_state._set_sync_gradients(is_last)
+                names += batch.pop("names")
+                indices = batch.pop("indices")
+                if self.clip_cache is not None:
+                    batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
+                outputs = self.network(**batch)
+                accelerator.backward(outputs.loss)
+                for name in LOSSES:
+                    value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
+                    totals[name] = totals.get(name, 0) + value
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
+        checked = totals if accelerator.mixed_precision == "fp16" else {**totals, "gradient norm": norm}
+        if not check_finite(accelerator, self.step, checked, names, settings.on_nan):
+            self.optimizer.zero_grad()
+            self.scheduler.step()
+            return None
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return totals
+
+    # --- evaluation and output
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores on the validation part; keeps the best model by `training.best_metric`."""
+        model = self.accelerator.unwrap_model(self.network)
+        prototypes = model.get_text_prototypes(self.processor, list(self.split.classes))
+        # The correction of an untrained threshold would blur the curves: they are read out without PBC.
+        scores = evaluate_model(
+            model,
+            self.processor.image_processor,
+            evaluation_batches(self.validation, self.processor, 2 * self.settings.training.batch_size, self.accelerator),
+            self.split,
+            prototypes,
+            {"default": Readout(gamma=0.0)},
+            self.accelerator,
+            progress=self.accelerator.is_local_main_process,
+        )["default"]
+        self.log({f"validation/{n}": scores[n] for n in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")})
+        metric = scores[self.settings.training.best_metric]
+        if metric == metric and (self.best is None or metric > self.best):
+            self.best = metric
+            self.finish(self.output / "best")
+        return scores
+
+    def finish(self, folder: Path) -> None:
+        """Writes the model with the whole vocabulary of the benchmark, loadable by `AutoModel.from_pretrained`."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.network)
+            seen_only = (list(self.training_split.seen), model.class_text_embeds)
+            model.set_vocabulary(list(self.split.classes), list(self.split.unseen), self.processor)
+            save_checkpoint(model, self.processor, folder)
+            model.set_vocabulary(seen_only[0], text_prototypes=seen_only[1])
+        self.accelerator.wait_for_everyone()
+
+    def log(self, values: dict[str, float]) -> None:
+        if self.settings.training.tensorboard:
+            self.accelerator.log(values, step=self.step)
+        if self.accelerator.is_main_process:
+            with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, **values}) + "\n")

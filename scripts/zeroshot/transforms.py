@@ -1,0 +1,227 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The training recipe, and the way from label maps to a batch of masks.
+
+All randomness comes from the `torch.Generator` that is passed in, so that a sample can be drawn again bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+
+# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part comes with probability
+# one half.
+BRIGHTNESS = 32.0  # added to 0..255, at most
+CONTRAST = SATURATION = 0.5  # relative change, at most
+HUE = 0.1  # turn of the colour circle, at most
+
+CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random scale, crop, horizontal flip and colours of one training sample.
+
+    The scale is drawn relative to the crop, as in SAN and Mask2Former: the short side becomes `crop_size` times a
+    factor. (Copy-paste's range of 0.1–2.0 would leave crops that are padding for the most part.) An image smaller
+    than the crop comes back smaller; [`Collator`] pads it.
+
+    Attributes:
+        crop_size: Largest height and width of the result in pixels. `None`: the size stays as it is, nothing is
+            scaled or cropped.
+        scale_range: Smallest and largest length of the short side before the crop, in units of `crop_size`.
+        max_category_ratio: Largest part of a crop's labelled pixels that may belong to one class, in (0, 1]. After
+            [`CROP_TRIES`] crops that break it the last one is taken.
+        flip_probability: Probability of a horizontal flip.
+        color_jitter: Whether brightness, contrast, saturation and hue change.
+        ignore_index: Id of unlabelled pixels.
+
+    Raises:
+        ValueError: An attribute is out of its range.
+    """
+
+    crop_size: int | None = 640
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    max_category_ratio: float = 0.75
+    flip_probability: float = 0.5
+    color_jitter: bool = True
+    ignore_index: int = 255
+
+    def __post_init__(self):
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"`crop_size` is {self.crop_size}; expected a positive number of pixels, or None.")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"`scale_range` is {self.scale_range}; expected two positive factors, the smaller first.")
+        if not 0 < self.max_category_ratio <= 1:
+            raise ValueError(f"`max_category_ratio` is {self.max_category_ratio}; expected a number in (0, 1].")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"`flip_probability` is {self.flip_probability}; expected a number in [0, 1].")
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws one version of a sample.
+
+        Args:
+            image: `uint8` array of shape (height, width, 3), RGB.
+            label: `int64` array of shape (height, width). Every id in it is one of those that went in or nothing.
+            generator: Source of all randomness.
+
+        Returns:
+            Image and label map of the same types and of one common size.
+        """
+        if self.crop_size is not None:
+            image, label = self._scale_and_crop(image, label, generator)
+        if _uniform(generator) < self.flip_probability:
+            image, label = image[:, ::-1], label[:, ::-1]
+        if self.color_jitter:
+            image = jitter_colors(image, generator)
+        return np.ascontiguousarray(image), np.ascontiguousarray(label)
+
+    def _scale_and_crop(
+        self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scale = self.crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
+        height, width = (max(round(side * scale), 1) for side in label.shape)
+        crop_height, crop_width = min(height, self.crop_size), min(width, self.crop_size)
+        for _ in range(CROP_TRIES):
+            top = _integer(generator, height - crop_height + 1)
+            left = _integer(generator, width - crop_width + 1)
+            rows = _nearest(label.shape[0], height)[top : top + crop_height]
+            columns = _nearest(label.shape[1], width)[left : left + crop_width]
+            label_crop = label[rows][:, columns]
+            _, counts = np.unique(label_crop[label_crop != self.ignore_index], return_counts=True)
+            if counts.size and counts.max() <= self.max_category_ratio * counts.sum():
+                break
+        # Only the crop is resized, never the whole image: `box` is its place in the source, in fractions of pixels.
+        y_scale, x_scale = label.shape[0] / height, label.shape[1] / width
+        right = min((left + crop_width) * x_scale, label.shape[1])
+        bottom = min((top + crop_height) * y_scale, label.shape[0])
+        box = (left * x_scale, top * y_scale, right, bottom)
+        resized = PILImage.fromarray(image).resize((crop_width, crop_height), PILImage.Resampling.BILINEAR, box)
+        return np.array(resized), label_crop
+
+
+def jitter_colors(image: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """Changes brightness, contrast, saturation and hue of `image`, a `uint8` RGB array of shape (height, width, 3)."""
+    values = np.arange(256.0)
+    brightness = _maybe(generator, BRIGHTNESS)
+    contrast, saturation = 1 + _maybe(generator, CONTRAST), 1 + _maybe(generator, SATURATION)
+    turn = 256 * _maybe(generator, HUE)
+    contrast_last = _uniform(generator) < 0.5
+
+    brighter = _table(values + brightness if contrast_last else (values + brightness) * contrast)
+    picture = PILImage.fromarray(image).point(brighter * 3)
+    if saturation != 1 or turn != 0:
+        hue = (np.round(values + turn).astype(int) % 256).tolist()
+        picture = picture.convert("HSV").point(hue + _table(values * saturation) + _table(values)).convert("RGB")
+    if contrast_last and contrast != 1:
+        picture = picture.point(_table(values * contrast) * 3)
+    return np.array(picture)
+
+
+def to_masks(label: np.ndarray | torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns a label map into one mask for every class that it shows.
+
+    Args:
+        label: Integer map of shape (height, width).
+        ignore_index: Id of pixels that belong to no mask.
+
+    Returns:
+        `mask_labels`, `bool` of shape (num_masks, height, width), and `class_labels`, `int64` of shape (num_masks,),
+        ascending. Masks do not overlap, so the ignored pixels are those in none of them; `num_masks` is 0 if that is
+        all.
+    """
+    label = torch.as_tensor(label)
+    class_labels = torch.unique(label)
+    class_labels = class_labels[class_labels != ignore_index].long()
+    return label[None] == class_labels[:, None, None], class_labels
+
+
+def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Turns a `uint8` image of shape (height, width, 3) into `float32` of shape (3, height, width).
+
+    `mean` and `std` are CLIP's, in units of 0..1 and one for each channel.
+    """
+    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    return (pixels / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of samples of [`~zeroshot.data.SegmentationDataset`], in the terms of the model's `forward`.
+
+    Images are padded at the bottom and on the right to the largest height and width of the batch, rounded up to a
+    multiple of `size_divisor`. With the crop size as `size_divisor` all batches of a training have one shape.
+
+    Attributes:
+        image_mean: CLIP's mean of each channel.
+        image_std: CLIP's standard deviation of each channel.
+        ignore_index: Id of unlabelled pixels.
+        size_divisor: See above.
+    """
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    ignore_index: int = 255
+    size_divisor: int = 1
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns a dictionary of
+
+        - `pixel_values`: `float32` of shape (batch, 3, height, width), 0 where padded;
+        - `pixel_mask`: `int64` of shape (batch, height, width), 1 on the image and 0 where padded;
+        - `mask_labels`: list of `bool` tensors of shape (num_masks, height, width), see [`to_masks`];
+        - `class_labels`: list of `int64` tensors of shape (num_masks,);
+        - `names` and `indices`: lists of what the samples are called, and their positions in the dataset.
+        """
+        sizes = np.array([sample["label"].shape for sample in samples])
+        height, width = -(-sizes.max(axis=0) // self.size_divisor) * self.size_divisor
+        pixel_values = torch.zeros(len(samples), 3, height, width)
+        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.int64)
+        mask_labels, class_labels = [], []
+        for position, sample in enumerate(samples):
+            masks, classes = to_masks(sample["label"], self.ignore_index)
+            h, w = sizes[position]
+            pixel_values[position, :, :h, :w] = normalize_image(sample["image"], self.image_mean, self.image_std)
+            pixel_mask[position, :h, :w] = 1
+            mask_labels.append(torch.nn.functional.pad(masks, (0, width - w, 0, height - h)))
+            class_labels.append(classes)
+        return {
+            "pixel_values": pixel_values,
+            "pixel_mask": pixel_mask,
+            "mask_labels": mask_labels,
+            "class_labels": class_labels,
+            "names": [sample["name"] for sample in samples],
+            "indices": [sample["index"] for sample in samples],
+        }
+
+
+def _nearest(source: int, target: int) -> np.ndarray:
+    """For `target` positions along a side, the nearest of `source` positions: picking by them keeps any id intact."""
+    return ((np.arange(target) + 0.5) * (source / target)).astype(np.int64)
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _integer(generator: torch.Generator, high: int) -> int:
+    """One of 0 … high - 1."""
+    return int(torch.randint(high, (), generator=generator))
+
+
+def _maybe(generator: torch.Generator, limit: float) -> float:
+    """A number in [-limit, limit], or 0 half of the time."""
+    return _uniform(generator, -limit, limit) if _uniform(generator) < 0.5 else 0.0
+
+
+def _table(values: np.ndarray) -> list[int]:
+    return np.clip(np.round(values), 0, 255).astype(int).tolist()

@@ -1,0 +1,201 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The training recipe and the collator."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zeroshot import transforms
+from zeroshot.transforms import Collator, TrainTransform, jitter_colors, normalize_image, to_masks
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def blocks(height, width, ids, rng):
+    """A label map of 8 × 8 blocks, and an image whose red channel repeats it."""
+    label = rng.choice(ids, (-(-height // 8), -(-width // 8))).repeat(8, 0).repeat(8, 1)[:height, :width]
+    label = label.astype(np.int64)
+    image = np.stack([label % 256, label // 256, np.full_like(label, 7)], axis=-1).astype(np.uint8)
+    return image, label
+
+
+@settings(deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(0, 1000))
+def test_any_size_gives_a_crop_with_ids_that_were_there(height, width, crop_size, seed):
+    image, label = blocks(height, width, [0, 3, 255, 300, 65535], np.random.default_rng(seed))
+    transform = TrainTransform(crop_size=crop_size, ignore_index=65535)
+    image_crop, label_crop = transform(image, label, generator(seed))
+    assert image_crop.dtype == np.uint8 and label_crop.dtype == np.int64
+    assert (
+        image_crop.shape == (*label_crop.shape, 3) and 1 <= min(label_crop.shape) <= max(label_crop.shape) <= crop_size
+    )
+    assert set(label_crop.flat) <= set(label.flat)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_image_and_label_move_together(seed):
+    rng = np.random.default_rng(seed)
+    image, label = blocks(120, 160, [0, 80, 160, 240], rng)
+    transform = TrainTransform(crop_size=96, color_jitter=False)
+    image_crop, label_crop = transform(image, label, generator(seed))
+    # Blending makes a difference at the borders of blocks only, a shift by a few pixels everywhere.
+    close = [
+        np.mean(np.abs(image_crop[..., 0].astype(int) - np.roll(label_crop, shift, 1)) < 40) for shift in (0, 8, -8)
+    ]
+    assert close[0] > 0.8 and max(close[1:]) < 0.6
+
+
+def test_a_crop_of_the_whole_at_scale_one_is_the_sample_itself():
+    image, label = blocks(40, 40, [0, 1, 2], np.random.default_rng(0))
+    transform = TrainTransform(crop_size=40, scale_range=(1, 1), flip_probability=0, color_jitter=False)
+    image_crop, label_crop = transform(image, label, generator())
+    assert np.array_equal(image_crop, image) and np.array_equal(label_crop, label)
+
+
+def test_flip_only_keeps_the_size_and_flips_half():
+    image, label = blocks(128, 128, [0, 1, 2], np.random.default_rng(0))
+    transform = TrainTransform(crop_size=None, color_jitter=False)
+    flips = 0
+    for seed in range(40):
+        image_out, label_out = transform(image, label, generator(seed))
+        flipped = not np.array_equal(label_out, label)
+        expected = (image[:, ::-1], label[:, ::-1]) if flipped else (image, label)
+        assert np.array_equal(image_out, expected[0]) and np.array_equal(label_out, expected[1])
+        flips += flipped
+    assert 10 <= flips <= 30
+
+
+def test_the_generator_decides_everything():
+    image, label = blocks(90, 110, [0, 1, 2, 3], np.random.default_rng(0))
+    transform = TrainTransform(crop_size=64)
+    first, second, other = (transform(image, label, generator(seed)) for seed in (5, 5, 6))
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_crops_of_one_category_are_avoided():
+    label = np.zeros((200, 200), np.int64)
+    label[:, 130:] = 1
+    label[:20] = 255
+    image = np.zeros((200, 200, 3), np.uint8)
+
+    def largest_part(ratio, seed):
+        transform = TrainTransform(crop_size=50, scale_range=(2, 2), max_category_ratio=ratio)
+        crop = transform(image, label, generator(seed))[1]
+        counts = np.bincount(crop[crop != 255], minlength=2)
+        return counts.max() / counts.sum()
+
+    free = np.array([largest_part(1.0, seed) for seed in range(60)])
+    kept = np.array([largest_part(0.75, seed) for seed in range(60)])
+    assert (free > 0.75).mean() > 0.4 and (kept > 0.75).mean() < 0.2
+
+
+def test_ignored_pixels_are_no_category():
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8), rng.integers(0, 2, (100, 100))
+    label[rng.random(label.shape) < 0.9] = 255
+    for seed in range(10):  # two classes by halves: the first crop is taken, whatever the limit
+        crops = [
+            TrainTransform(crop_size=40, scale_range=(2, 2), max_category_ratio=ratio)(image, label, generator(seed))
+            for ratio in (0.75, 1.0)
+        ]
+        assert np.array_equal(crops[0][1], crops[1][1])
+    label[:, 60:] = 255
+    for seed in range(30):  # a crop without any label is drawn again
+        assert (TrainTransform(crop_size=30, scale_range=(3, 3))(image, label, generator(seed))[1] != 255).any()
+
+
+def test_a_label_map_of_nothing_or_of_one_class_still_gives_a_crop():
+    for value in (255, 3):
+        label = np.full((60, 50), value, np.int64)
+        image, crop = TrainTransform(crop_size=32)(np.zeros((60, 50, 3), np.uint8), label, generator())
+        assert np.all(crop == value) and image.shape == (*crop.shape, 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_color_jitter_equals_a_slow_reference(seed, monkeypatch):
+    """Pixel by pixel with colorsys, from the same random numbers."""
+    drawn = []
+    uniform = transforms._uniform
+    monkeypatch.setattr(transforms, "_uniform", lambda *args: drawn.append(uniform(*args)) or drawn[-1])
+    image = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    result = jitter_colors(image, generator(seed))
+
+    numbers = iter(drawn)
+    brightness, contrast, saturation, turn = (next(numbers) if next(numbers) < 0.5 else 0.0 for _ in range(4))
+    contrast_last = next(numbers) < 0.5
+    assert abs(brightness) <= 32 and max(abs(contrast), abs(saturation)) <= 0.5 and abs(turn) <= 0.1
+    for y, x in np.ndindex(6, 7):
+        rgb = image[y, x] + brightness
+        rgb = np.clip(rgb if contrast_last else rgb * (1 + contrast), 0, 255) / 255
+        h, s, v = colorsys.rgb_to_hsv(*rgb)
+        rgb = np.array(colorsys.hsv_to_rgb((h + turn) % 1, min(s * (1 + saturation), 1), v)) * 255
+        rgb = np.clip(rgb * (1 + contrast), 0, 255) if contrast_last else rgb
+        assert np.abs(rgb - result[y, x]).max() < 8  # PIL's HSV has 8 bits
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"crop_size": 0}, "crop_size"),
+        ({"scale_range": (2, 1)}, "scale_range"),
+        ({"scale_range": [0, 1]}, "scale_range"),
+        ({"max_category_ratio": 0}, "max_category_ratio"),
+        ({"flip_probability": 1.5}, "flip_probability"),
+    ],
+)
+def test_options_out_of_range_are_named(options, name):
+    with pytest.raises(ValueError, match=f"`{name}` is"):
+        TrainTransform(**options)
+
+
+def test_masks_are_one_for_each_class_that_is_there():
+    label = np.array([[4, 4, 255], [0, 255, 300]])
+    masks, classes = to_masks(label, ignore_index=255)
+    assert classes.dtype == torch.int64 and classes.tolist() == [0, 4, 300]
+    assert masks.dtype == torch.bool
+    for mask, class_id in zip(masks, classes, strict=True):
+        assert mask.tolist() == (label == class_id.item()).tolist()
+    assert (~masks.any(dim=0)).tolist() == (label == 255).tolist()
+
+    masks, classes = to_masks(np.full((2, 3), 255), ignore_index=255)
+    assert masks.shape == (0, 2, 3) and classes.shape == (0,) and classes.dtype == torch.int64
+
+
+def test_normalization():
+    image = np.array([[[0, 255, 51]]], np.uint8)
+    pixels = normalize_image(image, mean=[0.5, 0.5, 0.2], std=[0.5, 0.25, 1])
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, 1, 1)
+    assert pixels.flatten().tolist() == pytest.approx([-1, 2, 0], abs=1e-6)
+
+
+def test_collator_pads_to_a_common_multiple():
+    rng = np.random.default_rng(0)
+    samples = []
+    for index, (height, width) in enumerate([(30, 50), (41, 20), (8, 8)]):
+        image, label = blocks(height, width, [0, 1, 5], rng)
+        samples.append({"image": image, "label": label, "name": f"n{index}", "index": index + 7})
+    samples[2]["label"] = np.full((8, 8), 255)
+    mean, std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    batch = Collator(mean, std, ignore_index=255, size_divisor=16)(samples)
+
+    assert batch["pixel_values"].shape == (3, 3, 48, 64) and batch["pixel_mask"].dtype == torch.int64
+    assert (batch["names"], batch["indices"]) == (["n0", "n1", "n2"], [7, 8, 9])
+    for i, sample in enumerate(samples):
+        h, w = sample["label"].shape
+        assert torch.equal(batch["pixel_values"][i, :, :h, :w], normalize_image(sample["image"], mean, std))
+        outside = batch["pixel_mask"][i] == 0
+        assert (~outside).sum() == h * w and batch["pixel_mask"][i, :h, :w].all()
+        assert not batch["pixel_values"][i, :, outside].any()
+        masks, classes = to_masks(sample["label"], 255)
+        assert torch.equal(batch["class_labels"][i], classes)
+        assert batch["mask_labels"][i].shape == (len(classes), 48, 64)
+        assert torch.equal(batch["mask_labels"][i][:, :h, :w], masks)
+        assert not batch["mask_labels"][i][:, outside].any()
+    assert batch["mask_labels"][2].shape == (0, 48, 64)
