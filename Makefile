@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# The optional sources of packages that a machine needs come from pip's own configuration.
 
 .PHONY: install quickstart test test-slow lint clean
 

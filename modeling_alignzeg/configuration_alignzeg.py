@@ -232,8 +232,9 @@ class AlignZegConfig(PreTrainedConfig):
             f"1..{depth - 1}: features come from the layers before it, recognition from the others.",
         )
         require(
-            all(0 <= layer <= self.clip_split_layer for layer in self.fusion_layers),
-            f"`fusion_layers` is {self.fusion_layers}; each must lie in 0..{self.clip_split_layer} (`clip_split_layer`).",
+            all(0 <= layer < depth for layer in self.fusion_layers),
+            f"`fusion_layers` is {self.fusion_layers}; each must lie in 0..{depth - 1}: the last of the {depth} layers of "
+            "CLIP's vision tower recognises proposals only.",
         )
         blocks = self.num_hidden_layers + self.num_refinement_layers
         require(

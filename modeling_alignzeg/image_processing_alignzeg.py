@@ -15,7 +15,6 @@ from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -124,7 +123,7 @@ def _to_uint8(values: np.ndarray, any_range: bool = False) -> tuple[np.ndarray, 
     elif any_range and values.dtype.kind != "f" and low >= 0 and high <= 65535:
         offset, factor = 0.0, 1 / 257
     elif any_range:
-        offset, factor = low, 255 / max(high - low, np.finfo(np.float32).tiny)
+        offset, factor = low, 255 / (high - low) if high > low else 0.0
     else:
         raise ValueError(
             f"it holds {values.dtype} values from {low:g} to {high:g}; expected 0 to 255, or 0 to 1 as float. "
@@ -146,10 +145,15 @@ def _to_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def _open(path: str) -> Image.Image:
     """A local file with its own mode, or what Transformers loads: an address or base64 text."""
+    is_file = os.path.isfile(path)
     try:
-        return Image.open(path) if os.path.isfile(path) else load_image(path)
+        return Image.open(path) if is_file else load_image(path)
     except Exception as error:  # PIL's and httpx's errors have no common base
-        raise ValueError(f"it cannot be opened as an image: {error}") from error
+        if is_file:
+            raise ValueError(
+                f"it cannot be opened as an image ({error}). Convert it to PNG or JPEG, or leave it out"
+            ) from error
+        raise ValueError(f"{path[:80]!r} is no existing file, nor the address or base64 text of an image") from error
 
 
 def _flatten(images: Any) -> list[Any]:
@@ -239,7 +243,7 @@ def _to_label_map(value: Any, image_size: tuple[int, int], ignore_index: int | N
         labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
     if labels.ndim != 2:
         raise ValueError(f"its shape is {labels.shape}; expected (height, width)")
-    if labels.dtype.kind not in "biuf" or (labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels))):
+    if labels.dtype.kind not in "biuf" or not (np.isfinite(labels).all() and np.array_equal(labels, np.rint(labels))):
         raise ValueError(f"it holds {labels.dtype} values that are no whole numbers; expected class ids")
     labels = labels.astype(np.int64)
     if labels.shape != image_size:
@@ -273,21 +277,27 @@ def _binary_masks(
 
 def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> tuple[int, int]:
     """Height and width after resizing; the aspect ratio is kept as far as no side falls below `size_divisor`."""
+    if any(length < 1 for _, length in size):
+        raise ValueError(f"`size` is {dict(size)}; expected lengths of at least 1.")
     if size.height and size.width:
         return size.height, size.width
     if size.max_height and size.max_width:
         least = min(size_divisor, size.max_height, size.max_width)
         new = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
-    elif size.shortest_edge or size.longest_edge:
-        shortest = size.shortest_edge or size.longest_edge
-        least = min(size_divisor, shortest)
-        new = get_size_with_aspect_ratio((height, width), shortest, size.longest_edge or 4 * shortest)
-    else:
+        return max(new[0], least), max(new[1], least)
+    if not (size.shortest_edge or size.longest_edge):
         raise ValueError(
             f"`size` is {dict(size)}; expected `shortest_edge` and/or `longest_edge`, `height` and `width`, or "
             "`max_height` and `max_width`."
         )
-    return max(new[0], least), max(new[1], least)
+    short, long = sorted((height, width))
+    shortest = size.shortest_edge or size.longest_edge
+    longest = size.longest_edge or 4 * shortest
+    if long * shortest > longest * short:
+        short, long = max(round(longest * short / long), min(size_divisor, shortest)), longest
+    else:
+        short, long = shortest, shortest * long // short
+    return (short, long) if height <= width else (long, short)
 
 
 def _padded_size(
@@ -436,7 +446,7 @@ def _label_map(
     device = masks.device
     kind = "cpu" if device.type == "cpu" else "other"
     pixels, cells = TILE_PIXELS[kind], TILE_CELLS[kind]
-    if len(penalty) * len(rows) * len(columns) <= WORKSPACE:
+    if len(penalty) * max(len(rows) * len(columns), masks[0].numel()) <= WORKSPACE:
         pixels = cells = max(*rows.shape, *columns.shape)  # one tile
     row_tiles, column_tiles = _tiles(rows, pixels, cells), _tiles(columns, pixels, cells)
     rows, columns = rows.to(device), columns.to(device)
@@ -461,9 +471,14 @@ def _label_map(
 def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]] | None:
     if target_sizes is None:
         return None
-    sizes = [tuple(int(length) for length in size) for size in target_sizes]
-    if len(sizes) != batch_size or any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"`target_sizes` is {sizes}; expected (height, width) for each of {batch_size} images.")
+    try:
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+    except (TypeError, ValueError):
+        sizes = []
+    if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
+        raise ValueError(
+            f"`target_sizes` is {target_sizes}; expected a list of {batch_size} pairs (height, width), one per image."
+        )
     return sizes
 
 
@@ -472,7 +487,10 @@ def _check_correction(
 ) -> tuple[torch.Tensor | None, float, float]:
     """Arguments before the defaults of `outputs`, checked."""
     device = outputs.class_queries_logits.device
-    mask = getattr(outputs, "seen_class_mask", None) if seen_class_mask is None else seen_class_mask
+    mask = seen_class_mask
+    if mask is None:  # the model's comes once for each image
+        mask = getattr(outputs, "seen_class_mask", None)
+        mask = mask[0] if mask is not None and mask.ndim == 2 else mask
     if mask is not None:
         mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
         if mask.shape != (classes,):
@@ -485,7 +503,7 @@ def _check_correction(
             "compute; `seen_penalty` works without them."
         )
     correction = getattr(outputs, "correction", None)
-    default_gamma, default_threshold = (0.0, 0.5) if correction is None else (float(value) for value in correction)
+    default_gamma, default_threshold = (0.0, 0.5) if correction is None else correction.flatten()[:2].tolist()
     gamma = default_gamma if gamma is None else float(gamma)
     threshold = default_threshold if threshold is None else float(threshold)
     if not 0 <= gamma < float("inf") or not 0 <= threshold <= 1:
@@ -654,6 +672,8 @@ class AlignZegImageProcessor(PilBackend):
         channels = arrays[0].shape[2]
         mean = _per_channel("image_mean", image_mean if do_normalize else 0.0, channels)
         std = _per_channel("image_std", image_std if do_normalize else 1.0, channels)
+        if (std == 0).any():
+            raise ValueError(f"`image_std` is {image_std}; expected values other than 0.")
         pixel_values = np.zeros((len(arrays), channels, height, width), dtype=np.float32)
         pixel_mask = np.zeros((len(arrays), height, width), dtype=np.int64)
         for array, factor, values, mask in zip(arrays, factors, pixel_values, pixel_mask):
@@ -696,7 +716,7 @@ class AlignZegImageProcessor(PilBackend):
         Args:
             outputs: [`AlignZegOutput`]; read are `masks_queries_logits` (batch, queries, h, w), `class_queries_logits`
                 (batch, queries, classes + 1) with the background last, and, where they are there, `unseen_logits`
-                (batch, queries), `seen_class_mask` (classes,), `correction` (2,) = gamma and threshold of the
+                (batch, queries), `seen_class_mask` (batch, classes), `correction` (batch, 2) = gamma and threshold of the
                 checkpoint, and `content_sizes` (batch, 2): height and width of the image inside the mask grid, in
                 cells, fractions allowed; what lies below or right of them is padding.
             target_sizes: (height, width) of each upright image. Without it the maps have the size of the mask grid,

@@ -69,25 +69,24 @@ def stack_targets(
         )
     masks = []
     for image, (mask, classes) in enumerate(zip(mask_labels, class_labels)):
-        height, width = mask.shape[-2:]
-        if mask.ndim != 3 or len(mask) != len(classes) or height > size[0] or width > size[1]:
+        height, width = (*mask.shape, 0, 0)[1:3]
+        if mask.ndim != 3 or classes.shape != mask.shape[:1] or height > size[0] or width > size[1]:
             raise ValueError(
                 f"`mask_labels[{image}]` has shape {tuple(mask.shape)} and `class_labels[{image}]` {tuple(classes.shape)}; "
                 f"expected (n, height, width) with height, width at most {size[0]}, {size[1]} (those of `pixel_values`), "
                 "and (n,)."
             )
         masks.append(F.pad(mask.bool(), (0, size[1] - width, 0, size[0] - height)))
-    classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
     num_classes = len(seen_class_mask)
-    if classes.numel():
-        allowed = F.pad(seen_class_mask, (0, 1), value=True)[classes.clamp(-1, num_classes - 1)]
-        wrong = (classes >= num_classes) | (classes < -1) | ~allowed
-        if wrong.any():
-            raise ValueError(
-                f"`class_labels` names class {int(classes[wrong][0])}, which is not among the {num_classes} classes of the "
-                "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn "
-                "everything else into the ignore index before masks are made."
-            )
+    names = torch.cat([c.long() for c in class_labels])
+    wrong = (names < 0) | (names >= num_classes) | ~seen_class_mask[names.clamp(0, num_classes - 1)]
+    if wrong.any():
+        raise ValueError(
+            f"`class_labels` names class {int(names[wrong][0])}, which is not among the {num_classes} classes of the text "
+            "prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn everything else "
+            "into the ignore index before masks are made."
+        )
+    classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
     if classes.shape[1] == 0:  # no image has any label
         masks = torch.zeros(len(masks), 1, *size, dtype=torch.bool, device=seen_class_mask.device)
         classes = torch.full((len(masks), 1), -1, device=seen_class_mask.device)
@@ -99,19 +98,21 @@ def stack_targets(
 # --- points ------------------------------------------------------------------------------------------------------
 
 
-def sample_labelled_points(labelled: Tensor, num_points: int) -> Tensor:
+def sample_labelled_points(labelled: Tensor, num_points: int, generator: torch.Generator | None = None) -> Tensor:
     """Uniform draws from the labelled pixels of each image.
 
     Args:
         labelled: `bool (batch, height, width)`.
         num_points: Draws per image, with replacement.
+        generator: Source of the draws; default torch's own.
 
     Returns:
         `int64 (batch, num_points)`, indices into the flattened image; 0 where an image has no labelled pixel.
     """
     cumulative = labelled.flatten(1).cumsum(1)
     total = cumulative[:, -1:]
-    rank = (torch.rand(len(labelled), num_points, device=labelled.device) * total).long().clamp(max=total - 1) + 1
+    draws = torch.rand(len(labelled), num_points, generator=generator, device=labelled.device)
+    rank = (draws * total).long().clamp(max=total - 1) + 1
     return torch.searchsorted(cumulative, rank).clamp(max=cumulative.shape[1] - 1)
 
 

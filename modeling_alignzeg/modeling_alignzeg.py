@@ -67,8 +67,9 @@ class AlignZegOutput(ModelOutput):
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in CLIP's joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.
-        seen_class_mask (`torch.BoolTensor` of shape `(C,)`): Which of the classes count as seen.
-        correction (`torch.FloatTensor` of shape `(2,)`): The checkpoint's `γ` and `θ` for post-processing.
+        seen_class_mask (`torch.LongTensor` of shape `(B, C)`): 1 for classes that count as seen, 0 for unseen ones. The
+            same for every image; with the batch in front, so that pipelines and data parallelism can split and join it.
+        correction (`torch.FloatTensor` of shape `(B, 2)`): The checkpoint's `γ` and `θ` for post-processing, likewise.
         auxiliary_masks_queries_logits (`tuple(torch.FloatTensor)`, *optional*): Mask logits of the MRPE layers before
             the last, with `output_auxiliary_logits=True`.
         last_hidden_state (`torch.FloatTensor` of shape `(B, T, d)`): Refined features of the side network.
@@ -83,7 +84,7 @@ class AlignZegOutput(ModelOutput):
     unseen_logits: torch.FloatTensor | None = None
     proposal_embeds: torch.FloatTensor | None = None
     content_sizes: torch.FloatTensor | None = None
-    seen_class_mask: torch.BoolTensor | None = None
+    seen_class_mask: torch.LongTensor | None = None
     correction: torch.FloatTensor | None = None
     auxiliary_masks_queries_logits: tuple[torch.FloatTensor, ...] | None = None
     last_hidden_state: torch.FloatTensor | None = None
@@ -266,7 +267,7 @@ class AlignZegEncoderLayer(GradientCheckpointingLayer):
 
 
 class AlignZegRefinementLayer(GradientCheckpointingLayer):
-    """One layer of mutually-refined proposal extraction (METHOD: MRPE)::
+    """One layer of mutually-refined proposal extraction (docs/method.md)::
 
         Q <- Q + CrossAttn(Q, F);  Q <- Q + SelfAttn(Q);  Q <- Q + FFN(Q)      features refine queries
         F <- F + CrossAttn(F, Q);  F <- F + FFN(F)                             queries refine features
@@ -375,7 +376,7 @@ def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Ten
     """One frozen CLIP layer for the shadow tokens only.
 
     A shadow token attends to itself and, with `bias`, to the patches; nothing attends to it. The patches' own states
-    are an input: they do not depend on the shadow tokens and are computed once, without gradient.
+    are an input: they do not depend on the shadow tokens and are computed once.
 
     Args:
         layer: A `CLIPEncoderLayer`.
@@ -388,16 +389,13 @@ def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Ten
     def split(states):
         return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
-    with torch.no_grad():
-        patches = layer.layer_norm1(clip_state[:, 1:])
-        patch_keys, patch_values = attention.k_proj(patches), attention.v_proj(patches)
-    states = layer.layer_norm1(shadow)
+    patches, states = layer.layer_norm1(clip_state[:, 1:]), layer.layer_norm1(shadow)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     output, _ = attend(
         attention,
         split(attention.q_proj(states)),
-        split(torch.cat([patch_keys, attention.k_proj(states)], 1)),
-        split(torch.cat([patch_values, attention.v_proj(states)], 1)),
+        split(torch.cat([attention.k_proj(patches), attention.k_proj(states)], 1)),
+        split(torch.cat([attention.v_proj(patches), attention.v_proj(states)], 1)),
         bias,
         scaling=attention.scale,
         dropout=0.0,
@@ -486,7 +484,26 @@ class AlignZegClassIndicator(nn.Module):
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-class AlignZegPreTrainedModel(PreTrainedModel):
+class LibraryInitialization:
+    """A model outside of transformers whose weights are initialised like one inside.
+
+    For custom code, transformers passes over modules that hold no tensor of their own, because such code may write
+    tensors in place. `_init_weights` below never does, and what starts the adapter and CLIP's attention and MLPs are
+    such modules.
+    """
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return False
+
+
+class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
+    """CLIP's vision tower. Its hidden states and attentions are not those that AlignZeg returns."""
+
+    _can_record_outputs = {}
+
+
+class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
     config_class = AlignZegConfig
     base_model_prefix = "alignzeg"
     main_input_name = "pixel_values"
@@ -527,7 +544,7 @@ class AlignZegPreTrainedModel(PreTrainedModel):
             init.normal_(module.visual_projection.weight, std=self.config.vision_config.hidden_size**-0.5)
             init.normal_(module.text_projection.weight, std=self.config.text_config.hidden_size**-0.5)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-            init.normal_(module.class_text_embeds, std=self.config.projection_dim**-0.5)
+            init.copy_(module.class_text_embeds, module._placeholder_prototypes())
             init.copy_(module.seen_class_mask, module._seen_classes_of_config())
 
 
@@ -544,7 +561,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
     def __init__(self, config: AlignZegConfig):
         super().__init__(config)
-        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.vision_model = AlignZegVisionModel._from_config(config.vision_config)
         self.text_model = CLIPTextModel._from_config(config.text_config)
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
@@ -569,8 +586,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self.background = AlignZegBackgroundPrototypes(config)
         self.indicator = AlignZegClassIndicator(config) if config.bias_correction else None
 
-        self.register_buffer("class_text_embeds", torch.empty(config.num_labels, config.projection_dim))
-        self.register_buffer("seen_class_mask", torch.empty(config.num_labels, dtype=torch.bool))
+        self.register_buffer("class_text_embeds", self._placeholder_prototypes())
+        self.register_buffer("seen_class_mask", self._seen_classes_of_config())
         self._prototype_cache: OrderedDict = OrderedDict()
         self.freeze_clip()
         self.post_init()
@@ -586,7 +603,14 @@ class AlignZegModel(AlignZegPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.stem.convolutions[0]
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.stem.convolutions[0] = value
+
     # --- vocabulary
+
+    def _placeholder_prototypes(self) -> Tensor:
+        """`(C, D)` until [`set_vocabulary`] is called: one axis of the joint space for each class, as far as they go."""
+        return torch.eye(self.config.num_labels, self.config.projection_dim)
 
     def _seen_classes_of_config(self) -> Tensor:
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
@@ -682,7 +706,6 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
     # --- forward
 
-    @torch.no_grad()
     def clip_hidden_states(self, pixel_values: Tensor, content: Tensor | None = None) -> dict[int, Tensor]:
         """The frozen CLIP features that the model reads: layer index to `(B, 1 + P, Dv)`, in the order of
         `config.clip_hidden_state_layers`. The last layer's patches are never computed: nothing reads them.
@@ -886,10 +909,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
             unseen_logits=unseen_logits,
             proposal_embeds=embeds,
             content_sizes=(whole if content is None else content.float()) / self.config.mask_stride,
-            seen_class_mask=seen_class_mask,
+            seen_class_mask=seen_class_mask.long().expand(len(masks), -1),
             correction=torch.tensor(
-                [self.config.correction_gamma, self.config.correction_threshold], dtype=torch.float32, device=masks.device
-            ),
+                [[self.config.correction_gamma, self.config.correction_threshold]], dtype=torch.float32, device=masks.device
+            ).expand(len(masks), -1),
             auxiliary_masks_queries_logits=tuple(masks_per_layer[:-1]) if output_auxiliary_logits else None,
             last_hidden_state=features,
             queries_hidden_state=queries,
@@ -917,6 +940,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         masks = masks_per_layer[-1]
         size = targets.labelled.shape[-2:]
+        # Training draws points, mixtures and held-out classes anew in every step; evaluation draws the same ones each
+        # time, so that losses of two checkpoints can be compared.
+        generator = None if self.training else torch.Generator(masks.device).manual_seed(0)
         num_uncertain, num_random = None, 0
         if config.train_num_points is None:
             points = cell_centres(masks.shape[-2:], size, masks.device).expand(len(masks), -1)
@@ -925,7 +951,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             num_uncertain = int(config.importance_sample_ratio * config.train_num_points)
             num_random = config.train_num_points - num_uncertain
             pool = int(config.oversample_ratio * config.train_num_points)
-            points = sample_labelled_points(targets.labelled, pool + num_random)
+            points = sample_labelled_points(targets.labelled, pool + num_random, generator)
             matching_points = points[:, : config.train_num_points]
         weights = (config.class_weight, config.mask_weight, config.dice_weight)
         match = match_proposals(masks, logits, targets, matching_points, weights)
@@ -945,7 +971,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         matched = clip_embeds[match.image, match.query]  # (M, D)
         matched_classes = targets.classes[match.image, match.target]
         virtual, virtual_prototypes, mixed = self._virtual_features(
-            matched, embeds[match.image, match.query], matched_classes, prototypes
+            matched, embeds[match.image, match.query], matched_classes, prototypes, generator
         )
         scale = self.logit_scale.exp()
         loss_virtual = self._virtual_loss(mixed, virtual_prototypes, prototypes, scale) if config.feature_expansion else zero
@@ -960,6 +986,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 matched_classes,
                 prototypes,
                 (virtual.detach(), mixed.detach(), virtual_prototypes),
+                generator,
             )
         loss = (
             config.indicator_weight * loss_indicator
@@ -982,7 +1009,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
         }
 
     def _virtual_features(
-        self, clip_embeds: Tensor, embeds: Tensor, classes: Tensor, prototypes: Tensor
+        self,
+        clip_embeds: Tensor,
+        embeds: Tensor,
+        classes: Tensor,
+        prototypes: Tensor,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """FES: Manifold Mixup of matched proposals of different classes, `x̃ = λ·x_i + (1−λ)·x_j`.
 
@@ -990,13 +1022,14 @@ class AlignZegModel(AlignZegPreTrainedModel):
             clip_embeds, embeds: `(M, D)`, before and after the adapter.
             classes: `int64 (M,)`.
             prototypes: `(S, D)`.
+            generator: Source of partners and mixing weights; default torch's own.
 
         Returns:
             Mixtures before the adapter, their virtual prototypes and the mixtures after the adapter, each `(V, D)`.
         """
-        partner = torch.randperm(len(classes), device=classes.device)
+        partner = torch.randperm(len(classes), generator=generator, device=classes.device)
         alpha = torch.full((len(classes), 2), float(self.config.feature_expansion_alpha), device=classes.device)
-        mixing = torch._sample_dirichlet(alpha)[:, :1].to(clip_embeds.dtype)
+        mixing = torch._sample_dirichlet(alpha, generator)[:, :1].to(clip_embeds.dtype)
         pairs = (classes != classes[partner]).nonzero()[:, 0]
         partner, mixing = partner[pairs], mixing[pairs]
 
@@ -1020,6 +1053,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         classes: Tensor,
         prototypes: Tensor,
         virtual: tuple[Tensor, Tensor, Tensor],
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """PBC's training episode: some seen classes are left out of "seen" and play the unseen candidates.
 
@@ -1028,10 +1062,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
             classes: `int64 (M,)`.
             prototypes: `(S, D)`.
             virtual: Virtual features before the adapter, their prototypes, and the features after it, each `(V, D)`.
+            generator: Source of the held-out classes; default torch's own.
         """
         scale = self.logit_scale.exp()
         number = len(prototypes)
-        order = torch.rand(number, device=prototypes.device).argsort()
+        order = torch.rand(number, generator=generator, device=prototypes.device).argsort()
         held_out = torch.zeros(number, dtype=torch.bool, device=prototypes.device)
         held_out[order[: max(1, round(self.config.held_out_fraction * number))]] = True
 

@@ -1,15 +1,18 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Images and class names in, model inputs out."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from .prompts_alignzeg import TEMPLATE_SETS
+from .visualization_alignzeg import class_colors
 
 
 def check_class_names(names: Iterable[str]) -> list[str]:
@@ -160,9 +163,27 @@ class AlignZegProcessor(ProcessorMixin):
             for key, value in encoded.items()
         }
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Writes processor, tokenizer and this code to a folder; see [`ProcessorMixin.save_pretrained`]."""
+        # A fast tokenizer remembers truncation and padding of its last call, and would save them as its defaults.
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)  # belongs to the file; a processor that is loaded from it has none either
+        return files
+
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> Any:
         """See [`AlignZegImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
+
+    @staticmethod
+    def class_colors(class_names: list[str]) -> np.ndarray:
+        """One colour per class name, `uint8 (C, 3)`, the same for a name in every list as far as they can differ."""
+        return class_colors(class_names)
 
 
 AlignZegProcessor.register_for_auto_class()

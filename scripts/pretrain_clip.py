@@ -36,17 +36,29 @@ from zeroshot.scenes import CLASSES, SCENE_SIZE, STUFF, draw_scene, draw_single
 @dataclass
 class PretrainArguments:
     output_dir: str = field(metadata={"help": "Folder to write the model to."})
-    steps: int = field(default=6000, metadata={"help": "Optimizer steps."})
-    singles_per_step: int = field(default=56, metadata={"help": "Single objects a step, against all class captions."})
-    scenes_per_step: int = field(default=8, metadata={"help": "Whole scenes a step, contrastively."})
-    pool_singles: int = field(default=32768, metadata={"help": "Single-object images drawn once; mirrored at random."})
-    pool_scenes: int = field(default=6144, metadata={"help": "Scenes drawn once; mirrored at random."})
+    steps: int = field(default=6000, metadata={"help": "Optimizer steps, of which the last third shows more scenes."})
+    pool_singles: int = field(default=32768, metadata={"help": "Single-object images drawn once per phase; mirrored."})
+    pool_scenes: int = field(default=6144, metadata={"help": "Scenes drawn once per phase; mirrored."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
     warmup_steps: int = field(default=300, metadata={"help": "Linear warm-up; then a cosine to zero."})
     eval_per_class: int = field(default=30, metadata={"help": "Held-out single-object images per class."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, drawing and order."})
     num_threads: int = field(default=1, metadata={"help": "Threads of torch."})
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: what a step shows. Recognising large single things comes first, finding small ones among
+    others after it."""
+
+    start: float  # share of all steps
+    singles_per_step: int
+    scenes_per_step: int
+    min_radius: float  # of single things, relative to the image
+
+
+PHASES = (Phase(0.0, 56, 8, 0.22), Phase(2 / 3, 24, 32, 0.14))
 
 
 def build_tokenizer(texts: list[str], model_max_length: int) -> CLIPTokenizer:
@@ -98,29 +110,42 @@ def halve(image: np.ndarray) -> np.ndarray:
     return image.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
-def _single(job: tuple[int, str, int, int]) -> np.ndarray:
-    seed, split, index, class_id = job
-    return halve(draw_single(seed, split, index, class_id))
+def _single(job: tuple[int, str, int, int, float]) -> np.ndarray:
+    seed, split, index, class_id, min_radius = job
+    return halve(draw_single(seed, split, index, class_id, min_radius=min_radius))
 
 
-def _scene(job: tuple[int, str, int]) -> tuple[np.ndarray, str]:
+def _scene(job: tuple[int, str, int]) -> tuple[np.ndarray, list[str]]:
+    """A scene and the classes that somebody who describes it would name: those that fill a hundredth of it."""
     scene = draw_scene(*job)
-    things = [name for name in scene.classes if name not in STUFF]
-    ground = [name for name in scene.classes if name in STUFF]
-    return halve(scene.image), " and ".join([", ".join(things)] * bool(things) + [f"on {' and '.join(ground)}"] * bool(ground))
+    counts = np.bincount(scene.label.flatten(), minlength=len(CLASSES))[: len(CLASSES)]
+    return halve(scene.image), [CLASSES[i] for i in np.flatnonzero(counts >= 0.01 * scene.label.size)]
 
 
-def draw_pools(args: PretrainArguments):
-    """All images of the training pool, drawn by every core: singles with class ids, scenes with captions."""
+def caption(names: list[str]) -> str:
+    things = [name for name in names if name not in STUFF]
+    ground = [name for name in names if name in STUFF]
+    return " and ".join([", ".join(things)] * bool(things) + [f"on {' and '.join(ground)}"] * bool(ground))
+
+
+def draw_pools(args: PretrainArguments, phase: Phase):
+    """The images of one phase, drawn by every core: singles with class ids, scenes with the names of their classes."""
+    number = PHASES.index(phase)
     class_ids = np.arange(args.pool_singles) % len(CLASSES)
     with multiprocessing.get_context("fork").Pool() as pool:
-        jobs = [(args.seed, "train", i, int(c)) for i, c in enumerate(class_ids)]
+        # Seeds of their own: the scenes of the segmentation benchmark are not CLIP's.
+        jobs = [(args.seed + 100 * number, "train", i, int(c), phase.min_radius) for i, c in enumerate(class_ids)]
         singles = list(tqdm(pool.imap(_single, jobs, chunksize=64), total=len(jobs), desc="single objects"))
-        # Scenes of another seed than the segmentation benchmark's: its training images are not CLIP's.
-        jobs = [(args.seed + 1000, "train", i) for i in range(args.pool_scenes)]
+        jobs = [(args.seed + 1000 + 100 * number, "train", i) for i in range(args.pool_scenes)]
         scenes = list(tqdm(pool.imap(_scene, jobs, chunksize=32), total=len(jobs), desc="scenes"))
     as_tensor = lambda images: torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # noqa: E731
-    return as_tensor(singles), torch.from_numpy(class_ids), as_tensor([s for s, _ in scenes]), [c for _, c in scenes]
+    return as_tensor(singles), torch.from_numpy(class_ids), as_tensor([s for s, _ in scenes]), [names for _, names in scenes]
+
+
+def naming_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of scenes `(B, C)` against the captions of all classes, with every class that is there a positive."""
+    share = present / present.sum(1, keepdim=True)
+    return -(share * logits.log_softmax(-1)).sum(1).mean()
 
 
 def mirror(images: torch.Tensor) -> torch.Tensor:
@@ -173,48 +198,58 @@ def main() -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIPImageProcessorPil.image_mean, CLIPImageProcessorPil.image_std))
     normalize = lambda images: (images.float() / 255 - mean) / std  # noqa: E731
 
-    singles, class_ids, scenes, captions = draw_pools(args)
     held_out_ids = torch.arange(args.eval_per_class * len(CLASSES)) % len(CLASSES)
-    held_out = torch.from_numpy(np.stack([_single((args.seed, "test", i, int(c))) for i, c in enumerate(held_out_ids)]))
-    held_out = held_out.permute(0, 3, 1, 2).contiguous()
+    radius = PHASES[0].min_radius
+    held_out = [_single((args.seed, "test", i, int(c), radius)) for i, c in enumerate(held_out_ids)]
+    held_out = torch.from_numpy(np.stack(held_out)).permute(0, 3, 1, 2).contiguous()
 
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
     cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(step / args.steps, 1)))  # noqa: E731
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / args.warmup_steps, cosine(s)))
+    class_index = {name: i for i, name in enumerate(CLASSES)}
+    history, model = [], model.train()
+    boundaries = [round(phase.start * args.steps) for phase in PHASES] + [args.steps]
+    for phase, first, last in zip(PHASES, boundaries, boundaries[1:]):
+        singles, class_ids, scenes, names = draw_pools(args, phase)
+        decay = [p for p in model.parameters() if p.ndim >= 2]
+        rest = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
+        progress = tqdm(range(first + 1, last + 1), desc="CLIP", mininterval=10.0)
+        for step in progress:
+            rate = args.learning_rate * min((step - first) / args.warmup_steps, cosine(step - 1))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = torch.randint(len(singles), (phase.singles_per_step,))
+            pick = torch.randint(len(scenes), (phase.scenes_per_step,)).tolist()
+            gain = torch.empty(len(batch) + len(pick), 3, 1, 1).uniform_(0.9, 1.1)
+            pixels = normalize(torch.cat([mirror(singles[batch]), mirror(scenes[pick])]) * gain)
+            present = torch.zeros(len(pick), len(CLASSES))
+            for row, index in enumerate(pick):
+                present[row, [class_index[name] for name in names[index]]] = 1
+            template = templates[int(torch.randint(len(templates), ()))]
+            texts = [template.format(name) for name in CLASSES] + [caption(names[index]) for index in pick]
+            tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            image = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+            text = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+            logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
+            class_logits, pairs = logits[:, : len(CLASSES)], logits[len(batch) :, len(CLASSES) :]
+            single_loss = F.cross_entropy(class_logits[: len(batch)], class_ids[batch])
+            scene_loss = naming_loss(class_logits[len(batch) :], present)
+            target = torch.arange(len(pick))
+            pair_loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
+            loss = (len(batch) * single_loss + len(pick) * (scene_loss + pair_loss)) / len(pixels)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 250 == 0 or step == args.steps:
+                accuracy = zero_shot_accuracy(model, tokenizer, held_out, held_out_ids, normalize)
+                history.append({"step": step, "accuracy": round(accuracy, 4), "seconds": round(time.time() - started)})
+                if step % 1000 == 0:
+                    save(model, tokenizer, args, history)
+                losses = {"single": single_loss.item(), "scene": scene_loss.item(), "pair": pair_loss.item()}
+                progress.write(json.dumps({**history[-1], **losses}))
 
-    model.train()
-    history, progress = [], tqdm(range(1, args.steps + 1), desc="CLIP", mininterval=10.0)
-    for step in progress:
-        batch = torch.randint(len(singles), (args.singles_per_step,))
-        pick = torch.randint(len(scenes), (args.scenes_per_step,))
-        gain = torch.empty(len(batch) + len(pick), 3, 1, 1).uniform_(0.9, 1.1)
-        pixels = normalize(torch.cat([mirror(singles[batch]), mirror(scenes[pick])]) * gain)
-        template = templates[int(torch.randint(len(templates), ()))]
-        texts = [template.format(name) for name in CLASSES] + [captions[i] for i in pick.tolist()]
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        image = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
-        text = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
-        scale = model.logit_scale.exp().clamp(max=100)
-        single_loss = F.cross_entropy(scale * image[: len(batch)] @ text[: len(CLASSES)].T, class_ids[batch])
-        pairs = scale * image[len(batch) :] @ text[len(CLASSES) :].T
-        target = torch.arange(len(pick))
-        scene_loss = (F.cross_entropy(pairs, target) + F.cross_entropy(pairs.T, target)) / 2
-        loss = single_loss + 0.5 * scene_loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        if step % 250 == 0 or step == args.steps:
-            accuracy = zero_shot_accuracy(model, tokenizer, held_out, held_out_ids, normalize)
-            history.append({"step": step, "accuracy": round(accuracy, 4), "seconds": round(time.time() - started)})
-            if step % 1000 == 0:
-                save(model, tokenizer, args, history)
-            progress.write(json.dumps({**history[-1], "single_loss": single_loss.item(), "scene_loss": scene_loss.item()}))
-
+    model.eval()
     report = save(model, tokenizer, args, history)
     print(json.dumps({k: v for k, v in report.items() if k != "history"}, indent=2))
 

@@ -4,13 +4,7 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marks."""
-    config.addinivalue_line("markers", "slow: starts processes or trains; not part of the quick run")
+sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT / "scripts"))  # last: scripts/evaluate.py must not hide the library of that name

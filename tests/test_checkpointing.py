@@ -179,7 +179,7 @@ def assert_latest_is_whole(folder: Path, accelerator: Accelerator, steps: set[in
     return step
 
 
-# --------------------------------------------------------------------------------------------------------- exact resume
+# -------------------------------------------------------------------------------------------------------- exact resume
 
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(3, 0), (9, 0), (10, 0), (20, 0), (13, 1)])
@@ -406,7 +406,7 @@ def test_rotation(tmp_path: Path, accelerator: Accelerator) -> None:
     assert store.latest() == tmp_path / "step-100000001" and len(list(tmp_path.iterdir())) == 2
 
 
-# ------------------------------------------------------------------------------------------------- kills and full disks
+# ------------------------------------------------------------------------------------------------ kills and full disks
 
 
 def in_child(work: Callable[[], int]) -> int:
@@ -433,9 +433,7 @@ def test_kill_at_every_point_of_a_save(step: int, tmp_path: Path, accelerator: A
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(fresh, folder)
 
-        def save_and_die() -> int:
-            left = points
-
+        def save_and_die(left: int = points, folder: Path = folder) -> int:
             def dying(function: Callable) -> Callable:
                 def call(*args: object, **kwargs: object) -> object:
                     nonlocal left
@@ -557,7 +555,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, accelerator: Accelerator)
         save_step(CheckpointStore(tmp_path / "file" / "runs"), accelerator, 1)
 
 
-# -------------------------------------------------------------------------------------------------------- atomic writes
+# ------------------------------------------------------------------------------------------------------- atomic writes
 
 
 def test_atomic_file(tmp_path: Path) -> None:
@@ -632,7 +630,7 @@ def test_check_finite(accelerator: Accelerator, caplog: pytest.LogCaptureFixture
         check_finite(accelerator, 5, good, [], "ignore")
 
 
-# -------------------------------------------------------------------------------------------------------- two processes
+# ------------------------------------------------------------------------------------------------------- two processes
 
 
 def launch(folder: Path, *arguments: str, processes: int = 2) -> None:

@@ -183,8 +183,8 @@ def _write_state(path: Path, value: Any) -> None:
         if type(value) is dict:
             return {"!dict": [[pack(k, key), pack(item, f"{key}/{k}")] for k, item in value.items()]}
         raise ValueError(
-            f"{key[1:]} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, strings, lists, tuples and "
-            "dicts only: give the optimizer or scheduler a state of these."
+            f"{key[1:]} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, strings, lists, tuples "
+            "and dicts only: give the optimizer or scheduler a state of these."
         )
 
     structure = json.dumps(pack(value, ""))
@@ -647,8 +647,10 @@ def _problem(path: Path, hashes: bool = True) -> str | None:
 def _explain(error: Exception, place: Path) -> str:
     """An exception as a sentence that names the folder."""
     text = str(error)
-    full = isinstance(error, OSError) and error.errno in DISK_FULL  # safetensors gives the number in the text only
-    if full or isinstance(error, SafetensorError) and any(f"(os error {number})" in text for number in DISK_FULL):
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
+    # safetensors gives the number in the text only
+    rust = isinstance(error, SafetensorError) and any(f"(os error {number})" in text for number in DISK_FULL)
+    if full or rust:
         exists = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         return (
             f"The disk is full: no checkpoint could be written to {place}, {shutil.disk_usage(exists).free} bytes are "

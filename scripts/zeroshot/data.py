@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 import torch
+from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .scenes import scenes_dataset
@@ -265,7 +266,7 @@ def _read_row(
     return image, label, problems
 
 
-def _decode(value: dict[str, Any] | None):
+def _decode(value: dict[str, Any] | None) -> PILImage.Image:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError("the file is missing")
     if value["bytes"] is None and "://" not in value["path"] and not os.path.isfile(value["path"]):

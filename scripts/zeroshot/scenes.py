@@ -77,14 +77,17 @@ def draw_scene(seed: int, split: str, index: int, size: int = SCENE_SIZE) -> Sce
     for _ in range(rng.integers(1, 7)):
         class_id = int(rng.integers(len(THINGS)))
         center = rng.uniform(0.08, 0.92, 2) * size
-        _draw_thing(rng, image, label, class_id, center, radius=rng.uniform(0.15, 0.30) * size)
+        _draw_thing(rng, image, label, class_id, center, radius=rng.uniform(0.18, 0.34) * size)
     return Scene(_finish(rng, image), label)
 
 
-def draw_single(seed: int, split: str, index: int, class_id: int, size: int = SCENE_SIZE) -> np.ndarray:
+def draw_single(
+    seed: int, split: str, index: int, class_id: int, size: int = SCENE_SIZE, min_radius: float = 0.22
+) -> np.ndarray:
     """Draws one class alone, as a captioned web image would show it: a thing on some ground, or stuff all over.
 
-    Returns a `uint8` array of shape `(size, size, 3)`. Arguments as for [`draw_scene`]; `class_id` indexes [`CLASSES`].
+    Returns a `uint8` array of shape `(size, size, 3)`. Arguments as for [`draw_scene`]; `class_id` indexes [`CLASSES`]
+    and the thing's radius is at least `min_radius` of the side.
     """
     rng = _generator(seed, split, index, size, stream=1)
     if class_id >= len(THINGS):
@@ -99,7 +102,7 @@ def draw_single(seed: int, split: str, index: int, class_id: int, size: int = SC
             label = np.zeros((size, size), np.uint8)
         for _ in range(rng.integers(0, 3)):
             _draw_clutter(rng, image, label)
-        radius = rng.uniform(0.22, 0.48) * size
+        radius = rng.uniform(min_radius, 0.48) * size
         slack = max(0.5 - radius / size, 0.05)
         _draw_thing(rng, image, label, class_id, size * (0.5 + rng.uniform(-slack, slack, 2)), radius)
     return _finish(rng, image)

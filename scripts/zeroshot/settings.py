@@ -53,6 +53,9 @@ class DataSettings:
         cache_clip_features: Compute the frozen CLIP's features of every training image once and keep them in memory.
             Exact, and only possible where the transform never changes an image.
         validate: Read the whole dataset once, before training, and stop if a file is missing or does not fit.
+        pseudo_unseen: Share of the seen classes that play unseen; the real unseen ones then exist nowhere. For choosing
+            hyper-parameters and calibration without unseen labels; 0 is the real task.
+        pseudo_seed: Chooses them.
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
         num_workers: Loader processes.
     """
@@ -72,6 +75,8 @@ class DataSettings:
     in_memory: bool = False
     cache_clip_features: bool = False
     validate: bool = True
+    pseudo_unseen: float = 0.0
+    pseudo_seed: int = 0
     fully_supervised: bool = False
     num_workers: int = 0
 

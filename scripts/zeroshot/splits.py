@@ -66,7 +66,7 @@ class SegmentationSplit:
     protocol: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_names("classes", self.classes)
         _check_names("unseen", self.unseen)
         if not self.classes:
@@ -173,6 +173,31 @@ class SegmentationSplit:
         table = np.full(len(self.classes) + 1, self.ignore_index, np.int64)  # its last entry is for ignored pixels
         table[list(self.seen_ids)] = np.arange(len(self.seen))
         return table
+
+
+def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed: int = 0) -> SegmentationSplit:
+    """A split of the *seen* classes alone, some of which play unseen: for choosing anything without unseen labels.
+
+    The real unseen classes are in it by neither name nor pixel: their pixels are ignored everywhere.
+
+    Args:
+        split: The real split.
+        fraction: Share of its seen classes that play unseen, in (0, 1).
+        seed: Chooses them.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` is {fraction}; expected a number between 0 and 1.")
+    count = max(1, round(fraction * len(split.seen)))
+    chosen = np.random.default_rng(seed).choice(len(split.seen), count, replace=False)
+    new_id = {old: new for new, old in enumerate(split.seen_ids)}
+    return SegmentationSplit(
+        name=f"{split.name}_pseudo_{seed}",
+        classes=split.seen,
+        unseen=tuple(split.seen[i] for i in sorted(chosen)),
+        ignore_index=split.ignore_index,
+        raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
+        protocol=f"{count} of {len(split.seen)} seen classes of {split.name} play unseen; real unseen classes are ignored",
+    )
 
 
 def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> SegmentationSplit:

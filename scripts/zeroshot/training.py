@@ -30,7 +30,7 @@ from .clip_conversion import load_clip
 from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
 from .settings import DataSettings, ModelSettings, Settings
-from .splits import SegmentationSplit, load_split
+from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .transforms import Collator, TrainTransform, normalize_image
 
 
@@ -180,6 +180,8 @@ class Trainer:
         data, training = settings.data, settings.training
 
         self.split: SegmentationSplit = load_split(data.split or data.dataset)
+        if data.pseudo_unseen:
+            self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
         with self.accelerator.main_process_first():
@@ -283,6 +285,10 @@ class Trainer:
             atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
         if self.settings.resume:
             self.resume()
+        elif self.store.latest(accelerator) is not None:
+            raise ValueError(
+                f"`resume` is off, but {self.output} holds checkpoints of an earlier run: choose another `output_dir`."
+            )
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard")
         scores = None
@@ -309,13 +315,19 @@ class Trainer:
                     scores = self.evaluate()
                     bar.write(f"step {self.step}: {format_scores(scores)}")
                 stopping = stop.agreed(accelerator)
-                if settings.save_every and (self.step % settings.save_every == 0 or stopping or last):
+                if stopping or (settings.save_every and (self.step % settings.save_every == 0 or last)):
                     self.save()
                 if stopping:
-                    accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
-                    raise SystemExit(128 + (stop.received or 15))
-        self.finish(self.output / "final")
+                    break
+        if self.step == settings.steps:
+            self.finish(self.output / "final")
+        else:
+            accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
+        # Last of all, and after a barrier: a process that leaves early can abort the others' communication.
+        accelerator.wait_for_everyone()
         accelerator.end_training()
+        if self.step < settings.steps:
+            raise SystemExit(128 + (stop.received or 15))
         return scores
 
     def optimizer_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor] | None:
@@ -343,6 +355,8 @@ class Trainer:
         checked = totals if accelerator.mixed_precision == "fp16" else {**totals, "gradient norm": norm}
         if not check_finite(accelerator, self.step, checked, names, settings.on_nan):
             self.optimizer.zero_grad()
+            if accelerator.scaler is not None:  # it has looked at these gradients and waits for its update
+                accelerator.scaler.update()
             self.scheduler.step()
             return None
         self.optimizer.step()

@@ -53,7 +53,7 @@ class TrainTransform:
     color_jitter: bool = True
     ignore_index: int = 255
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(f"`crop_size` is {self.crop_size}; expected a positive number of pixels, or None.")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:

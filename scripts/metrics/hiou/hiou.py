@@ -38,7 +38,15 @@ class HIoU(evaluate.Metric):
             features=datasets.Features({"predictions": label_map, "references": label_map}),
         )
 
-    def _compute(self, predictions, references, num_classes, unseen_ids, ignore_index=255, class_names=None):
+    def _compute(
+        self,
+        predictions: list,
+        references: list,
+        num_classes: int,
+        unseen_ids: list[int],
+        ignore_index: int = 255,
+        class_names: list[str] | None = None,
+    ) -> dict[str, float | dict[str, float]]:
         matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             try:

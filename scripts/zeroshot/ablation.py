@@ -1,0 +1,198 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Rows of the ablation, one cell of it, and its tables and figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .calibration import proposal_indicator, roc_auc
+from .checkpointing import atomic_write_text
+from .data import SegmentationDataset
+from .evaluation import Readout, evaluate_model, library_versions
+from .settings import load_settings
+from .training import Trainer, evaluation_batches, open_part
+
+
+PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
+OFF = {
+    "MRPE": {"mutual_refinement": False},
+    "FES": {"feature_expansion": False},
+    "BDS": {"background_diversity": False},
+    "PBC": {"bias_correction": False},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: what it says in tables, its overrides of `AlignZegConfig`, its read-out and its number of seeds.
+
+    Read-outs: `"plain"`; `"pbc"`, with the checkpoint's θ and γ; `"constant"`, the blind constant at its best value.
+    """
+
+    title: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    readout: str = "pbc"
+    seeds: int = 3
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def _without(*parts: str) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in OFF[part].items()}
+
+
+ROWS: dict[str, Row] = {
+    "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
+    "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
+    "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
+    "plus_bds": Row("+ BDS", _without("PBC"), "plain"),
+    "full": Row("+ PBC = full model", {}, "pbc", 5),
+    "without_mrpe": Row("full − MRPE", _without("MRPE")),
+    "without_fes": Row("full − FES", _without("FES")),
+    "without_bds": Row("full − BDS", _without("BDS")),
+    "without_pbc": Row("full − PBC", _without("PBC"), "plain"),
+    "fes_reserve": Row("full, FES target `reserve`", {"feature_expansion_target": "reserve"}),
+    "blind_constant": Row("full − PBC + blind constant", _without("PBC"), "constant"),
+    "baseline_constant": Row("baseline + blind constant", _without("MRPE", "FES", "BDS", "PBC"), "constant", 5),
+    "fully_supervised": Row("full, all classes labelled", {}, "plain", data={"fully_supervised": True}),
+}
+
+
+def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
+    """Trains one cell and evaluates it on the test part, with every read-out of interest."""
+    row = ROWS[name]
+    flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
+    flags += [f"--data.{key}={json.dumps(value)}" for key, value in row.data.items()]
+    output = f"runs/ablation/{name}-{seed}"
+    settings = load_settings([*arguments, *flags, f"--seed={seed}", f"--output_dir={output}"])
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.time()
+    trainer = Trainer(settings)
+    trainer.run()
+    seconds = time.time() - started
+    model = trainer.accelerator.unwrap_model(trainer.network).eval()
+    test = SegmentationDataset(open_part(settings.data, "test", None), trainer.split, training=False)
+    readouts = {"plain": Readout(gamma=0.0), "pbc": Readout()}
+    readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES}
+    prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
+    batches = evaluation_batches(test, trainer.processor, 32)
+    scores = evaluate_model(
+        model, trainer.processor.image_processor, batches, trainer.split, prototypes, readouts, progress=False
+    )
+    auc = None
+    if model.indicator is not None and not settings.data.fully_supervised:
+        auc = roc_auc(*proposal_indicator(model, trainer.processor, test, trainer.split))
+    curve = [
+        json.loads(line)
+        for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        if "validation/hiou" in line
+    ]
+    return {
+        "row": name,
+        "seed": seed,
+        "scores": {key: {s: value[s] for s in SCORES} for key, value in scores.items()},
+        "indicator_roc_auc": auc,
+        "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
+        "seconds": round(seconds),
+        "settings": settings.as_dict() | {"output_dir": output},
+        "versions": library_versions(),
+    }
+
+
+def summarize(cells: Path, results: Path) -> None:
+    """Writes ablation.json, ablation.md, ablation.png and misalignment.png from the finished cells."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(cells.glob("*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault(cell["row"], []).append(cell)
+    if not found:
+        raise FileNotFoundError(f"There is no finished cell in {cells}; run ablate.py without --summarize first.")
+    rows = []
+    for name, row in ROWS.items():
+        done = sorted(found.get(name, []), key=lambda cell: cell["seed"])
+        if not done:
+            continue
+        readout = row.readout
+        if readout == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+            readout = max(
+                (f"constant {p}" for p in PENALTIES), key=lambda key: np.mean([c["scores"][key]["hiou"] for c in done])
+            )
+        rows.append(
+            {
+                "name": name,
+                "title": row.title,
+                "readout": readout,
+                "seeds": [cell["seed"] for cell in done],
+                **{score: [cell["scores"][readout][score] for cell in done] for score in SCORES},
+                "indicator_roc_auc": [cell["indicator_roc_auc"] for cell in done],
+                "seconds": [cell["seconds"] for cell in done],
+            }
+        )
+    some = next(iter(found.values()))[0]
+    report = {"rows": rows, "command": "python scripts/ablate.py", "versions": some["versions"]}
+    atomic_write_text(results / "ablation.json", json.dumps(report, indent=2) + "\n")
+    lines = ["| | mIoU(S) | mIoU(U) | hIoU | seeds |", "|---|---|---|---|---|"]
+    for row in rows:
+        values = [_mean_and_error(row[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
+        lines.append(f"| {row['title']} | {' | '.join(values)} | {len(row['seeds'])} |")
+    atomic_write_text(results / "ablation.md", "\n".join(lines) + "\n")
+    _draw_table(rows, results / "ablation.png")
+    if {"baseline", "full"} <= found.keys():
+        _draw_misalignment(found, results / "misalignment.png")
+
+
+def _mean_and_error(values: list[float]) -> str:
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.1f} ± {error:.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def _draw_table(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
+    position = np.arange(len(rows))[::-1]
+    for offset, (score, label, color) in enumerate(
+        (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00"), ("hiou", "hIoU", "#009E73"))
+    ):
+        means = [np.mean(row[score]) for row in rows]
+        errors = [np.std(row[score], ddof=1) / len(row[score]) ** 0.5 if len(row[score]) > 1 else 0 for row in rows]
+        axes.barh(position + 0.27 * (1 - offset), means, 0.25, xerr=errors, color=color, label=label)
+    axes.set_yticks(position, [row["title"].replace("`", "") for row in rows])
+    axes.set_xlabel("percent, mean and standard error over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_misalignment(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, title, style in (("baseline", "baseline", "--"), ("full", "full model, before PBC", "-")):
+        curves = [cell["curve"] for cell in found[name]]
+        steps = [point["step"] for point in curves[0]]
+        for score, label, color in (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00")):
+            values = np.array([[point[score] for point in curve] for curve in curves])
+            mean, spread = values.mean(0), values.std(0, ddof=1 if len(values) > 1 else 0)
+            axes.plot(steps, mean, style, color=color, label=f"{label}, {title}")
+            axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("percent on the validation part; band: standard deviation over seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,133 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Choosing PBC's θ and γ on seen classes that play unseen, and measuring the indicator."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+
+from .checkpointing import atomic_write_text
+from .data import SegmentationDataset
+from .evaluation import Readout, evaluate_model
+from .settings import Settings
+from .splits import SegmentationSplit, load_split
+from .training import Trainer, evaluation_batches, open_part
+
+
+GAMMAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8)
+PSEUDO_FRACTION = 1 / 3
+
+
+def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
+    """Trains `folds` models without a third of the seen classes each and sweeps γ and θ on the validation part.
+
+    Returns:
+        `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
+    """
+    readouts = {"off": Readout(gamma=0.0)}
+    readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
+    totals: dict[str, list[float]] = {name: [] for name in readouts}
+    for fold in range(folds):
+        data = dataclasses.replace(settings.data, pseudo_unseen=PSEUDO_FRACTION, pseudo_seed=fold)
+        training = dataclasses.replace(settings.training, evaluate_every=0, save_every=0, tensorboard=False)
+        output = str(Path(settings.output_dir) / f"calibration-{fold}")
+        trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
+        trainer.run()
+        model = trainer.accelerator.unwrap_model(trainer.network)
+        part = SegmentationDataset(open_part(data, data.validation_part, data.num_validation), trainer.split, training=False)
+        scores = evaluate_model(
+            model,
+            trainer.processor.image_processor,
+            evaluation_batches(part, trainer.processor, 32),
+            trainer.split,
+            model.get_text_prototypes(trainer.processor, list(trainer.split.classes)),
+            readouts,
+        )
+        for name, value in scores.items():
+            totals[name].append(value["hiou"])
+    means = {name: float(np.mean(values)) for name, values in totals.items()}
+    best = max(means, key=means.get)
+    gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
+    return {
+        "gamma": gamma,
+        "threshold": threshold,
+        "pseudo_hiou": means[best],
+        "pseudo_hiou_without_correction": means["off"],
+        "folds": folds,
+        "pseudo_unseen_share": PSEUDO_FRACTION,
+        "grid": means,
+    }
+
+
+def store_correction(folder: str | Path, gamma: float, threshold: float) -> None:
+    """Writes θ and γ into the checkpoint's config, atomically."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["correction_gamma"], config["correction_threshold"] = gamma, threshold
+    atomic_write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def proposal_indicator(
+    model: AlignZegModel, processor: AlignZegProcessor, dataset: SegmentationDataset, split: SegmentationSplit
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indicator scores of the proposals that show something, and whether it is unseen.
+
+    For every class in an image the proposal that covers it best (largest IoU of the binary mask) is looked at.
+
+    Returns:
+        `float (P,)` chances to be unseen and `bool (P,)`, the truth.
+    """
+    seen = torch.tensor(split.seen_class_mask)
+    prototypes = model.get_text_prototypes(processor, list(split.classes))
+    scores, truth = [], []
+    for batch in evaluation_batches(dataset, processor, 32):
+        outputs = model(
+            pixel_values=batch["pixel_values"],
+            pixel_mask=batch["pixel_mask"],
+            text_prototypes=prototypes,
+            seen_class_mask=seen,
+        )
+        for masks, unseen, label in zip(outputs.masks_queries_logits, outputs.unseen_logits, batch["labels"]):
+            binary = (F.interpolate(masks[None], size=batch["pixel_values"].shape[-2:], mode="bilinear")[0] > 0).flatten(1)
+            label = F.pad(
+                label,
+                (0, batch["pixel_values"].shape[-1] - label.shape[1], 0, batch["pixel_values"].shape[-2] - label.shape[0]),
+                value=split.ignore_index,
+            ).flatten()
+            for class_id in label.unique().tolist():
+                if class_id == split.ignore_index:
+                    continue
+                target = label == class_id
+                overlap = (binary & target).sum(1) / (binary | target).sum(1)
+                scores.append(float(unseen[overlap.argmax()].sigmoid()))
+                truth.append(not bool(seen[class_id]))
+    return np.array(scores), np.array(truth)
+
+
+def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a positive has a higher score than a negative, ties count half."""
+    order = np.argsort(scores, kind="stable")
+    _, inverse, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
+    rank = np.cumsum(counts) - (counts - 1) / 2
+    ranks = np.empty(len(scores))
+    ranks[order] = rank[inverse]
+    number = positive.sum()
+    return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * (len(scores) - number)))
+
+
+def indicator_auc(folder: str, settings: Settings, part: str) -> float:
+    """ROC-AUC of a checkpoint's indicator on a part of the dataset, unseen against seen classes."""
+    split = load_split(settings.data.split or settings.data.dataset)
+    model, processor = AlignZegModel.from_pretrained(folder).eval(), AlignZegProcessor.from_pretrained(folder)
+    dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
+    return roc_auc(*proposal_indicator(model, processor, dataset, split))

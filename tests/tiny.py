@@ -1,0 +1,90 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The smallest AlignZeg that has every part: models, processors and checkpoints for the tests, made in milliseconds."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from PIL import Image
+from pretrain_clip import build_tokenizer
+from transformers import CLIPTokenizer
+from zeroshot.checkpoints import save_checkpoint
+from zeroshot.scenes import draw_scene
+
+
+CLASSES = ("red striped", "blue dotted", "grass", "brick")
+UNSEEN = ("blue dotted",)
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@cache
+def tiny_tokenizer() -> CLIPTokenizer:
+    """Knows the words of `CLASSES` and of the single template; spells all others."""
+    return build_tokenizer([TEMPLATE_SETS["single"][0].format(name) for name in CLASSES], model_max_length=32)
+
+
+def tiny_config(**overrides: Any) -> AlignZegConfig:
+    """CLIP of width 32 with two layers a tower, a side network of width 32; classes are `CLASSES`."""
+    tokenizer = tiny_tokenizer()
+    values = {
+        "vision_config": {**TOWER, "image_size": 16, "patch_size": 8},
+        "text_config": {
+            **TOWER,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        "projection_dim": 24,
+        "logit_scale_init_value": 2.0,
+        "image_size": 32,
+        "clip_split_layer": 1,
+        "fusion_layers": [0, 1],
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "mask_dim": 16,
+        "num_queries": 6,
+        "num_refinement_layers": 2,
+        "attention_bias_dim": 8,
+        "adapter_dim": 16,
+        "num_background_prototypes": 3,
+        "indicator_dim": 8,
+        "train_num_points": 64,
+        "template_set": "single",
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {name: index for index, name in enumerate(CLASSES)},
+        "unseen_labels": list(UNSEEN),
+    }
+    return AlignZegConfig(**{**values, **overrides})
+
+
+def tiny_model(seed: int = 0, **overrides: Any) -> AlignZegModel:
+    """A model with weights drawn from `seed`, in evaluation mode; `overrides` are those of the config."""
+    torch.manual_seed(seed)
+    return AlignZegModel(tiny_config(**overrides)).eval()
+
+
+def tiny_processor(**overrides: Any) -> AlignZegProcessor:
+    """A processor that fits `tiny_model`; `overrides` are those of the image processor."""
+    options = {"size": {"shortest_edge": 32, "longest_edge": 64}, "size_divisor": 16, **overrides}
+    return AlignZegProcessor(AlignZegImageProcessor(**options), tiny_tokenizer(), template_set="single")
+
+
+def tiny_checkpoint(folder: str | Path, seed: int = 0, **overrides: Any) -> Path:
+    """A folder with everything that `from_pretrained` needs, its vocabulary set from the text tower."""
+    model, processor = tiny_model(seed, **overrides), tiny_processor()
+    model.set_vocabulary(list(CLASSES), list(UNSEEN), processor)
+    return save_checkpoint(model, processor, folder)
+
+
+def picture(index: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A drawn scene of `size` (width, height)."""
+    return Image.fromarray(draw_scene(0, "test", index, 64).image).resize(size)
