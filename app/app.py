@@ -773,6 +773,7 @@ def launch_options() -> dict[str, Any]:
             primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]
         ),
         "css": (HERE / "style.css").read_text(encoding="utf-8"),
+        "allowed_paths": [str(EXAMPLES)],
         "max_file_size": MAX_FILE_BYTES,
         "show_error": False,
         "state_session_capacity": 200,

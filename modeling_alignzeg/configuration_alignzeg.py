@@ -43,6 +43,7 @@ class AlignZegConfig(PreTrainedConfig):
         num_refinement_layers (`int`, defaults to 3): MRPE layers `L_r`.
         mutual_refinement (`bool`, defaults to `True`): MRPE's second direction, queries refine features.
         attention_bias_dim (`int`, defaults to 32): Channels per CLIP head of the predicted attention bias.
+        mask_guided_attention (`bool`, defaults to `True`): The bias starts from the proposal's own mask.
         adapter_dim (`int`, defaults to 256): Hidden width of the residual adapter on proposal embeddings.
         feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES), virtual features.
         feature_expansion_target (`str`, defaults to `"semantic"`): What a virtual feature is trained towards:
@@ -110,6 +111,7 @@ class AlignZegConfig(PreTrainedConfig):
         num_refinement_layers=3,
         mutual_refinement=True,
         attention_bias_dim=32,
+        mask_guided_attention=True,
         adapter_dim=256,
         feature_expansion=True,
         feature_expansion_target="semantic",
@@ -174,6 +176,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.num_refinement_layers = num_refinement_layers
         self.mutual_refinement = mutual_refinement
         self.attention_bias_dim = attention_bias_dim
+        self.mask_guided_attention = mask_guided_attention
         self.adapter_dim = adapter_dim
 
         self.feature_expansion = feature_expansion

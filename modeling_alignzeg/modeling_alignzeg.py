@@ -353,7 +353,10 @@ class AlignZegMaskHead(nn.Module):
 
 
 class AlignZegAttentionBias(nn.Module):
-    """Where each proposal looks in CLIP's last layers: `MLP_q(Q) · MLP_a(F)`, pooled to CLIP's grid, per CLIP head."""
+    """Where each proposal looks in CLIP's last layers, per CLIP head, on CLIP's grid: `MLP_q(Q) · MLP_a(F) + α·log σ(M)`.
+
+    The second term starts the search inside the proposal's own mask. Masks are detached: they stay class-agnostic.
+    """
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
@@ -363,13 +366,22 @@ class AlignZegAttentionBias(nn.Module):
         self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
         self.feature_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feature_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
+        self.mask_scale = nn.Parameter(torch.empty(self.num_heads)) if config.mask_guided_attention else None
 
-    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
-        """`(B, N, d)` and features pooled to CLIP's grid `(B, P, d)` to a bias `(B, heads, N, P)`."""
-        split = lambda states: states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # noqa: E731
+    def forward(self, queries: Tensor, features: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Queries `(B, N, d)`, features pooled to CLIP's grid `(B, P, d)`, mask logits `(B, N, h, w)` and CLIP's `grid`
+        to a bias `(B, heads, N, P)`."""
+
+        def split(states):
+            return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
         queries = split(self.query_mlp(self.query_norm(queries)))
         features = split(self.feature_mlp(self.feature_norm(features)))
-        return queries @ features.mT * queries.shape[-1] ** -0.5
+        bias = queries @ features.mT * queries.shape[-1] ** -0.5
+        if self.mask_scale is not None:
+            inside = F.logsigmoid(F.adaptive_avg_pool2d(masks.detach(), grid)).flatten(2)  # (B, N, P)
+            bias = bias + self.mask_scale[:, None, None] * inside[:, None]
+        return bias
 
 
 def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Tensor) -> Tensor:
@@ -535,6 +547,8 @@ class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, AlignZegAdapter):
             init.zeros_(module.mlp.layers[-1].weight)
+        elif isinstance(module, AlignZegAttentionBias) and module.mask_scale is not None:
+            init.ones_(module.mask_scale)
         elif isinstance(module, AlignZegBackgroundPrototypes):
             init.normal_(module.prototypes, std=self.config.projection_dim**-0.5)
         elif isinstance(module, AlignZegModel):
@@ -868,7 +882,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         masks = masks_per_layer[-1]
 
         # Proposal embeddings: shadow tokens through CLIP's layers k+1..L.
-        bias = self.attention_bias(queries, to_clip_grid(features))  # (B, heads, N, P)
+        bias = self.attention_bias(queries, to_clip_grid(features), masks, clip_grid)  # (B, heads, N, P)
         if content is not None:
             bias = bias + key_mask(content_cells(content, clip_stride, clip_grid).flatten(1), bias.dtype)
         number = queries.shape[1]

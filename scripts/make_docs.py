@@ -72,7 +72,16 @@ def model_index() -> str:
     ).rstrip()
 
 
-BLOCKS = {"shipped": shipped_table, "ablation": ablation_table, "clip": clip_line}
+def cost_line() -> str:
+    report = load("shipped_checkpoint.json")
+    clip = json.loads((ROOT / "scripts" / "assets" / "small_clip" / "pretraining.json").read_text(encoding="utf-8"))
+    if report is None:
+        return NOT_MEASURED
+    minutes = (report["training_seconds"] + clip["seconds"]) / 60
+    return f"{minutes:.0f} minutes on CPU cores, one at a time: {clip['seconds'] / 60:.0f} for the CLIP, the rest for AlignZeg. No GPU."
+
+
+BLOCKS = {"cost": cost_line, "shipped": shipped_table, "ablation": ablation_table, "clip": clip_line}
 
 
 def fill(text: str) -> str:

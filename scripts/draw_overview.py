@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Draws docs/results/overview.png: scenes of the test split, their labels, what a checkpoint makes of them, unseen-ness.
+
+    python scripts/draw_overview.py --model .
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_unseen_map
+from PIL import Image, ImageDraw, ImageFont
+from zeroshot.scenes import CLASSES, draw_scene
+from zeroshot.splits import load_split
+
+
+SIDE, GAP, HEADER = 256, 10, 34
+
+
+def colored(label: np.ndarray, colors: np.ndarray) -> Image.Image:
+    known = np.where((label >= 0) & (label < len(colors)), label, 0)
+    return Image.fromarray(np.where((label < len(colors))[..., None], colors[known], 128).astype(np.uint8))
+
+
+def name_regions(picture: Image.Image, label: np.ndarray, unseen: set[str], font) -> None:
+    """Writes the name of every large region at its most inner point; unseen classes in capitals."""
+    draw, scale = ImageDraw.Draw(picture), SIDE / len(label)
+    for class_id in np.unique(label):
+        region = label == class_id
+        if class_id >= len(CLASSES) or region.mean() < 0.03:
+            continue
+        depth, inner = np.zeros(label.shape), region.copy()
+        while inner.any():
+            depth += inner
+            padded = np.pad(inner, 1)
+            inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        name = CLASSES[class_id].upper() if CLASSES[class_id] in unseen else CLASSES[class_id]
+        half = font.getlength(name) / 2 + 2
+        place = (min(max(x * scale, half), SIDE - half), min(max(y * scale, 8), SIDE - 8))
+        draw.text(place, name, font=font, fill="white", stroke_fill="black", stroke_width=2, anchor="mm")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default=".")
+    options.add_argument("--scenes", default="3,7,12,21", help="positions in the test split")
+    options.add_argument("--output", default="docs/results/overview.png")
+    args = options.parse_args()
+    model, processor = AlignZegModel.from_pretrained(args.model).eval(), AlignZegProcessor.from_pretrained(args.model)
+    unseen = set(load_split("embedded_scenes").unseen)
+    colors, font = class_colors(list(CLASSES)), ImageFont.load_default(14)
+    titles = ("scene", "label (UNSEEN classes in capitals)", "AlignZeg", "how unseen each pixel looks")
+    numbers = [int(number) for number in args.scenes.split(",")]
+    width, height = len(titles) * (SIDE + GAP) + GAP, len(numbers) * (SIDE + GAP) + HEADER
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((GAP + column * (SIDE + GAP) + SIDE / 2, HEADER / 2), title, fill="black", font=font, anchor="mm")
+    for row, number in enumerate(numbers):
+        scene = draw_scene(0, "test", number)
+        image = Image.fromarray(scene.image)
+        with torch.no_grad():
+            outputs = model(**processor(images=image, return_tensors="pt"))
+        labels, maps = processor.post_process_semantic_segmentation(
+            outputs, target_sizes=[scene.label.shape], return_unseen_scores=True
+        )
+        predicted = labels[0].numpy()
+        pictures = [image, colored(scene.label, colors), colored(predicted, colors), draw_unseen_map(image, maps[0].numpy())]
+        for column, (picture, label) in enumerate(zip(pictures, (None, scene.label, predicted, None))):
+            picture = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+            if label is not None:
+                name_regions(picture, label, unseen, font)
+            sheet.paste(picture, (GAP + column * (SIDE + GAP), HEADER + row * (SIDE + GAP)))
+    sheet.save(args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()

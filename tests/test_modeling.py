@@ -1,0 +1,825 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The model against plain formulas: transformers' CLIP, naive full-sequence attention, loops, flop and memory counts."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import beta, kstest
+from tiny import CLASSES, TOWER, UNSEEN, tiny_config, tiny_model, tiny_processor
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionModel
+
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
+from modeling_alignzeg.modeling_alignzeg import AlignZegClassIndicator, shadow_layer
+
+
+DEEP = {"vision_config": {**TOWER, "num_hidden_layers": 4, "image_size": 16, "patch_size": 8}, "clip_split_layer": 2}
+SEEN_IDS = [0, 2, 3]
+TERMS = ("class", "mask", "dice", "auxiliary", "virtual", "diversity", "indicator")
+
+
+def pixels(batch: int = 2, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(batch: int = 2, height: int = 32, width: int = 32, seed: int = 0) -> dict[str, list[Tensor]]:
+    """Every seen class in every image, as blocks of 4 x 4 pixels; some blocks have no label."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(-1, len(SEEN_IDS), (batch, height // 4, width // 4), generator=generator)
+    coarse[:, 0, :4] = torch.tensor([-1, 0, 1, 2])
+    maps = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return {
+        "mask_labels": [torch.stack([label == i for i in range(len(SEEN_IDS))]) for label in maps],
+        "class_labels": [torch.tensor(SEEN_IDS)] * batch,
+    }
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def run(model: AlignZegModel, **inputs: Any) -> AlignZegOutput:
+    with torch.no_grad():
+        return model(**inputs)
+
+
+def learned(model: AlignZegModel, seed: int = 1) -> AlignZegModel:
+    """Moves what starts at zero, so that no part of the model is an identity by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [(32, 32), (48, 32), (33, 47), (16, 80), (16, 16), (30, 45), (8, 8), (5, 3), (1, 1), (1, 40)], ids=str
+)
+def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
+    """Also where the size is no multiple of a patch, is one patch or less."""
+    model = tiny_model()
+    height, width = (math.ceil(side / 16) * 16 for side in size)  # 16 input pixels are one patch of CLIP
+    outputs = run(model, pixel_values=pixels(2, *size), output_auxiliary_logits=True)
+    shapes = {
+        "masks_queries_logits": (2, 6, height // 4, width // 4),
+        "class_queries_logits": (2, 6, len(CLASSES) + 1),
+        "unseen_logits": (2, 6),
+        "proposal_embeds": (2, 6, 24),
+        "content_sizes": (2, 2),
+        "seen_class_mask": (len(CLASSES),),
+        "correction": (2,),
+        "last_hidden_state": (2, height // 8 * (width // 8), 32),
+        "queries_hidden_state": (2, 6, 32),
+    }
+    for name, shape in shapes.items():
+        assert outputs[name].shape == shape, name
+        assert outputs[name].isfinite().all(), name
+    assert [masks.shape for masks in outputs.auxiliary_masks_queries_logits] == [shapes["masks_queries_logits"]]
+    torch.testing.assert_close(outputs.proposal_embeds.norm(dim=-1), torch.ones(2, 6))
+    torch.testing.assert_close(outputs.content_sizes, torch.tensor([size, size]) / 4)
+    assert outputs.seen_class_mask.bool().tolist() == [name not in UNSEEN for name in CLASSES]
+    assert outputs.correction.tolist() == [model.config.correction_gamma, model.config.correction_threshold]
+    assert "loss" not in outputs and outputs.loss is None
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_masks_have_the_stride_of_the_config(stride: int) -> None:
+    outputs = run(tiny_model(mask_stride=stride), pixel_values=pixels(1, 32, 48))
+    assert outputs.masks_queries_logits.shape == (1, 6, 32 // stride, 48 // stride)
+
+
+@pytest.mark.parametrize("fusion_layers", [[], [0], [1, 0], [0, 1, 1], [0, 0, 1, 1]], ids=str)
+def test_any_number_of_fusions_that_the_config_allows(fusion_layers: list[int]) -> None:
+    model = tiny_model(fusion_layers=fusion_layers)
+    outputs = run(model, pixel_values=pixels(1))
+    assert outputs.masks_queries_logits.isfinite().all()
+    for fusion in model.fusions:  # each enters
+        with torch.no_grad():
+            fusion.projection.bias += 1 + torch.arange(32.0)
+        changed = run(model, pixel_values=pixels(1))
+        assert not torch.equal(changed.masks_queries_logits, outputs.masks_queries_logits)
+        outputs = changed
+
+
+def test_clip_scale_one() -> None:
+    model = tiny_model(clip_input_scale=1.0)
+    assert model.config.size_divisor == 8
+    assert run(model, pixel_values=pixels(1, 24, 40)).masks_queries_logits.shape == (1, 6, 6, 10)
+
+
+# --- padding ---------------------------------------------------------------------------------------------------------
+
+
+def padded(images: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """A batch of `images (3, h, w)` on a canvas that holds noise where there is no image."""
+    values, mask = 9 * pixels(len(images), *size, seed=99), torch.zeros(len(images), *size, dtype=torch.long)
+    for index, image in enumerate(images):
+        values[index, :, : image.shape[1], : image.shape[2]] = image
+        mask[index, : image.shape[1], : image.shape[2]] = 1
+    return {"pixel_values": values, "pixel_mask": mask}
+
+
+def assert_same_content(single: AlignZegOutput, batch: AlignZegOutput, index: int, size: tuple[int, int]) -> None:
+    rows, columns = (math.ceil(side / 4) for side in size)
+    for name in ("class_queries_logits", "unseen_logits", "proposal_embeds", "queries_hidden_state", "content_sizes"):
+        torch.testing.assert_close(batch[name][index], single[name][0], rtol=1e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+    masks = [outputs.masks_queries_logits[i, :, :rows, :columns] for outputs, i in ((batch, index), (single, 0))]
+    torch.testing.assert_close(*masks, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_changes_nothing(attention: str) -> None:
+    model = learned(tiny_model(**DEEP, attn_implementation=attention))
+    sizes = [(64, 64), (32, 48), (48, 32), (16, 16), (62, 63), (23, 41), (5, 3)]
+    images = [pixels(1, *size, seed=seed)[0] for seed, size in enumerate(sizes)]
+    batch = run(model, **padded(images, (64, 64)))
+    for index, (image, size) in enumerate(zip(images, sizes)):
+        assert_same_content(run(model, pixel_values=image[None]), batch, index, size)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (62, 63), (61, 64), (60, 52), (33, 47)], ids=str)
+def test_padding_of_a_single_image_changes_nothing(size: tuple[int, int]) -> None:
+    """Also padding of less than one cell of any grid."""
+    model = learned(tiny_model(**DEEP))
+    image = pixels(1, *size)
+    assert_same_content(run(model, pixel_values=image), run(model, **padded([image[0]], (64, 64))), 0, size)
+
+
+@pytest.mark.parametrize("num_points", [None, 64])
+def test_padding_changes_no_loss(num_points: int | None) -> None:
+    model = learned(tiny_model(train_num_points=num_points))
+    image, targets = pixels(1), labels(1)
+    alone = run(model, pixel_values=image, **targets)
+    mask_labels = [F.pad(masks, (0, 32, 0, 48)) for masks in targets["mask_labels"]]
+    inside = run(model, **padded([image[0]], (80, 64)), mask_labels=mask_labels, class_labels=targets["class_labels"])
+    for name in TERMS:
+        assert inside[f"loss_{name}"].item() == pytest.approx(alone[f"loss_{name}"].item(), rel=1e-4), name
+
+
+# --- the frozen CLIP -------------------------------------------------------------------------------------------------
+
+
+def reference_clip(model: AlignZegModel) -> CLIPVisionModel:
+    clip = CLIPVisionModel(model.config.vision_config).eval()
+    clip.load_state_dict(model.vision_model.state_dict())
+    return clip
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (48, 80)], ids=str)
+def test_clip_features_are_those_of_transformers(size: tuple[int, int]) -> None:
+    model = tiny_model(**DEEP, fusion_layers=[0, 1])
+    image = pixels(2, *size)
+    with torch.no_grad():
+        ours = model.clip_hidden_states(image)
+        theirs = reference_clip(model)(F.avg_pool2d(image, 2), output_hidden_states=True, interpolate_pos_encoding=True)
+    assert list(ours) == [0, 1, 2, 3] == model.config.clip_hidden_state_layers
+    for layer, states in ours.items():
+        torch.testing.assert_close(states, theirs.hidden_states[layer], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)], ids=str)
+def test_clip_features_may_be_computed_beforehand(size: tuple[int, int]) -> None:
+    model = learned(tiny_model(**DEEP))
+    image = pixels(2, *size)
+    whole = F.pad(image, (0, -size[1] % 16, 0, -size[0] % 16))
+    content = None if whole.shape == image.shape else torch.tensor([size, size])
+    with torch.no_grad():
+        states = torch.stack(list(model.clip_hidden_states(whole, content).values()), 1)
+    expected = run(model, pixel_values=image)
+    model.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # nobody computes them again
+    outputs = run(model, pixel_values=image, clip_hidden_states=states)
+    for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits", "proposal_embeds", "last_hidden_state"):
+        torch.testing.assert_close(outputs[name], expected[name])
+
+
+def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
+    model = learned(tiny_model(**DEEP)).train()
+    model(pixel_values=pixels(), **labels()).loss.backward()
+    frozen = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale")
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith(frozen)), name
+        if name.startswith(frozen):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            if not name.endswith("k_proj.bias"):  # a softmax does not feel it
+                assert parameter.grad.abs().sum() > 0, name
+
+
+def saved_for_backward(model: AlignZegModel) -> dict[int, int]:
+    """Bytes of each storage that a training step keeps for its backward pass; weights are not counted."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept, alive = {}, []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no address is used twice
+        return tensor
+
+    inputs = {"pixel_values": pixels(), **labels()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    del loss
+    return kept
+
+
+def test_memory_of_a_step_does_not_grow_with_clip_below_the_split() -> None:
+    sizes = []
+    for depth in (1, 6):
+        vision = {**DEEP["vision_config"], "num_hidden_layers": depth + 2}
+        model = tiny_model(vision_config=vision, clip_split_layer=depth, fusion_layers=[0, 1]).train()
+        torch.manual_seed(0)
+        sizes.append(sum(saved_for_backward(model).values()))
+    assert sizes[0] == sizes[1] > 0
+
+
+def test_clip_below_the_split_has_no_graph() -> None:
+    model = tiny_model(**DEEP).train()
+    assert not any(states.requires_grad for states in model.clip_hidden_states(pixels()).values())
+
+
+# --- proposal embeddings ---------------------------------------------------------------------------------------------
+
+
+def recorded_forward(model: AlignZegModel, **inputs: Any) -> tuple[AlignZegOutput, Tensor, Tensor]:
+    """Outputs, the predicted attention bias `(B, heads, N, P)` and what enters the adapter `(B, N, D)`."""
+    records: dict[str, Tensor] = {}
+    hooks = [
+        model.attention_bias.register_forward_hook(lambda *call: records.update(bias=call[-1])),
+        model.adapter.register_forward_pre_hook(lambda _, args: records.setdefault("embeds", args[0].detach()) is None),
+    ]
+    outputs = run(model, **inputs)
+    for hook in hooks:
+        hook.remove()
+    return outputs, records["bias"], records["embeds"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 64)], ids=str)
+def test_shadow_tokens_equal_a_full_sequence_with_an_explicit_mask(attention: str, size: tuple[int, int]) -> None:
+    """N more CLS tokens in CLIP's own layers: nobody sees them but themselves, they see the patches with a bias."""
+    model = learned(tiny_model(**DEEP, attn_implementation=attention))
+    image = pixels(2, *size)
+    _, bias, embeds = recorded_forward(model, pixel_values=image)
+    assert bias.std() > 0.02
+    batch, heads, number, patches = bias.shape
+    assert patches == size[0] * size[1] // 256
+
+    clip = reference_clip(model)
+    with torch.no_grad():
+        hidden = clip(F.avg_pool2d(image, 2), output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        mask = torch.full((batch, heads, 1 + patches + number, 1 + patches + number), -1e9)
+        mask[:, :, : 1 + patches, : 1 + patches] = 0
+        mask[:, :, 1 + patches :, 1 : 1 + patches] = bias
+        mask[:, :, 1 + patches :, 1 + patches :].diagonal(dim1=-2, dim2=-1).zero_()
+        states = torch.cat([hidden[2], hidden[2][:, :1].expand(-1, number, -1)], 1)
+        for layer in clip.encoder.layers[2:]:
+            states = layer(states, mask)
+        expected = F.normalize(model.visual_projection(clip.post_layernorm(states[:, 1 + patches :])), dim=-1)
+    torch.testing.assert_close(states[:, : 1 + patches], hidden[4], rtol=1e-4, atol=1e-5)  # CLS and patches as ever
+    torch.testing.assert_close(embeds, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shadow_token_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    model = tiny_model(**DEEP)
+    layer = model.vision_model.encoder.layers[2]
+    shadow, states, bias = torch.randn(2, 6, 32), torch.randn(2, 5, 32), torch.randn(2, 4, 6, 4)
+
+    def through(chosen: list[int]) -> Tensor:
+        own = torch.full((len(chosen), len(chosen)), torch.finfo(torch.float32).min).fill_diagonal_(0)
+        own = own.expand(2, 4, -1, -1)
+        with torch.no_grad():
+            return shadow_layer(layer, shadow[:, chosen], states, torch.cat([bias[:, :, chosen], own], -1))
+
+    everything = through(list(range(6)))
+    for chosen in ([0], [4, 1], [5, 3, 2]):
+        torch.testing.assert_close(through(chosen), everything[:, chosen])
+
+
+def flops_by_module(model: AlignZegModel, **inputs: Any) -> dict[str, int]:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run(model, **inputs)
+    counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
+    return {**counts, "total": counter.get_total_flops()}
+
+
+def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
+    few, many = (
+        flops_by_module(tiny_model(**DEEP, num_queries=number), pixel_values=pixels(1, 64, 64)) for number in (5, 25)
+    )
+    vision = "AlignZegModel.vision_model."
+    frozen = [name for name in many if name.startswith(vision)]
+    below = [name for name in frozen if ".embeddings" in name or ".layers.0" in name or ".layers.1" in name]
+    assert below and all(few[name] == many[name] for name in below)
+    # From the split on, every linear layer works for 20 more tokens: the shadow tokens, each once.
+    linear = {name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)}
+    checked = 0
+    for name in frozen:
+        module = linear.get(name.removeprefix("AlignZegModel."))
+        if module is not None and (".layers.2." in name or ".layers.3." in name):
+            assert many[name] - few[name] == 2 * 20 * module.in_features * module.out_features, name
+            checked += 1
+    assert checked == 12
+
+
+def test_adapter_is_the_identity_at_the_start() -> None:
+    model = tiny_model()
+    outputs, _, embeds = recorded_forward(model, pixel_values=pixels())
+    torch.testing.assert_close(outputs.proposal_embeds, embeds)
+    outputs, _, embeds = recorded_forward(learned(model), pixel_values=pixels())
+    assert not torch.allclose(outputs.proposal_embeds, embeds, atol=1e-3)
+
+
+# --- GEPC ------------------------------------------------------------------------------------------------------------
+
+
+def test_class_and_background_logits() -> None:
+    model = learned(tiny_model())
+    prototypes = unit(7, 24)
+    outputs = run(model, pixel_values=pixels(), text_prototypes=prototypes)
+    scale = math.exp(model.config.logit_scale_init_value)
+    background = model.background.prototypes.detach()
+    assert len(background) == 3
+    for embed, logits in zip(outputs.proposal_embeds.flatten(0, 1), outputs.class_queries_logits.flatten(0, 1)):
+        for prototype, logit in zip(prototypes, logits):
+            cosine = torch.dot(embed, prototype) / embed.norm() / prototype.norm()
+            assert logit.item() == pytest.approx(scale * cosine.item(), abs=1e-4)
+        powers = [math.exp(scale * torch.dot(embed, b).item() / b.norm().item() / embed.norm().item()) for b in background]
+        assert logits[-1].item() == pytest.approx(math.log(sum(powers)), abs=1e-4)
+
+
+def test_the_training_vocabulary_holds_seen_classes_only() -> None:
+    """Another prototype for the unseen class changes its logits and no loss."""
+    for options in ({}, {"feature_expansion_target": "reserve"}, {"indicator_positives": "both"}):
+        model = learned(tiny_model(**options)).train()
+        results = []
+        for seed in (1, 2):
+            prototypes = unit(4, 24, seed=0)
+            prototypes[CLASSES.index(*UNSEEN)] = unit(24, seed=seed)
+            torch.manual_seed(0)
+            seen = torch.tensor([name not in UNSEEN for name in CLASSES])
+            inputs = {"text_prototypes": prototypes, "seen_class_mask": seen}
+            results.append(run(model, pixel_values=pixels(), **labels(), **inputs))
+        assert not torch.equal(results[0].class_queries_logits, results[1].class_queries_logits)
+        for name in ("loss", *(f"loss_{term}" for term in TERMS)):
+            assert torch.equal(results[0][name], results[1][name]), name
+
+
+@pytest.mark.parametrize("location", ["before_adapter", "after_adapter"])
+def test_virtual_features_lie_between_two_of_different_classes(location: str) -> None:
+    """On orthogonal features the coordinates of a mixture tell its two sources and its weight."""
+    model = learned(tiny_model(feature_expansion_location=location))
+    classes = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
+    axes = torch.eye(24)
+    embeds, adapted, prototypes = axes[:8], axes[8:16], axes[16:19]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        virtual, virtual_prototypes, mixed = model._virtual_features(embeds, adapted, classes, prototypes)
+        through_adapter = model.adapter(virtual)
+    assert 1 <= len(virtual) <= 8 and len(virtual) == len(virtual_prototypes) == len(mixed)
+    for values in (virtual, virtual_prototypes, mixed):
+        torch.testing.assert_close(values.norm(dim=-1), torch.ones(len(virtual)))
+
+    def sources(vector: Tensor, offset: int) -> dict[int, float]:
+        assert (vector >= 0).all()  # between, not beyond
+        return {int(i) - offset: (vector[i] / vector.sum()).item() for i in vector.nonzero()[:, 0]}
+
+    for feature, prototype, mixture in zip(virtual, virtual_prototypes, mixed):
+        weights = sources(feature, 0)
+        (first, share), (second, rest) = weights.items()
+        assert classes[first] != classes[second] and share + rest == pytest.approx(1)
+        expected = {int(classes[first]): share, int(classes[second]): rest}
+        assert sources(prototype, 16) == pytest.approx(expected, abs=1e-5)
+        if location == "after_adapter":
+            assert sources(mixture, 8) == pytest.approx(weights, abs=1e-5)
+    if location == "before_adapter":
+        torch.testing.assert_close(mixed, through_adapter)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+def test_mixing_weights_are_beta_distributed_and_seeded(alpha: float) -> None:
+    model = tiny_model(feature_expansion_alpha=alpha)
+    classes = torch.arange(3000) % 3
+    features, prototypes = torch.eye(24)[classes], torch.eye(24)[:3]
+    torch.manual_seed(5)
+    virtual, *_ = model._virtual_features(features, features, classes, prototypes)
+    torch.manual_seed(5)
+    assert torch.equal(virtual, model._virtual_features(features, features, classes, prototypes)[0])
+    assert len(virtual) > 1500
+    first = (virtual > 0).float().argmax(1)
+    weights = virtual.gather(1, first[:, None])[:, 0] / virtual.sum(1)
+    assert kstest(weights.double().numpy(), beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("target", ["semantic", "reserve"])
+def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = learned(tiny_model(feature_expansion_target=target)).train()
+    calls = []
+    original = model._virtual_features
+
+    def recorded(embeds: Tensor, adapted: Tensor, classes: Tensor, prototypes: Tensor, *rest: Any):
+        calls.append((embeds, adapted, classes, prototypes, original(embeds, adapted, classes, prototypes, *rest)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(model, "_virtual_features", recorded)
+    torch.manual_seed(0)
+    outputs, _, clip_embeds = recorded_forward(model, pixel_values=pixels(), **labels())
+    ((embeds, adapted, classes, prototypes, (_, own, mixed)),) = calls
+    # Mixed are the matched proposals, three in each image; the vocabulary is the seen one.
+    rows = {tuple(row.tolist()) for row in clip_embeds.flatten(0, 1)}
+    assert len(embeds) == 6 and all(tuple(row.tolist()) in rows for row in embeds)
+    torch.testing.assert_close(model.adapter(embeds), adapted)
+    assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 2]
+    torch.testing.assert_close(prototypes, model.class_text_embeds[SEEN_IDS])
+
+    scale, background = math.exp(2.0), F.normalize(model.background.prototypes.detach(), dim=-1)
+    total = 0.0
+    for index, feature in enumerate(mixed):
+        placeholder = torch.logsumexp(scale * background @ feature, 0)
+        others = [scale * prototypes @ feature, placeholder[None]]
+        if target == "semantic":
+            total += F.cross_entropy(torch.cat([scale * own @ feature, *others]), torch.tensor(index)).item()
+        else:
+            total += F.cross_entropy(torch.cat(others), torch.tensor(3)).item()
+    assert outputs.loss_virtual.item() == pytest.approx(total / len(mixed), rel=1e-4)
+
+
+# --- PBC -------------------------------------------------------------------------------------------------------------
+
+
+def plain_statistics(clip: list[float], adapted: list[float], background: float, seen: list[bool], other: list[bool]):
+    values = []
+    for logits in (clip, adapted):
+        inside = [v for v, s in zip(logits, seen) if s]
+        best_other = max((v for v, o in zip(logits, other) if o), default=-100.0)
+        total = sum(math.exp(v) for v in inside)
+        entropy = -sum(math.exp(v) / total * math.log(math.exp(v) / total) for v in inside)
+        values += [max(inside) / 10, min(max((best_other - max(inside)) / 10, -10), 10), entropy]
+    return [*values, (background - max(inside)) / 10]
+
+
+@pytest.mark.parametrize("candidates", ["others", "none", "own for each"])
+def test_indicator_statistics_equal_loops(candidates: str) -> None:
+    torch.manual_seed(0)
+    clip, adapted, background = torch.randn(4, 6) * 5, torch.randn(4, 6) * 5, torch.randn(4) * 5
+    seen = torch.tensor([True, False, True, True, False, True])
+    other = {"others": ~seen, "none": torch.zeros(6, dtype=torch.bool)}.get(candidates)
+    if other is None:
+        other = torch.eye(6, dtype=torch.bool)[[1, 4, 1, 4]]
+    found = AlignZegClassIndicator.statistics(clip, adapted, background, seen, other)
+    assert found.shape == (4, 7) and found.isfinite().all()
+    for i, mask in enumerate(other.expand(4, 6).tolist()):
+        expected = plain_statistics(clip[i].tolist(), adapted[i].tolist(), background[i].item(), seen.tolist(), mask)
+        assert found[i].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("seen", [[True] * 4, [True, False, True, True], [False] * 4], ids=["all", "some", "none"])
+@pytest.mark.parametrize("embedding", [False, True])
+def test_unseen_logits_are_the_indicator_of_these_statistics(seen: list[bool], embedding: bool) -> None:
+    """With nothing unseen or nothing seen they are defined too."""
+    model = learned(tiny_model(indicator_embedding=embedding))
+    prototypes = unit(4, 24)
+    inputs = {"text_prototypes": prototypes, "seen_class_mask": torch.tensor(seen)}
+    outputs, _, clip_embeds = recorded_forward(model, pixel_values=pixels(1), **inputs)
+    assert outputs.unseen_logits.isfinite().all()
+    if not any(seen):
+        return
+    logits = outputs.class_queries_logits[0]
+    for i in range(6):
+        clip = (math.exp(2.0) * prototypes @ clip_embeds[0, i]).tolist()
+        statistics = plain_statistics(clip, logits[i, :-1].tolist(), logits[i, -1].item(), seen, [not s for s in seen])
+        entry = torch.tensor(statistics)
+        if embedding:
+            entry = torch.cat([entry, outputs.proposal_embeds[0, i]])
+        first, second = model.indicator.mlp.layers
+        expected = second.weight @ F.gelu(first.weight @ entry + first.bias) + second.bias
+        assert outputs.unseen_logits[0, i].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("positives", ["held_out", "virtual", "both"])
+def test_indicator_loss_reaches_the_indicator_alone(positives: str) -> None:
+    model = learned(tiny_model(indicator_positives=positives, indicator_embedding=True)).train()
+    torch.manual_seed(1)
+    outputs = model(pixel_values=pixels(4), **labels(4))
+    assert outputs.loss_indicator.item() > 0
+    outputs.loss_indicator.backward()
+    for name, parameter in model.named_parameters():
+        moved = parameter.grad is not None and parameter.grad.abs().sum() > 0
+        assert moved == name.startswith("indicator."), name
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("names", [CLASSES, CLASSES[:1], CLASSES[:2]])
+def test_held_out_episodes_leave_and_take_something(fraction: float, names: tuple[str, ...], monkeypatch) -> None:
+    """At least one class stays seen, and at least one is held out where there are two."""
+    ids = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, "unseen_labels": []}
+    model = tiny_model(held_out_fraction=fraction, **ids).train()
+    masks = []
+    original = AlignZegClassIndicator.statistics
+
+    def recorded(clip: Tensor, adapted: Tensor, background: Tensor, seen: Tensor, other: Tensor) -> Tensor:
+        masks.append((seen, other))
+        return original(clip, adapted, background, seen, other)
+
+    monkeypatch.setattr(AlignZegClassIndicator, "statistics", staticmethod(recorded))
+    batch = {"mask_labels": [torch.ones(1, 32, 32)] * 2, "class_labels": [torch.tensor([0])] * 2}
+    outputs = model(pixel_values=pixels(), **batch)
+    seen, held_out = masks[-1]
+    assert outputs.loss_indicator.isfinite()
+    assert seen.sum() >= 1 and (held_out.sum() >= 1 or len(names) == 1)
+    assert not (seen & held_out).any() and (seen | held_out).all()
+
+
+# --- switches --------------------------------------------------------------------------------------------------------
+
+
+OFF = {
+    "mutual_refinement": "feature_cross",
+    "feature_expansion": None,  # it has no parameter
+    "background_diversity": None,
+    "bias_correction": "indicator.",
+}
+
+
+@pytest.mark.parametrize("off", [*OFF, "everything"])
+def test_a_part_that_is_switched_off_is_gone(off: str) -> None:
+    switches = {name: not (off in (name, "everything")) for name in OFF}
+    model, whole = tiny_model(**switches).train(), tiny_model()
+    torch.manual_seed(0)
+    outputs = model(pixel_values=pixels(), **labels())
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    names = [name for name, _ in model.named_parameters()]
+    for switch, part in OFF.items():
+        if part is not None:
+            assert any(part in name for name in names) == switches[switch]
+            assert any(part in name for name, _ in whole.named_parameters())
+    assert len(model.background.prototypes) == (3 if switches["background_diversity"] else 1)
+    zero = {
+        "virtual": not switches["feature_expansion"],
+        "diversity": not switches["background_diversity"],
+        "indicator": not switches["bias_correction"],
+    }
+    for term in TERMS:
+        assert (outputs[f"loss_{term}"].item() == 0) == zero.get(term, False), term
+        assert outputs[f"loss_{term}"].requires_grad != zero.get(term, False), term  # no graph either
+    assert (outputs.unseen_logits is None) == (not switches["bias_correction"])
+    if off != "feature_expansion":
+        assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+def test_queries_refine_features_only_with_mutual_refinement(mutual: bool) -> None:
+    model = learned(tiny_model(mutual_refinement=mutual))
+    before = run(model, pixel_values=pixels())
+    with torch.no_grad():
+        model.query_embeddings.mul_(-1)
+    after = run(model, pixel_values=pixels())
+    assert torch.equal(before.last_hidden_state, after.last_hidden_state) == (not mutual)
+    assert not torch.equal(before.queries_hidden_state, after.queries_hidden_state)
+
+
+def test_total_is_the_weighted_sum_of_the_terms() -> None:
+    weights = {
+        "class_weight": 1.5,
+        "mask_weight": 3.0,
+        "dice_weight": 4.0,
+        "virtual_weight": 0.7,
+        "diversity_weight": 11.0,
+        "indicator_weight": 0.3,
+    }
+    outputs = run(tiny_model(**weights), pixel_values=pixels(), **labels())
+    total = outputs.loss_auxiliary + sum(v * outputs[f"loss_{name.removesuffix('_weight')}"] for name, v in weights.items())
+    torch.testing.assert_close(outputs.loss, total)
+    assert run(tiny_model(use_auxiliary_loss=False), pixel_values=pixels(), **labels()).loss_auxiliary.item() == 0
+
+
+# --- precision, kernels, cost ----------------------------------------------------------------------------------------
+
+
+def label_map(outputs: AlignZegOutput) -> Tensor:
+    """`argmax_c Σ_n p(c|n)·σ(M_n)` on the mask grid."""
+    probability = outputs.class_queries_logits.float().softmax(-1)[..., :-1]
+    return torch.einsum("bnc,bnhw->bchw", probability, outputs.masks_queries_logits.float().sigmoid()).argmax(1)
+
+
+def test_eager_equals_sdpa() -> None:
+    model = learned(tiny_model(**DEEP))
+    image = pixels(2, 48, 40)
+    outputs = []
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        outputs.append(run(model, pixel_values=image))
+    for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits", "last_hidden_state"):
+        torch.testing.assert_close(outputs[0][name], outputs[1][name], rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_agrees_with_float32() -> None:
+    model = learned(tiny_model(logit_scale_init_value=math.log(30)))
+    with torch.no_grad():
+        model.query_embeddings.mul_(5)  # proposals that differ
+        model.mask_head.query_mlp.layers[-1].weight.mul_(3)
+    inputs = {"pixel_values": pixels(4, 64, 40), "text_prototypes": unit(5, 24)}
+    expected = run(model, **inputs)
+    assert label_map(expected).unique().numel() > 1
+    outputs = run(model.to(torch.bfloat16), **inputs)
+    assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == torch.bfloat16
+    assert all(outputs[name].isfinite().all() for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"))
+    assert (label_map(outputs) == label_map(expected)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_training_in_bfloat16(autocast: bool) -> None:
+    model = learned(tiny_model(indicator_positives="both")).train()
+    expected = run(model.eval(), pixel_values=pixels(), **labels()).loss
+    model.to(torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(pixel_values=pixels(), **labels())
+    outputs.loss.backward()
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def full_size_model(device: str) -> AlignZegModel:
+    names = {f"class {i}": i for i in range(171)}
+    config = AlignZegConfig(id2label={i: name for name, i in names.items()}, label2id=names)
+    with torch.device(device):
+        return AlignZegModel(config).eval().requires_grad_(False)
+
+
+def test_full_size_model_fits_the_budget() -> None:
+    """ViT-B/16 at 640 pixels with 100 queries and 171 classes: multiply-adds by torch's counter, trainable parameters."""
+    config = AlignZegConfig()
+    assert (config.image_size, config.clip_input_scale, config.num_queries) == (640, 0.5, 100)
+    assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (768, 12)
+    with torch.device("meta"):
+        trainable = sum(p.numel() for p in AlignZegModel(config).parameters() if p.requires_grad)
+    assert 5e6 < trainable <= 8.4e6
+    flops = flops_by_module(full_size_model("meta"), pixel_values=torch.empty(1, 3, 640, 640, device="meta"))["total"]
+    assert 37.3e9 * 9 / 12 < flops / 2 <= 55e9  # CLIP alone has 37.3, of which the last layers serve the queries
+
+
+@pytest.mark.slow
+def test_full_size_model_costs_the_same_on_a_real_device() -> None:
+    image = torch.zeros(1, 3, 640, 640)
+    flops = flops_by_module(full_size_model("cpu"), pixel_values=image)["total"]
+    assert flops / 2 <= 55e9
+    assert flops == flops_by_module(full_size_model("meta"), pixel_values=image.to("meta"))["total"]
+
+
+# --- vocabulary ------------------------------------------------------------------------------------------------------
+
+
+def test_text_prototypes_equal_the_mean_over_templates() -> None:
+    model, processor = tiny_model(), tiny_processor()
+    templates = list(TEMPLATE_SETS["vild"])[:3]
+    names = ["brick", "red striped", "grass"]
+    found = model.get_text_prototypes(processor, names, templates)
+    for name, prototype in zip(names, found):
+        embeds = []
+        for template in templates:
+            ids = processor.tokenizer([template.format(name)], return_tensors="pt")
+            with torch.no_grad():
+                embed = model.text_projection(model.text_model(**ids).pooler_output)[0]
+            embeds.append(embed / embed.norm())
+        mean = sum(embeds) / 3
+        torch.testing.assert_close(prototype, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.get_text_prototypes(processor, names[::-1], templates), found.flip(0))
+    small = model.get_text_prototypes(processor, [*names, "sand"], templates, batch_size=1)
+    torch.testing.assert_close(small[:3], found, rtol=1e-4, atol=1e-5)
+
+
+def test_text_prototypes_are_cached_until_something_changes() -> None:
+    model, processor = tiny_model(), tiny_processor()
+    passes = []
+    model.text_model.register_forward_hook(lambda *_: passes.append(1))
+    first = model.get_text_prototypes(processor, ["grass", "brick"])
+    assert torch.equal(model.get_text_prototypes(processor, ["grass", "brick"]), first) and len(passes) == 1
+    model.get_text_prototypes(processor, ["brick", "grass"])
+    model.get_text_prototypes(processor, ["grass", "brick"], "vild")
+    assert len(passes) == 3
+    with torch.no_grad():
+        model.text_projection.weight.mul_(-1)
+    torch.testing.assert_close(model.get_text_prototypes(processor, ["grass", "brick"]), -first)
+    assert len(passes) == 4
+
+
+def test_token_ids_and_prototypes_and_the_stored_vocabulary_agree() -> None:
+    model, processor = learned(tiny_model()), tiny_processor()
+    names = ["brick", "blue dotted", "grass"]
+    encoded = processor.encode_class_names(names)
+    prototypes = model.get_text_prototypes(processor, names)
+    by_ids = run(model, pixel_values=pixels(), **{name: encoded[name] for name in ("input_ids", "attention_mask")})
+    by_prototypes = run(model, pixel_values=pixels(), text_prototypes=prototypes)
+    torch.testing.assert_close(by_ids.class_queries_logits, by_prototypes.class_queries_logits)
+    assert by_ids.seen_class_mask.bool().all()  # with other names nothing is known to be unseen
+    model.set_vocabulary(names, ["blue dotted"], processor)
+    stored = run(model, pixel_values=pixels())
+    torch.testing.assert_close(stored.class_queries_logits, by_prototypes.class_queries_logits)
+    assert stored.seen_class_mask.bool().tolist() == [True, False, True]
+    assert model.config.id2label == dict(enumerate(names)) and model.config.unseen_labels == ["blue dotted"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [([], "class"), (["grass", ""], "class"), (["grass", "  "], "class"), (["grass", "grass"], "grass")]
+)
+def test_class_names_that_cannot_be_used_are_named(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model().get_text_prototypes(tiny_processor(), names)
+
+
+def test_vocabularies_that_cannot_be_used_are_named() -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="`unseen` names 'sand'"):
+        model.set_vocabulary(["grass"], ["sand"], tiny_processor())
+    with pytest.raises(ValueError, match="`processor`"):
+        model.set_vocabulary(["grass"])
+    with pytest.raises(ValueError, match="`text_prototypes`"):
+        model.set_vocabulary(["grass", "brick"], text_prototypes=unit(3, 24))
+
+
+# --- wrong arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"pixel_values": None}, "pixel_values"),
+        ({"pixel_values": torch.zeros(3, 32, 32)}, "pixel_values"),
+        ({"pixel_values": torch.zeros(0, 3, 32, 32)}, "pixel_values"),
+        ({"pixel_values": torch.zeros(1, 3, 0, 32)}, "pixel_values"),
+        ({"pixel_values": torch.zeros(1, 4, 32, 32)}, "pixel_values"),
+        ({"pixel_mask": torch.ones(1, 16, 32)}, "pixel_mask"),
+        ({"pixel_mask": torch.ones(32, 32)}, "pixel_mask"),
+        ({"pixel_mask": torch.zeros(1, 32, 32)}, "pixel_mask"),
+        ({"text_prototypes": torch.zeros(4, 25)}, "text_prototypes"),
+        ({"text_prototypes": torch.zeros(24)}, "text_prototypes"),
+        ({"text_prototypes": torch.zeros(0, 24)}, "text_prototypes"),
+        ({"seen_class_mask": torch.ones(5)}, "seen_class_mask"),
+        ({"text_prototypes": unit(3, 24), "seen_class_mask": torch.ones(4)}, "seen_class_mask"),
+        ({"clip_hidden_states": torch.zeros(1, 1, 5, 32)}, "clip_hidden_states"),
+        ({"clip_hidden_states": torch.zeros(1, 2, 6, 32)}, "clip_hidden_states"),
+        ({"class_labels": None}, "class_labels"),
+        ({"mask_labels": None}, "mask_labels"),
+        ({"mask_labels": [torch.ones(1, 32, 32)] * 2, "class_labels": [torch.tensor([0])] * 2}, "mask_labels"),
+        ({"mask_labels": [torch.ones(1, 48, 32)]}, "mask_labels"),
+        ({"class_labels": [torch.tensor([0, 2])]}, "class_labels"),
+        ({"class_labels": [torch.tensor([4])]}, "class_labels"),
+        ({"class_labels": [torch.tensor([CLASSES.index(*UNSEEN)])]}, "class_labels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
+    inputs = {
+        "pixel_values": pixels(1),
+        "mask_labels": [torch.ones(1, 32, 32)],
+        "class_labels": [torch.tensor([0])],
+        **changes,
+    }
+    with pytest.raises(ValueError, match=f"`{name}"):
+        tiny_model()(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"clip_split_layer": 0}, "clip_split_layer"),
+        ({"clip_split_layer": 2}, "clip_split_layer"),
+        ({"fusion_layers": [0, 2]}, "fusion_layers"),
+        ({"fusion_layers": [-1]}, "fusion_layers"),
+        ({"fusion_layers": [0] * 5}, "fusion_layers"),
+        ({"num_refinement_layers": 0}, "num_refinement_layers"),
+        ({"num_queries": 0}, "num_queries"),
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"mask_stride": 3}, "mask_stride"),
+        ({"mask_stride": 16}, "mask_stride"),
+        ({"clip_input_scale": 0.3}, "clip_input_scale"),
+        ({"clip_input_scale": 0.0}, "clip_input_scale"),
+        ({"clip_input_scale": -0.5}, "clip_input_scale"),
+        ({"feature_expansion_target": "both"}, "feature_expansion_target"),
+        ({"feature_expansion_location": "nowhere"}, "feature_expansion_location"),
+        ({"feature_expansion_alpha": 0}, "feature_expansion_alpha"),
+        ({"indicator_positives": "none"}, "indicator_positives"),
+        ({"held_out_fraction": 0}, "held_out_fraction"),
+        ({"held_out_fraction": 1.0}, "held_out_fraction"),
+        ({"num_background_prototypes": 0}, "num_background_prototypes"),
+        ({"unseen_labels": ["sand"]}, "unseen_labels"),
+    ],
+    ids=str,
+)
+def test_configs_that_cannot_work_are_refused(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        tiny_config(**values)
