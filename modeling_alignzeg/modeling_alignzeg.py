@@ -17,6 +17,7 @@ Shapes: `B` images of `H x W` pixels; `N` queries; side network of width `d` on 
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -703,6 +704,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
             text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
         self._check_prototypes(text_prototypes)
+        if len(text_prototypes) != len(class_names) or len(set(class_names)) != len(class_names):
+            raise ValueError(
+                f"`text_prototypes` has {len(text_prototypes)} rows for the {len(set(class_names))} different names in "
+                f"`class_names` ({len(class_names)} entries); pass distinct names and one row for each."
+            )
         if isinstance(template_set, str):
             self.config.template_set = template_set
         self.config.id2label = dict(enumerate(class_names))
@@ -757,16 +763,18 @@ class AlignZegModel(AlignZegPreTrainedModel):
             states = layer(states, mask)
         return kept
 
-    def _content(self, pixel_mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-        """`(B, 2)` heights and widths in pixels, or `None` where every cell of every grid holds content."""
+    def _content(self, pixel_mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor | None, bool]:
+        """Heights and widths in pixels `(B, 2)`, and whether a cell of some grid holds no content at all."""
         if pixel_mask is None:
-            return None
+            return None, False
         content = torch.stack([pixel_mask.any(2).sum(1), pixel_mask.any(1).sum(1)], 1)
         if torch.compiler.is_compiling():
-            return content
+            return content, True
         smallest = content.amin(0).tolist()
+        if min(smallest) == 0:
+            raise ValueError("`pixel_mask` marks an image of the batch as nothing but padding; leave that image out.")
         stride = self.config.mask_stride
-        return None if all(math.ceil(c / stride) * stride >= s for c, s in zip(smallest, size)) else content
+        return content, any(math.ceil(c / stride) * stride < s for c, s in zip(smallest, size))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -799,11 +807,24 @@ class AlignZegModel(AlignZegPreTrainedModel):
         Raises:
             ValueError: an argument is missing or does not fit; the message names it.
         """
-        if pixel_values is None or pixel_values.ndim != 4 or 0 in pixel_values.shape:
+        channels = self.config.num_channels
+        if pixel_values is None or pixel_values.ndim != 4 or 0 in pixel_values.shape or pixel_values.shape[1] != channels:
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
-                f"`pixel_values` must have shape (batch, channels, height, width) with no empty axis, got {shape}. "
+                f"`pixel_values` must have shape (batch, {channels}, height, width) with no empty axis, got {shape}. "
                 "The AlignZegImageProcessor makes it from images."
+            )
+        if pixel_mask is not None and pixel_mask.shape != (len(pixel_values), *pixel_values.shape[-2:]):
+            raise ValueError(
+                f"`pixel_mask` has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) of `pixel_values`, "
+                f"{(len(pixel_values), *pixel_values.shape[-2:])}."
+            )
+        if (mask_labels is None) != (class_labels is None):
+            given, missing = ("mask_labels", "class_labels")[:: -1 if mask_labels is None else 1]
+            raise ValueError(f"`{missing}` is missing beside `{given}`; a loss needs both, no loss needs neither.")
+        if mask_labels is not None and len(mask_labels) != len(pixel_values):
+            raise ValueError(
+                f"`mask_labels` has {len(mask_labels)} entries for {len(pixel_values)} images; pass one for each image."
             )
         if text_prototypes is None and input_ids is not None:
             text_prototypes = self.text_prototypes_from_ids(input_ids, attention_mask)
@@ -829,20 +850,29 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 pixel_mask = torch.ones(len(pixel_values), height, width, dtype=torch.long, device=pixel_values.device)
             pixel_values, pixel_mask = F.pad(pixel_values, pad), F.pad(pixel_mask, pad)
         size = pixel_values.shape[-2:]
-        content = self._content(pixel_mask, size)
-        dtype = self.query_embeddings.dtype
+        content, has_empty_cells = self._content(pixel_mask, size)
+        content_sizes = torch.tensor([size], device=pixel_values.device).expand(len(pixel_values), -1)
         if content is not None:  # padding is zero, whatever the caller left there
-            pixel_values = pixel_values * content_cells(content, 1, size)[:, None].to(pixel_values.dtype)
+            content_sizes = content
+            pixel_values = pixel_values.masked_fill(~content_cells(content, 1, size)[:, None], 0)
+            content = content if has_empty_cells else None
+        dtype = self.query_embeddings.dtype
         pixel_values = pixel_values.to(dtype)
 
         # Frozen CLIP, layers 1..k (and the patches' part of the others).
         layers = self.config.clip_hidden_state_layers
+        clip_stride = self.vision_model.embeddings.patch_size / self.config.clip_input_scale
+        clip_grid = tuple(round(side / clip_stride) for side in size)
         if clip_hidden_states is None:
             clip = self.clip_hidden_states(pixel_values, content)
         else:
+            expected = (len(pixel_values), len(layers), 1 + math.prod(clip_grid), self.config.vision_config.hidden_size)
+            if clip_hidden_states.shape != expected:
+                raise ValueError(
+                    f"`clip_hidden_states` has shape {tuple(clip_hidden_states.shape)}; expected {expected} for these "
+                    f"`pixel_values`: layers {layers}, one CLS token and {clip_grid[0]} x {clip_grid[1]} patches."
+                )
             clip = dict(zip(layers, clip_hidden_states.to(dtype).unbind(1)))
-        clip_stride = self.vision_model.embeddings.patch_size / self.config.clip_input_scale
-        clip_grid = tuple(round(side / clip_stride) for side in size)
 
         # Image encoder, fused with CLIP, and MRPE.
         stages = self.stem(pixel_values, content)
@@ -865,12 +895,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
         queries = self.query_embeddings.expand(len(features), -1, -1)
         fusions = iter(zip(self.fusions, self.config.fusion_layers))
         for layer in self.encoder_layers:
-            for fusion, index in [next(fusions)] if len(self.fusions) else []:
+            for fusion, index in islice(fusions, 1):
                 features = fusion(features, clip[index], to_side_grid)
             features = layer(features, token_mask, **kwargs)
         queries_per_layer = []
         for layer in self.refinement_layers:
-            for fusion, index in [pair for pair in [next(fusions, None)] if pair is not None]:
+            for fusion, index in islice(fusions, 1):
                 features = fusion(features, clip[index], to_side_grid)
             queries, features = layer(queries, features, self.query_position, position, token_mask)
             queries_per_layer.append(queries)
@@ -913,16 +943,17 @@ class AlignZegModel(AlignZegPreTrainedModel):
         losses = {}
         if mask_labels is not None and class_labels is not None:
             targets = stack_targets(mask_labels, class_labels, tuple(size), seen_class_mask)
-            losses = self._losses(targets, masks_per_layer, logits, clip_embeds, embeds, prototypes, seen_class_mask)
+            losses = self._losses(
+                targets, masks_per_layer, logits, clip_embeds, embeds, prototypes, seen_class_mask, content
+            )
 
-        whole = torch.tensor([size], dtype=torch.float32, device=masks.device).expand(len(masks), -1)
         return AlignZegOutput(
             **losses,
             masks_queries_logits=masks,
             class_queries_logits=logits,
             unseen_logits=unseen_logits,
             proposal_embeds=embeds,
-            content_sizes=(whole if content is None else content.float()) / self.config.mask_stride,
+            content_sizes=content_sizes.float() / self.config.mask_stride,
             seen_class_mask=seen_class_mask.long().expand(len(masks), -1),
             correction=torch.tensor(
                 [[self.config.correction_gamma, self.config.correction_threshold]], dtype=torch.float32, device=masks.device
@@ -943,6 +974,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         embeds: Tensor,
         prototypes: Tensor,
         seen: Tensor,
+        content: Tensor | None,
     ) -> dict[str, Tensor]:
         config = self.config
         # The training vocabulary holds seen classes only, whatever the stored one holds.
@@ -979,8 +1011,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
             config.mask_weight * mask + config.dice_weight * dice for mask, dice in map(masks_term, masks_per_layer[:-1])
         ]
         loss_auxiliary = sum(auxiliary, zero)
+        visible = masks
+        if content is not None:  # what a proposal covers of the padding does not count as unlabelled
+            visible = masks.masked_fill(~content_cells(content, config.mask_stride, masks.shape[-2:])[:, None], -1e4)
         loss_class = classification_loss(
-            logits, masks, targets, match, config.no_object_weight, config.ignored_query_threshold
+            logits, visible, targets, match, config.no_object_weight, config.ignored_query_threshold
         )
         matched = clip_embeds[match.image, match.query]  # (M, D)
         matched_classes = targets.classes[match.image, match.target]
@@ -1082,7 +1117,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         number = len(prototypes)
         order = torch.rand(number, generator=generator, device=prototypes.device).argsort()
         held_out = torch.zeros(number, dtype=torch.bool, device=prototypes.device)
-        held_out[order[: max(1, round(self.config.held_out_fraction * number))]] = True
+        count = max(1, round(self.config.held_out_fraction * number))
+        held_out[order[: min(count, number - 1)]] = True  # at least one stays seen
 
         def statistics(frozen, adapted, own=None):
             seen, candidates = ~held_out, held_out

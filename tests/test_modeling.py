@@ -74,8 +74,8 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
         "unseen_logits": (2, 6),
         "proposal_embeds": (2, 6, 24),
         "content_sizes": (2, 2),
-        "seen_class_mask": (len(CLASSES),),
-        "correction": (2,),
+        "seen_class_mask": (2, len(CLASSES)),
+        "correction": (2, 2),
         "last_hidden_state": (2, height // 8 * (width // 8), 32),
         "queries_hidden_state": (2, 6, 32),
     }
@@ -85,8 +85,8 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
     assert [masks.shape for masks in outputs.auxiliary_masks_queries_logits] == [shapes["masks_queries_logits"]]
     torch.testing.assert_close(outputs.proposal_embeds.norm(dim=-1), torch.ones(2, 6))
     torch.testing.assert_close(outputs.content_sizes, torch.tensor([size, size]) / 4)
-    assert outputs.seen_class_mask.bool().tolist() == [name not in UNSEEN for name in CLASSES]
-    assert outputs.correction.tolist() == [model.config.correction_gamma, model.config.correction_threshold]
+    assert outputs.seen_class_mask.bool().tolist() == [[name not in UNSEEN for name in CLASSES]] * 2
+    assert outputs.correction.tolist() == [[model.config.correction_gamma, model.config.correction_threshold]] * 2
     assert "loss" not in outputs and outputs.loss is None
 
 
@@ -119,8 +119,8 @@ def test_clip_scale_one() -> None:
 
 
 def padded(images: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """A batch of `images (3, h, w)` on a canvas that holds noise where there is no image."""
-    values, mask = 9 * pixels(len(images), *size, seed=99), torch.zeros(len(images), *size, dtype=torch.long)
+    """A batch of `images (3, h, w)` on a canvas that holds nan where there is no image."""
+    values, mask = torch.full((len(images), 3, *size), torch.nan), torch.zeros(len(images), *size, dtype=torch.long)
     for index, image in enumerate(images):
         values[index, :, : image.shape[1], : image.shape[2]] = image
         mask[index, : image.shape[1], : image.shape[2]] = 1
@@ -254,9 +254,13 @@ def test_clip_below_the_split_has_no_graph() -> None:
 def recorded_forward(model: AlignZegModel, **inputs: Any) -> tuple[AlignZegOutput, Tensor, Tensor]:
     """Outputs, the predicted attention bias `(B, heads, N, P)` and what enters the adapter `(B, N, D)`."""
     records: dict[str, Tensor] = {}
+
+    def record_input(_: Any, inputs: tuple[Tensor]) -> None:
+        records.setdefault("embeds", inputs[0])  # the first call; mixtures come later
+
     hooks = [
         model.attention_bias.register_forward_hook(lambda *call: records.update(bias=call[-1])),
-        model.adapter.register_forward_pre_hook(lambda _, args: records.setdefault("embeds", args[0].detach()) is None),
+        model.adapter.register_forward_pre_hook(record_input),
     ]
     outputs = run(model, **inputs)
     for hook in hooks:
@@ -317,7 +321,8 @@ def flops_by_module(model: AlignZegModel, **inputs: Any) -> dict[str, int]:
 
 def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     few, many = (
-        flops_by_module(tiny_model(**DEEP, num_queries=number), pixel_values=pixels(1, 64, 64)) for number in (5, 25)
+        flops_by_module(tiny_model(**DEEP, num_queries=number).requires_grad_(False), pixel_values=pixels(1, 64, 64))
+        for number in (5, 25)
     )
     vision = "AlignZegModel.vision_model."
     frozen = [name for name in many if name.startswith(vision)]
@@ -729,12 +734,12 @@ def test_token_ids_and_prototypes_and_the_stored_vocabulary_agree() -> None:
     model.set_vocabulary(names, ["blue dotted"], processor)
     stored = run(model, pixel_values=pixels())
     torch.testing.assert_close(stored.class_queries_logits, by_prototypes.class_queries_logits)
-    assert stored.seen_class_mask.bool().tolist() == [True, False, True]
+    assert stored.seen_class_mask.bool().tolist() == [[True, False, True]] * 2
     assert model.config.id2label == dict(enumerate(names)) and model.config.unseen_labels == ["blue dotted"]
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [([], "class"), (["grass", ""], "class"), (["grass", "  "], "class"), (["grass", "grass"], "grass")]
+    ("names", "message"), [([], "class"), (["grass", ""], "empty"), (["grass", "  "], "empty"), (["grass", "grass"], "grass")]
 )
 def test_class_names_that_cannot_be_used_are_named(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -749,6 +754,8 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         model.set_vocabulary(["grass"])
     with pytest.raises(ValueError, match="`text_prototypes`"):
         model.set_vocabulary(["grass", "brick"], text_prototypes=unit(3, 24))
+    with pytest.raises(ValueError, match="distinct"):
+        model.set_vocabulary(["grass", "grass"], text_prototypes=unit(2, 24))
 
 
 # --- wrong arguments -------------------------------------------------------------------------------------------------
