@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from .configuration_alignzeg import AlignZegConfig
 from .image_processing_alignzeg import AlignZegImageProcessor
 from .modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegPreTrainedModel
+from .pipeline_alignzeg import ZeroShotImageSegmentationPipeline
 from .processing_alignzeg import AlignZegProcessor
 from .prompts_alignzeg import TEMPLATE_SETS
 from .visualization_alignzeg import class_colors, draw_overlay, draw_unseen_map
@@ -29,6 +30,7 @@ __all__ = [
     "AlignZegOutput",
     "AlignZegPreTrainedModel",
     "AlignZegProcessor",
+    "ZeroShotImageSegmentationPipeline",
     "class_colors",
     "draw_overlay",
     "draw_unseen_map",

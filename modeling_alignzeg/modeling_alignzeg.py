@@ -46,7 +46,7 @@ from .loss_alignzeg import (
     semantic_virtual_loss,
     stack_targets,
 )
-from .prompts_alignzeg import TEMPLATE_SETS
+from .processing_alignzeg import check_class_names, get_templates
 
 
 @dataclass
@@ -145,6 +145,15 @@ def resample_grid(
     y, x = axes[0][:, :, None].expand(batch, *size), axes[1][:, None, :].expand(batch, *size)
     grid = torch.stack([x, y], -1).to(values.dtype)
     return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
+    """`values (B, c, h, w)` with the last rows and columns of content, `cells (B, 2)` of them, repeated over the padding."""
+    for axis in (0, 1):
+        index = torch.arange(values.shape[2 + axis], device=values.device).minimum(cells[:, axis, None] - 1)  # (B, h or w)
+        index = index[:, None, :, None] if axis == 0 else index[:, None, None, :]
+        values = values.gather(2 + axis, index.expand_as(values))
+    return values
 
 
 # --- layers ------------------------------------------------------------------------------------------------------
@@ -657,24 +666,30 @@ class AlignZegModel(AlignZegPreTrainedModel):
             Unit vectors `(C, D)`. They are cached: names, templates and the text tower's weights are the key.
 
         Raises:
-            ValueError: no names, an empty name or a name twice.
+            ValueError: no names, an empty name, a name twice, or a template set that does not exist.
         """
-        template_set = self.config.template_set if template_set is None else template_set
-        templates = tuple(TEMPLATE_SETS[template_set] if template_set in TEMPLATE_SETS else template_set) if isinstance(
-            template_set, str
-        ) else tuple(template_set)
-        weights = [self.text_projection.weight, *self.text_model.parameters()]
-        key = (tuple(class_names), templates, tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights))
+        class_names = check_class_names(class_names)
+        templates = get_templates(self.config.template_set if template_set is None else template_set)
+        key = (tuple(class_names), templates, self._text_weights_key())
         if key not in self._prototype_cache:
-            encoded = processor.encode_class_names(class_names, template_set=template_set)
+            encoded = processor.encode_class_names(class_names, template_set=templates)
             ids, mask = (encoded[name].to(self.device) for name in ("input_ids", "attention_mask"))
-            rows = max(1, batch_size // (ids.shape[1] if ids.ndim == 3 else 1))
+            rows = max(1, batch_size // len(templates))
             parts = zip(ids.split(rows), mask.split(rows))
-            self._prototype_cache[key] = torch.cat([self.text_prototypes_from_ids(*part) for part in parts])
+            with torch.inference_mode(False):  # what is cached may meet a training step
+                self._prototype_cache[key] = torch.cat([self.text_prototypes_from_ids(*part) for part in parts])
             while len(self._prototype_cache) > 16:
                 self._prototype_cache.popitem(last=False)
         self._prototype_cache.move_to_end(key)
         return self._prototype_cache[key]
+
+    def _text_weights_key(self) -> tuple:
+        """Changes with the weights of the text tower, also where they are written through `.data`, which does not count
+        as a version: then their norms differ."""
+        weights = [w for w in (self.text_projection.weight, *self.text_model.parameters()) if w.is_floating_point()]
+        norms = [torch.linalg.vector_norm(w, dtype=torch.float32) for w in weights if w.device.type != "meta"]
+        places = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
+        return places, tuple(torch.stack(norms).tolist()) if norms else ()
 
     def set_vocabulary(
         self,
@@ -693,9 +708,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
             template_set: As for [`get_text_prototypes`]; the name of a set is stored in the config.
 
         Raises:
-            ValueError: `unseen` names something that is not in `class_names`, or neither processor nor prototypes came.
+            ValueError: `class_names` is empty or holds an empty name or one twice, `unseen` names something that is not
+                among them, or neither processor nor prototypes came.
         """
-        class_names, unseen = list(class_names), list(unseen)
+        class_names = check_class_names(class_names)
+        unseen = check_class_names(unseen) if len(unseen) else []
         unknown = [name for name in unseen if name not in class_names]
         if unknown:
             raise ValueError(f"`unseen` names {unknown[0]!r}, which is not among the {len(class_names)} class names.")
@@ -704,10 +721,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
             text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
         self._check_prototypes(text_prototypes)
-        if len(text_prototypes) != len(class_names) or len(set(class_names)) != len(class_names):
+        if len(text_prototypes) != len(class_names):
             raise ValueError(
-                f"`text_prototypes` has {len(text_prototypes)} rows for the {len(set(class_names))} different names in "
-                f"`class_names` ({len(class_names)} entries); pass distinct names and one row for each."
+                f"`text_prototypes` has {len(text_prototypes)} rows for the {len(class_names)} names in `class_names`; "
+                "pass one row for each."
             )
         if isinstance(template_set, str):
             self.config.template_set = template_set
@@ -716,6 +733,25 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self.config.unseen_labels = unseen
         self.class_text_embeds = text_prototypes.detach().clone().to(self.class_text_embeds)
         self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As [`PreTrainedModel.save_pretrained`]. The folder loads with AutoModelForSemanticSegmentation too, and with the
+        pipeline: what is imported here travels along."""
+        from .pipeline_alignzeg import ZeroShotImageSegmentationPipeline
+
+        self.config.auto_map = {
+            "AutoConfig": "configuration_alignzeg.AlignZegConfig",
+            "AutoModel": "modeling_alignzeg.AlignZegModel",
+            "AutoModelForSemanticSegmentation": "modeling_alignzeg.AlignZegModel",
+        }
+        self.config.custom_pipelines = {
+            "zero-shot-image-segmentation": {
+                "impl": f"pipeline_alignzeg.{ZeroShotImageSegmentationPipeline.__name__}",
+                "pt": ["AutoModel"],
+                "type": "multimodal",
+            }
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _check_prototypes(self, text_prototypes: Tensor) -> None:
         if text_prototypes.ndim != 2 or len(text_prototypes) == 0 or text_prototypes.shape[1] != self.config.projection_dim:
@@ -984,6 +1020,13 @@ class AlignZegModel(AlignZegPreTrainedModel):
         classes = torch.where(targets.classes >= 0, renumber[targets.classes.clamp(min=0)], -1)
         targets = SegmentationTargets(targets.masks, classes, targets.labelled)
 
+        visible = masks_per_layer[-1]
+        if content is not None:
+            # What a proposal covers of the padding does not count as unlabelled, and points between the last cell of
+            # content and the padding see the former alone.
+            cells = torch.ceil(content / config.mask_stride).long()
+            visible = visible.masked_fill(~content_cells(cells, 1, visible.shape[-2:])[:, None], -1e4)
+            masks_per_layer = [repeat_border(mask_logits, cells) for mask_logits in masks_per_layer]
         masks = masks_per_layer[-1]
         size = targets.labelled.shape[-2:]
         # Training draws points, mixtures and held-out classes anew in every step; evaluation draws the same ones each
@@ -1011,9 +1054,6 @@ class AlignZegModel(AlignZegPreTrainedModel):
             config.mask_weight * mask + config.dice_weight * dice for mask, dice in map(masks_term, masks_per_layer[:-1])
         ]
         loss_auxiliary = sum(auxiliary, zero)
-        visible = masks
-        if content is not None:  # what a proposal covers of the padding does not count as unlabelled
-            visible = masks.masked_fill(~content_cells(content, config.mask_stride, masks.shape[-2:])[:, None], -1e4)
         loss_class = classification_loss(
             logits, visible, targets, match, config.no_object_weight, config.ignored_query_threshold
         )

@@ -1,0 +1,161 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Photos and class names in, one mask per class out."""
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import Pipeline
+from transformers.image_utils import ImageInput, load_image
+
+from .image_processing_alignzeg import _check_correction, class_probabilities, resize_matrix, to_rgb
+
+
+class ZeroShotImageSegmentationPipeline(Pipeline):
+    r"""
+    Semantic segmentation by class names that are given with the image.
+
+    ```python
+    segmenter = pipeline("zero-shot-image-segmentation", model="path/to/alignzeg", trust_remote_code=True)
+    segmenter("photo.jpg", candidate_labels=["cat", "sofa", "window"], unseen_labels=["sofa"])
+    ```
+
+    Without `candidate_labels` the vocabulary of the checkpoint is used.
+    """
+
+    _load_processor = True
+    _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
+
+    def __call__(self, images: ImageInput | str | list, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        r"""
+        Segments one image, or each of several.
+
+        Args:
+            images: PIL images, paths or addresses; of any mode and size, also within one batch.
+            candidate_labels (`list[str]`, *optional*): Distinct class names, or one string with commas between them.
+            unseen_labels (`list[str]`, *optional*): Those of them that count as unseen; default: for the checkpoint's
+                own vocabulary those of the checkpoint, for other names none.
+            template_set (`str` or `list[str]`, *optional*): Prompt templates; default: the checkpoint's.
+            gamma, threshold (`float`, *optional*): Predictive bias correction; default: the checkpoint's.
+            none_of_these (`bool`, defaults to `False`): Leave pixels that resemble no class out of all masks.
+            batch_size, num_workers, timeout: See [`Pipeline`]; `timeout` is for images from the web.
+
+        Returns:
+            A list with one entry for each class that occurs, in the order of the class names, for each image:
+
+            - **label** (`str`) -- The class name as it was given.
+            - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere.
+            - **score** (`float`) -- From 0 to 1: how probable the class is for the proposals that cover its mask.
+
+        Raises:
+            ValueError: `candidate_labels` or `unseen_labels` do not fit, or an image cannot be read.
+        """
+        return super().__call__(images, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: list[str] | str | None = None,
+        unseen_labels: list[str] | str | None = None,
+        template_set: str | list[str] | None = None,
+        gamma: float | None = None,
+        threshold: float | None = None,
+        none_of_these: bool | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        def split(names):
+            return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+
+        def given(**values):
+            return {name: value for name, value in values.items() if value is not None}
+
+        labels = {name: split(value) for name, value in given(candidate_labels=candidate_labels).items()}
+        unseen = {name: split(value) for name, value in given(unseen_labels=unseen_labels).items()}
+        readout = given(gamma=gamma, threshold=threshold, none_of_these=none_of_these)
+        return given(timeout=timeout), {**labels, **unseen, **given(template_set=template_set)}, {**labels, **readout}
+
+    def preprocess(self, image: Image.Image | str | os.PathLike, timeout: float | None = None) -> dict[str, Any]:
+        if isinstance(image, (str, os.PathLike)):
+            image = Image.open(image) if os.path.isfile(image) else load_image(os.fspath(image), timeout)
+        if isinstance(image, Image.Image):
+            try:
+                image = to_rgb(image)
+            except ValueError as error:
+                raise ValueError(f"The image cannot be used: {error}.") from error
+        else:
+            raise ValueError(f"The image is a {type(image).__name__}; expected a PIL image, a path or an address.")
+        # Not as bare tensors: the pipeline's own batching takes images of one size only.
+        features = self.processor.image_processor(images=image, return_tensors="pt")
+        return {"features": features, "target_size": (image.height, image.width)}
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        candidate_labels: list[str] | None = None,
+        unseen_labels: list[str] | None = None,
+        template_set: str | list[str] | None = None,
+    ) -> Any:
+        features, sizes = model_inputs["features"], model_inputs["target_size"]
+        if not isinstance(features, list):  # one image, outside of a batch
+            features, sizes = [features], [sizes]
+        height, width = (max(part["pixel_mask"].shape[axis] for part in features) for axis in (1, 2))
+
+        def stack(key):
+            return torch.cat(
+                [F.pad(v, (0, width - v.shape[-1], 0, height - v.shape[-2])) for v in (part[key] for part in features)]
+            )
+
+        config = self.model.config
+        names = candidate_labels
+        vocabulary = {}
+        if names is None:
+            names = [config.id2label[index] for index in range(config.num_labels)]
+        if candidate_labels is not None or template_set is not None:
+            vocabulary["text_prototypes"] = self.model.get_text_prototypes(self.processor, names, template_set)
+        if unseen_labels is None:
+            unseen_labels = config.unseen_labels if candidate_labels is None else []
+        unknown = [name for name in unseen_labels if name not in names]
+        if unknown:
+            raise ValueError(f"`unseen_labels` names {unknown[0]!r}, which is not among the {len(names)} class names.")
+        vocabulary["seen_class_mask"] = torch.tensor([name not in unseen_labels for name in names], device=self.device)
+        outputs = self.model(
+            pixel_values=stack("pixel_values").to(self.dtype), pixel_mask=stack("pixel_mask"), **vocabulary
+        )
+        outputs["target_size"] = torch.tensor(sizes)
+        return outputs
+
+    def postprocess(
+        self,
+        model_outputs: Any,
+        candidate_labels: list[str] | None = None,
+        gamma: float | None = None,
+        threshold: float | None = None,
+        none_of_these: bool = False,
+    ) -> list[dict[str, Any]]:
+        size = model_outputs["target_size"][0].tolist()
+        labels = self.processor.image_processor.post_process_semantic_segmentation(
+            model_outputs, target_sizes=[size], gamma=gamma, threshold=threshold, none_of_these=none_of_these
+        )[0]
+        classes = model_outputs.class_queries_logits.shape[-1] - 1
+        correction = _check_correction(model_outputs, classes, None, gamma, threshold)
+        unseen_logits = getattr(model_outputs, "unseen_logits", None)
+        probabilities = class_probabilities(model_outputs.class_queries_logits, unseen_logits, *correction)[0]
+        masks = model_outputs.masks_queries_logits[0].float().sigmoid()
+        content = model_outputs.content_sizes[0].tolist()
+        rows, columns = (resize_matrix(*axis) for axis in zip(masks.shape[-2:], size, content))
+        names = self.model.config.id2label if candidate_labels is None else candidate_labels
+        segments = []
+        for index in labels.unique().tolist():
+            if index < 0:  # none of these
+                continue
+            region = labels == index
+            # How much of the region each proposal covers, at full resolution: the adjoint of the masks' resize.
+            covered = torch.einsum("qhw,hw->q", masks, rows.T @ region.float() @ columns)
+            score = (probabilities[:, index] @ covered / covered.sum()).item()
+            mask = Image.fromarray(region.byte().mul(255).numpy())
+            segments.append({"label": names[index], "score": score, "mask": mask})
+        return segments
+
+
+__all__ = ["ZeroShotImageSegmentationPipeline"]
