@@ -676,7 +676,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     label="Which of them count as unseen?", choices=[], elem_id="az-unseen", elem_classes="az-marks"
                 )
                 with gr.Row():
-                    vocabulary = gr.Button(f"All {len(segmenter.classes)} known classes", size="md", min_width=120)
+                    vocabulary = gr.Button(f"All {len(segmenter.classes)} classes", size="md", min_width=120)
                     start = gr.Button("Segment", variant="primary", size="md", min_width=120, elem_id="az-start")
             with gr.Column(scale=3, min_width=320):
                 viewer = gr.HTML(

@@ -9,6 +9,7 @@ const part = (name) => element.querySelector(`[data-part="${name}"]`);
 const decoded = new Map(); // base64 text of a map to its bytes; a view switch or a hover decodes nothing again
 let highlighted = null;
 let repaint = [];
+let shown = "";
 
 function create(tag, className, text) {
   const node = document.createElement(tag);
@@ -160,14 +161,14 @@ function addHeatPanel(value) {
 
 function fillTable(value, compare) {
   const head = create("tr");
-  const titles = ["Class", ...(compare ? ["Coverage without", "Coverage with"] : ["Coverage"]), "Confidence"];
+  const titles = compare ? ["Class", "Without", "With"] : ["Class", "Coverage", "Confidence"];
   titles.forEach((title) => head.append(create("th", "", title)));
   part("head").replaceChildren(head);
   const before = new Map(value.plain.rows.map(([id, coverage]) => [id, coverage]));
   const rows = [...value.corrected.rows];
   if (compare) {
     const present = new Set(rows.map(([id]) => id));
-    value.plain.rows.forEach(([id]) => present.has(id) || rows.push([id, 0, null]));
+    value.plain.rows.forEach(([id]) => present.has(id) || rows.push([id, 0, 0]));
   }
   part("body").replaceChildren(
     ...rows.map(([id, coverage, confidence]) => {
@@ -187,7 +188,8 @@ function fillTable(value, compare) {
       bar.style.width = `${100 * coverage}%`;
       bar.style.backgroundColor = swatch.style.backgroundColor;
       share.append(create("span", "", percent(coverage)), bar);
-      row.append(share, create("td", "az-number", confidence === null ? "–" : percent(confidence)));
+      row.append(share);
+      if (!compare) row.append(create("td", "az-number", percent(confidence)));
       row.addEventListener("pointerenter", () => highlight(id));
       row.addEventListener("pointerleave", () => highlight(null));
       row.addEventListener("focus", () => highlight(id));
@@ -195,8 +197,8 @@ function fillTable(value, compare) {
       return row;
     })
   );
-  const shown = new Set(rows.map(([id]) => id));
-  const absent = value.classes.filter((entry, id) => !shown.has(id) && !entry.extra).map((entry) => entry.name);
+  const found = new Set(rows.map(([id]) => id));
+  const absent = value.classes.filter((entry, id) => !found.has(id) && !entry.extra).map((entry) => entry.name);
   part("absent").textContent = absent.length ? `Not found: ${absent.join(", ")}` : "";
 }
 
@@ -231,6 +233,8 @@ function draw() {
   result.dataset.gamma = value.gamma;
   result.dataset.threshold = value.threshold;
   result.dataset.drawn = Number(result.dataset.drawn || 0) + 1;
+  if (shown !== value.picture.url && window.innerWidth < 640) element.scrollIntoView({ behavior: "smooth" });
+  shown = value.picture.url;
 }
 
 part("views").addEventListener("change", draw);

@@ -130,7 +130,8 @@ def padded(images: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
 def assert_same_content(single: AlignZegOutput, batch: AlignZegOutput, index: int, size: tuple[int, int]) -> None:
     rows, columns = (math.ceil(side / 4) for side in size)
     for name in ("class_queries_logits", "unseen_logits", "proposal_embeds", "queries_hidden_state", "content_sizes"):
-        torch.testing.assert_close(batch[name][index], single[name][0], rtol=1e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        named = lambda message, name=name: f"{name}: {message}"  # noqa: E731
+        torch.testing.assert_close(batch[name][index], single[name][0], rtol=1e-4, atol=2e-4, msg=named)
     masks = [outputs.masks_queries_logits[i, :, :rows, :columns] for outputs, i in ((batch, index), (single, 0))]
     torch.testing.assert_close(*masks, rtol=1e-4, atol=2e-4)
 
@@ -586,7 +587,7 @@ OFF = {
 
 @pytest.mark.parametrize("off", [*OFF, "everything"])
 def test_a_part_that_is_switched_off_is_gone(off: str) -> None:
-    switches = {name: not (off in (name, "everything")) for name in OFF}
+    switches = {name: off not in (name, "everything") for name in OFF}
     model, whole = tiny_model(**switches).train(), tiny_model()
     torch.manual_seed(0)
     outputs = model(pixel_values=pixels(), **labels())
@@ -765,7 +766,8 @@ def test_token_ids_and_prototypes_and_the_stored_vocabulary_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [([], "class"), (["grass", ""], "empty"), (["grass", "  "], "empty"), (["grass", "grass"], "grass")]
+    ("names", "message"),
+    [([], "class"), (["grass", ""], "empty"), (["grass", "  "], "empty"), (["grass", "grass"], "grass")],
 )
 def test_class_names_that_cannot_be_used_are_named(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):

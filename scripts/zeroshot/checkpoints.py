@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
-from .checkpointing import atomic_folder
+from .checkpointing import atomic_file, atomic_folder
 
 
 CODE_FOLDER = "modeling_alignzeg"
@@ -80,6 +82,27 @@ def save_checkpoint(model: AlignZegModel, processor: AlignZegProcessor, folder: 
         model.save_pretrained(partial)
         _write_auto_map(partial, "")
     return folder
+
+
+def install_as_root(checkpoint: str | Path, root: str | Path) -> None:
+    """Makes `checkpoint` the one that loads from the repository's root, with the code in its folder `modeling_alignzeg`.
+
+    Every file is written beside its place and renamed; weights come last, so that an interrupted call can be repeated.
+    """
+    checkpoint, root = Path(checkpoint), Path(root)
+    if not (root / CODE_FOLDER / "modeling_alignzeg.py").is_file():
+        raise ValueError(f"`root` is {str(root)!r}, which has no folder {CODE_FOLDER} with the model's code.")
+    names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
+    if "config.json" not in names or "model.safetensors" not in names:
+        raise ValueError(f"`checkpoint` is {str(checkpoint)!r}, which has no config.json and model.safetensors.")
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        for name in names:
+            shutil.copyfile(checkpoint / name, staged / name)
+        _write_auto_map(staged, CODE_FOLDER)
+        for name in sorted(names, key="model.safetensors".__eq__):
+            with atomic_file(root / name) as partial:
+                shutil.copyfile(staged / name, partial)
 
 
 def _write_auto_map(folder: Path, code_folder: str) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,7 @@ class Trainer:
             )
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard")
-        scores = None
+        scores, first, started = None, self.step, time.time()
         self.network.train()
         bar = tqdm(
             total=settings.steps,
@@ -321,6 +322,9 @@ class Trainer:
                     break
         if self.step == settings.steps:
             self.finish(self.output / "final")
+            if accelerator.is_main_process:  # of this process: a resumed run counts from its resumption
+                timing = {"seconds": round(time.time() - started), "steps": settings.steps, "from_step": first}
+                atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
             accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
         # Last of all, and after a barrier: a process that leaves early can abort the others' communication.
