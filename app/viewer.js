@@ -74,9 +74,9 @@ function addPanel(value, caption, paint, describe) {
   frame.classList.toggle("az-small", Math.max(value.width, value.height) < 320);
   figure.append(frame);
   part("stage").append(figure);
-  const refresh = () => paint(canvas);
-  repaint.push(refresh);
-  refresh();
+  repaint.push(() => paint(canvas));
+  picture.addEventListener("load", () => paint(canvas)); // now its size on the page is known
+  paint(canvas);
   const move = (event) => {
     const box = canvas.getBoundingClientRect();
     const column = Math.floor(((event.clientX - box.left) / box.width) * value.width);
@@ -102,7 +102,7 @@ function paintLabels(canvas, value, labels) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(canvas.width, canvas.height);
   const palette = classes.map(({ color }, id) => {
-    return pack(...color, highlighted === null ? 150 : highlighted === id ? 205 : 40);
+    return pack(...color, highlighted === null ? 165 : highlighted === id ? 205 : 40);
   });
   const pixels = new Uint32Array(image.data.buffer);
   for (let y = 0, offset = 0; y < canvas.height; y++) {
@@ -116,6 +116,37 @@ function paintLabels(canvas, value, labels) {
     }
   }
   context.putImageData(image, 0, 0);
+  writeNames(canvas, context, value, labels, zoom);
+}
+
+// Every class is named where it is widest, as far as its name fits there.
+function writeNames(canvas, context, value, labels, zoom) {
+  const widest = new Map(); // id to [width, column, row]
+  for (let row = 0; row < value.height; row++) {
+    for (let start = 0, column = 1; column <= value.width; column++) {
+      const id = labels[row * value.width + start];
+      if (column < value.width && labels[row * value.width + column] === id) continue;
+      if (column - start > (widest.get(id) || [0])[0]) widest.set(id, [column - start, start, row]);
+      start = column;
+    }
+  }
+  const size = (13 * canvas.width) / (canvas.clientWidth || canvas.width);
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  widest.forEach(([width, column, row], id) => {
+    const name = value.classes[id].name;
+    const space = context.measureText(name).width + size;
+    if (space > width * zoom || (highlighted !== null && highlighted !== id)) return;
+    const x = (column + width / 2) * zoom;
+    const y = Math.min(Math.max((row + 0.5) * zoom, size), canvas.height - size);
+    context.fillStyle = "rgba(17, 24, 39, 0.78)";
+    context.beginPath();
+    context.roundRect(x - space / 2, y - 0.75 * size, space, 1.5 * size, size / 3);
+    context.fill();
+    context.fillStyle = "white";
+    context.fillText(name, x, y);
+  });
 }
 
 function paintHeat(canvas, map) {
@@ -186,6 +217,7 @@ function fillTable(value, compare) {
       const share = create("td", "az-number");
       const bar = create("span", "az-bar");
       bar.style.width = `${100 * coverage}%`;
+      bar.hidden = coverage === 0;
       bar.style.backgroundColor = swatch.style.backgroundColor;
       share.append(create("span", "", percent(coverage)), bar);
       row.append(share);

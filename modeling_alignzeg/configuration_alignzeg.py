@@ -245,7 +245,9 @@ class AlignZegConfig(PreTrainedConfig):
             f"`fusion_layers` has {len(self.fusion_layers)} entries, but one enters before each of the {blocks} blocks "
             "(`num_hidden_layers` + `num_refinement_layers`): drop some or add blocks.",
         )
-        require(self.num_refinement_layers >= 1, f"`num_refinement_layers` is {self.num_refinement_layers}; use 1 or more.")
+        require(
+            self.num_refinement_layers >= 1, f"`num_refinement_layers` is {self.num_refinement_layers}; use 1 or more."
+        )
         require(self.num_queries >= 1, f"`num_queries` is {self.num_queries}; use 1 or more.")
         require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -267,7 +269,10 @@ class AlignZegConfig(PreTrainedConfig):
             "feature_expansion_location": ("before_adapter", "after_adapter"),
             "indicator_positives": ("held_out", "virtual", "both"),
         }.items():
-            require(getattr(self, name) in choices, f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.")
+            require(
+                getattr(self, name) in choices,
+                f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.",
+            )
         require(
             self.feature_expansion_alpha > 0,
             f"`feature_expansion_alpha` is {self.feature_expansion_alpha}; a Beta distribution needs a positive number.",

@@ -65,7 +65,8 @@ def stack_targets(
     """
     if len(mask_labels) != len(class_labels):
         raise ValueError(
-            f"`mask_labels` has {len(mask_labels)} entries and `class_labels` {len(class_labels)}; pass one of each per image."
+            f"`mask_labels` has {len(mask_labels)} entries and `class_labels` {len(class_labels)}; pass one of each per "
+            "image."
         )
     masks = []
     for image, (mask, classes) in enumerate(zip(mask_labels, class_labels)):
@@ -119,7 +120,8 @@ def sample_labelled_points(labelled: Tensor, num_points: int, generator: torch.G
 def cell_centres(mask_size: tuple[int, int], image_size: tuple[int, int], device) -> Tensor:
     """Pixel indices at the centres of the cells of a mask grid: `int64 (h·w,)` into the flattened image."""
     rows, columns = (
-        ((torch.arange(cells, device=device) + 0.5) * (pixels / cells)).long() for cells, pixels in zip(mask_size, image_size)
+        ((torch.arange(cells, device=device) + 0.5) * (pixels / cells)).long()
+        for cells, pixels in zip(mask_size, image_size)
     )
     return (rows[:, None] * image_size[1] + columns[None, :]).flatten()
 
@@ -167,7 +169,9 @@ def match_proposals(
     probability = class_logits.float().softmax(-1)
     class_cost = -probability.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1))
     negative = F.softplus(predicted) * valid  # cross-entropy against 0; against 1 it is smaller by the logit itself
-    mask_cost = (negative.sum(-1, keepdim=True) - (predicted * valid) @ actual.mT) / valid.sum(-1, keepdim=True).clamp(min=1)
+    mask_cost = (negative.sum(-1, keepdim=True) - (predicted * valid) @ actual.mT) / valid.sum(-1, keepdim=True).clamp(
+        min=1
+    )
     chance = predicted.sigmoid() * valid
     overlap = 2 * chance @ actual.mT
     dice_cost = 1 - (overlap + 1) / (chance.sum(-1, keepdim=True) + actual.sum(-1)[:, None] + 1)

@@ -117,7 +117,8 @@ def key_mask(cells: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive attention mask `(B, 1, 1, T)` that hides the keys of empty `cells (B, T)`."""
     if cells is None:
         return None
-    return torch.zeros(cells.shape, dtype=dtype, device=cells.device).masked_fill(~cells, torch.finfo(dtype).min)[:, None, None]
+    visible = torch.zeros(cells.shape, dtype=dtype, device=cells.device)
+    return visible.masked_fill(~cells, torch.finfo(dtype).min)[:, None, None]
 
 
 def resample_grid(
@@ -304,7 +305,12 @@ class AlignZegRefinementLayer(GradientCheckpointingLayer):
             self.feature_mlp = AlignZegMLP(config, width, config.intermediate_size, width)
 
     def forward(
-        self, queries: Tensor, features: Tensor, query_position: Tensor, feature_position: Tensor, attention_mask: Tensor | None
+        self,
+        queries: Tensor,
+        features: Tensor,
+        query_position: Tensor,
+        feature_position: Tensor,
+        attention_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """`queries (B, N, d)`, `features (B, T, d)`; positions are added where attention compares, not to what it moves."""
         context = self.feature_norm(features)
@@ -757,7 +763,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if text_prototypes.ndim != 2 or len(text_prototypes) == 0 or text_prototypes.shape[1] != self.config.projection_dim:
             raise ValueError(
                 f"`text_prototypes` has shape {tuple(text_prototypes.shape)}; expected (classes, "
-                f"{self.config.projection_dim}) with at least one class. `model.get_text_prototypes(processor, names)` makes them."
+                f"{self.config.projection_dim}) with at least one class. `model.get_text_prototypes(processor, names)` "
+                "makes them."
             )
 
     # --- forward
@@ -1016,6 +1023,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         # The training vocabulary holds seen classes only, whatever the stored one holds.
         logits = torch.cat([logits[..., :-1][..., seen], logits[..., -1:]], -1)
         prototypes = prototypes[seen]
+        if len(prototypes) == 0:
+            raise ValueError("`seen_class_mask` marks every class as unseen; a loss needs at least one seen class.")
         renumber = seen.long().cumsum(0) - 1
         classes = torch.where(targets.classes >= 0, renumber[targets.classes.clamp(min=0)], -1)
         targets = SegmentationTargets(targets.masks, classes, targets.labelled)

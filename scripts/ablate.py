@@ -64,7 +64,9 @@ def main() -> int:
         return 0
     if not args.summarize:
         names = args.rows.split(",") if args.rows else list(ROWS)
-        jobs = [(seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()]
+        jobs = [
+            (seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
+        ]
         jobs.sort()  # all rows of seed 0 first
         started = time.time()
         failed = 0
@@ -73,8 +75,11 @@ def main() -> int:
                 pool.map(lambda job: start(job[1], job[0], ["--config", args.config, *overrides]), jobs), 1
             ):
                 failed += status != 0
-                print(f"{number}/{len(jobs)} {name} seed {seed}: {'ok' if status == 0 else f'failed ({status})'} "
-                      f"{time.time() - started:.0f} s", flush=True)
+                print(
+                    f"{number}/{len(jobs)} {name} seed {seed}: {'ok' if status == 0 else f'failed ({status})'} "
+                    f"{time.time() - started:.0f} s",
+                    flush=True,
+                )
         if failed:
             return 1
     summarize(CELLS, ROOT / "docs" / "results")

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
+
 from zeroshot.checkpoints import assemble, save_checkpoint
 from zeroshot.clip_conversion import load_clip
 from zeroshot.splits import load_split
@@ -54,7 +55,9 @@ def main() -> None:
     model.set_vocabulary(classes, unseen, processor)
     save_checkpoint(model, processor, args.output_dir)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. Train it, it knows nothing yet.")
+    print(
+        f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. Train it, it knows nothing yet."
+    )
 
 
 if __name__ == "__main__":

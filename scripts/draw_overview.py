@@ -2,7 +2,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Draws docs/results/overview.png: scenes of the test split, their labels, what a checkpoint makes of them, unseen-ness.
 
-    python scripts/draw_overview.py --model .
+python scripts/draw_overview.py --model .
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_unseen_map
 from PIL import Image, ImageDraw, ImageFont
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_unseen_map
 from zeroshot.scenes import CLASSES, draw_scene
 from zeroshot.splits import load_split
 
@@ -74,7 +75,12 @@ def main() -> None:
             outputs, target_sizes=[scene.label.shape], return_unseen_scores=True
         )
         predicted = labels[0].numpy()
-        pictures = [image, colored(scene.label, colors), colored(predicted, colors), draw_unseen_map(image, maps[0].numpy())]
+        pictures = [
+            image,
+            colored(scene.label, colors),
+            colored(predicted, colors),
+            draw_unseen_map(image, maps[0].numpy()),
+        ]
         for column, (picture, label) in enumerate(zip(pictures, (None, scene.label, predicted, None))):
             picture = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
             if label is not None:

@@ -2,7 +2,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Evaluates a checkpoint: mIoU(S), mIoU(U), hIoU, pixel accuracy and IoU per class, in the generalized label space.
 
-    python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
+python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from accelerate import Accelerator
+
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from zeroshot.checkpointing import atomic_write_text
 from zeroshot.data import SegmentationDataset
@@ -42,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
     options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
     options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
-    options.add_argument("--seen_penalty", type=float, default=0.0, help="constant off every seen class (blind correction)")
+    options.add_argument(
+        "--seen_penalty", type=float, default=0.0, help="constant off every seen class (blind correction)"
+    )
     options.add_argument("--batch_size", type=int, default=16)
     options.add_argument("--num_threads", type=int, default=0)
     options.add_argument("--output", help="JSON report to write")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Fills the figures of README.md and model_card.md from docs/results, between the markers `<!-- NAME -->` and `<!-- /NAME -->`.
+"""Fills the figures of README.md and model_card.md from docs/results, between `<!-- NAME -->` and `<!-- /NAME -->`.
 
-    python scripts/make_docs.py            # writes
-    python scripts/make_docs.py --check    # fails if something would change
+python scripts/make_docs.py            # writes
+python scripts/make_docs.py --check    # fails if something would change
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ def shipped_table() -> str:
     report = load("shipped_checkpoint.json")
     if report is None:
         return NOT_MEASURED
-    share = 100 * report["hiou"] / report["hiou_fully_supervised"]
     lines = [
         "| embedded benchmark, test split | mIoU(S) | mIoU(U) | hIoU | pixel accuracy |",
         "|---|---|---|---|---|",
-        "| the checkpoint in this repository | {miou_seen:.1f} | {miou_unseen:.1f} | {hiou:.1f} | {pixel_accuracy:.1f} |".format(**report),
-        "| same budget, all classes labelled | {miou_seen:.1f} | {miou_unseen:.1f} | {hiou:.1f} | {pixel_accuracy:.1f} |".format(
-            **report["fully_supervised"]
-        ),
-        "",
-        f"The zero-shot model reaches {share:.0f} % of the fully supervised hIoU "
-        "([docs/results/shipped_checkpoint.json](docs/results/shipped_checkpoint.json)).",
     ]
+    rows = {
+        "the checkpoint in this repository": report,
+        "same budget, all classes labelled": report["fully_supervised"],
+    }
+    for title, scores in rows.items():
+        values = [f"{scores[name]:.1f}" for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")]
+        lines.append(f"| {title} | {' | '.join(values)} |")
+    share = 100 * report["hiou"] / report["hiou_fully_supervised"]
+    source = "[docs/results/shipped_checkpoint.json](docs/results/shipped_checkpoint.json)"
+    lines += ["", f"The zero-shot model reaches {share:.0f} % of the fully supervised hIoU ({source})."]
     return "\n".join(lines)
 
 
@@ -49,50 +51,66 @@ def ablation_table() -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else NOT_MEASURED
 
 
+def pretraining() -> dict:
+    return json.loads((ROOT / "scripts" / "assets" / "small_clip" / "pretraining.json").read_text(encoding="utf-8"))
+
+
 def clip_line() -> str:
-    report = json.loads((ROOT / "scripts" / "assets" / "small_clip" / "pretraining.json").read_text(encoding="utf-8"))
+    report = pretraining()
     return (
-        f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) names {100 * report['zero_shot_accuracy']:.1f} % of "
-        f"{report['held_out_images']:,} held-out single-object images right among {report['classes']} classes, after "
-        f"{report['seconds'] / 60:.0f} minutes of `{report['command']}`."
+        f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) names "
+        f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images right "
+        f"among {report['classes']} classes, after {report['seconds'] / 60:.0f} minutes on one core."
+    )
+
+
+def cost_line() -> str:
+    report, clip = load("shipped_checkpoint.json"), pretraining()
+    if report is None:
+        return NOT_MEASURED
+    minutes = (report["training_seconds"] + clip["seconds"]) / 60
+    return (
+        f"{minutes:.0f} minutes on CPU cores, one at a time: {clip['seconds'] / 60:.0f} for the CLIP, the rest for "
+        "AlignZeg. No GPU."
     )
 
 
 def model_index() -> str:
     """The `model-index` of the card's metadata, as YAML lines."""
     report = load("shipped_checkpoint.json")
-    names = {"miou_seen": "mIoU seen", "miou_unseen": "mIoU unseen", "hiou": "hIoU", "pixel_accuracy": "pixel accuracy"}
+    names = {
+        "miou_seen": "mIoU seen",
+        "miou_unseen": "mIoU unseen",
+        "hiou": "hIoU",
+        "pixel_accuracy": "pixel accuracy",
+    }
     metrics = "".join(
-        f"          - type: {key}\n            name: {name}\n            value: {report[key]:.2f}\n" for key, name in names.items()
+        f"          - type: {key}\n            name: {name}\n            value: {report[key]:.2f}\n"
+        for key, name in names.items()
     )
     return (
         "model-index:\n  - name: alignzeg-embedded-scenes\n    results:\n      - task:\n          type: image-segmentation\n"
         "          name: zero-shot semantic segmentation\n        dataset:\n          type: embedded_scenes\n"
-        "          name: embedded scenes (drawn by this repository)\n          split: test\n        metrics:\n" + metrics
+        "          name: embedded scenes (drawn by this repository)\n          split: test\n        metrics:\n"
+        + metrics
     ).rstrip()
 
 
-def cost_line() -> str:
-    report = load("shipped_checkpoint.json")
-    clip = json.loads((ROOT / "scripts" / "assets" / "small_clip" / "pretraining.json").read_text(encoding="utf-8"))
-    if report is None:
-        return NOT_MEASURED
-    minutes = (report["training_seconds"] + clip["seconds"]) / 60
-    return f"{minutes:.0f} minutes on CPU cores, one at a time: {clip['seconds'] / 60:.0f} for the CLIP, the rest for AlignZeg. No GPU."
+BLOCKS = {"shipped": shipped_table, "ablation": ablation_table, "clip": clip_line, "cost": cost_line}
 
 
-BLOCKS = {"cost": cost_line, "shipped": shipped_table, "ablation": ablation_table, "clip": clip_line}
+def replace_between(text: str, begin: str, end: str, content: str) -> str:
+    """`text` with `content` between the lines `begin` and `end`, where they occur."""
+    pattern = re.compile(f"({begin}\n).*?(\n{end})", re.DOTALL)
+    return pattern.sub(lambda found: found.group(1) + content + found.group(2), text)
 
 
 def fill(text: str) -> str:
     for name, make in BLOCKS.items():
-        pattern = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        if pattern.search(text):
-            content = make()
-            text = pattern.sub(lambda found: found.group(1) + content + found.group(2), text)
-    if "# model-index begins" in text:
-        pattern = re.compile("(# model-index begins[^\n]*\n).*?(\n# model-index ends)", re.DOTALL)
-        text = pattern.sub(lambda found: found.group(1) + model_index() + found.group(2), text)
+        if f"<!-- {name} -->" in text:
+            text = replace_between(text, f"<!-- {name} -->", f"<!-- /{name} -->", make())
+    if "# model-index begins" in text and load("shipped_checkpoint.json") is not None:
+        text = replace_between(text, "# model-index begins[^\n]*", "# model-index ends", model_index())
     return text
 
 

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_overlay, draw_unseen_map
 from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_overlay, draw_unseen_map
 from zeroshot.checkpointing import atomic_file, atomic_write_text
 from zeroshot.images import open_image
 
@@ -40,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--output_dir", default="predictions")
     options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
     options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
-    options.add_argument("--none_of_these", action="store_true", help='give pixels that resemble no class the value 255')
+    options.add_argument(
+        "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
+    )
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--num_threads", type=int, default=0)

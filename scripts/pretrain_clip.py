@@ -100,7 +100,9 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     # CLIP's own initialisation of the towers is meant for 12 layers of width 768; this depth learns faster from 0.02.
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and parameter.ndim == 2:
-            torch.nn.init.trunc_normal_(parameter, std=parameter.shape[-1] ** -0.5 if "embedding" not in name else 0.02)
+            torch.nn.init.trunc_normal_(
+                parameter, std=parameter.shape[-1] ** -0.5 if "embedding" not in name else 0.02
+            )
     return model
 
 
@@ -139,7 +141,12 @@ def draw_pools(args: PretrainArguments, phase: Phase):
         jobs = [(args.seed + 1000 + 100 * number, "train", i) for i in range(args.pool_scenes)]
         scenes = list(tqdm(pool.imap(_scene, jobs, chunksize=32), total=len(jobs), desc="scenes"))
     as_tensor = lambda images: torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # noqa: E731
-    return as_tensor(singles), torch.from_numpy(class_ids), as_tensor([s for s, _ in scenes]), [names for _, names in scenes]
+    return (
+        as_tensor(singles),
+        torch.from_numpy(class_ids),
+        as_tensor([s for s, _ in scenes]),
+        [names for _, names in scenes],
+    )
 
 
 def naming_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -168,7 +175,9 @@ def save(model: CLIPModel, tokenizer, args: PretrainArguments, history: list[dic
     output, side = Path(args.output_dir), SCENE_SIZE // 2
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(output)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        output
+    )
     report = {
         "zero_shot_accuracy": history[-1]["accuracy"],
         "held_out_images": args.eval_per_class * len(CLASSES),
@@ -195,7 +204,9 @@ def main() -> None:
     corpus = [template.format(name) for template in templates for name in CLASSES] + [", and on"] * 100
     tokenizer = build_tokenizer(corpus, model_max_length=32)
     model = build_model(tokenizer)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIPImageProcessorPil.image_mean, CLIPImageProcessorPil.image_std))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (CLIPImageProcessorPil.image_mean, CLIPImageProcessorPil.image_std)
+    )
     normalize = lambda images: (images.float() / 255 - mean) / std  # noqa: E731
 
     held_out_ids = torch.arange(args.eval_per_class * len(CLASSES)) % len(CLASSES)

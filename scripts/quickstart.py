@@ -2,7 +2,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Trains a small AlignZeg on the embedded benchmark, evaluates it and draws segmentations: about five minutes on two cores.
 
-    make quickstart
+make quickstart
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ def main() -> None:
         *("--config", "scripts/configs/quickstart.yaml", "--output_dir", str(OUTPUT)),
     )
     model = str(OUTPUT / "final")
-    run("Evaluate on the test split", python, "scripts/evaluate.py", "--model", model, "--output", str(OUTPUT / "report.json"))
+    run(
+        "Evaluate on the test split",
+        python,
+        "scripts/evaluate.py",
+        "--model",
+        model,
+        "--output",
+        str(OUTPUT / "report.json"),
+    )
     samples = export_scenes(OUTPUT / "samples", "test", SAMPLES)
     run(
         "Segment sample images",

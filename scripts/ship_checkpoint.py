@@ -27,13 +27,23 @@ from zeroshot.checkpoints import install_as_root
 
 
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")
-RUNS = {"zero-shot": ("runs/embedded", []), "supervised": ("runs/embedded_supervised", ["--data.fully_supervised", "true"])}
+RUNS = {
+    "zero-shot": ("runs/embedded", []),
+    "supervised": ("runs/embedded_supervised", ["--data.fully_supervised", "true"]),
+}
 
 
 def train(name: str) -> None:
     output, flags = RUNS[name]
     if not (ROOT / output / "final" / "config.json").exists():
-        command = [sys.executable, "scripts/train.py", "--config", "scripts/configs/embedded.yaml", "--output_dir", output]
+        command = [
+            sys.executable,
+            "scripts/train.py",
+            "--config",
+            "scripts/configs/embedded.yaml",
+            "--output_dir",
+            output,
+        ]
         subprocess.run([*command, *flags], cwd=ROOT, check=True)
 
 
@@ -54,24 +64,31 @@ def main() -> None:
         list(pool.map(train, RUNS))
     reports = {name: evaluate(name) for name in RUNS}
     shipped, supervised = reports["zero-shot"], reports["supervised"]
-    settings = json.loads((ROOT / RUNS["zero-shot"][0] / "settings.json").read_text(encoding="utf-8"))
+    run = ROOT / RUNS["zero-shot"][0]
+    settings, timing = (
+        json.loads((run / name).read_text(encoding="utf-8")) for name in ("settings.json", "timing.json")
+    )
     result = {
         **{name: shipped[name] for name in SCORES},
         "hiou_fully_supervised": supervised["hiou"],
         "fully_supervised": {name: supervised[name] for name in SCORES},
         "images": shipped["images"],
         "protocol": shipped["protocol"],
-        "training_seconds": json.loads((ROOT / RUNS["zero-shot"][0] / "timing.json").read_text(encoding="utf-8"))["seconds"],
+        "training_seconds": json.loads((ROOT / RUNS["zero-shot"][0] / "timing.json").read_text(encoding="utf-8"))[
+            "seconds"
+        ],
         "made_by": "python scripts/ship_checkpoint.py",
         "settings": {**settings, "output_dir": RUNS["zero-shot"][0]},
         "versions": shipped["versions"],
         "per_class": shipped["per_class"],
     }
-    install_as_root(ROOT / RUNS["zero-shot"][0] / "final", ROOT)
+    install_as_root(run / "final", ROOT)
     path = ROOT / "docs" / "results" / "shipped_checkpoint.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps(result, indent=2) + "\n")
-    print(f"hIoU {result['hiou']:.1f}, {100 * result['hiou'] / result['hiou_fully_supervised']:.0f} % of fully supervised: {path}")
+    print(
+        f"hIoU {result['hiou']:.1f}, {100 * result['hiou'] / result['hiou_fully_supervised']:.0f} % of fully supervised: {path}"
+    )
 
 
 if __name__ == "__main__":

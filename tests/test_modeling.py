@@ -805,6 +805,14 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         ({"text_prototypes": torch.zeros(0, 24)}, "text_prototypes"),
         ({"seen_class_mask": torch.ones(5)}, "seen_class_mask"),
         ({"text_prototypes": unit(3, 24), "seen_class_mask": torch.ones(4)}, "seen_class_mask"),
+        (
+            {
+                "seen_class_mask": torch.zeros(4),
+                "mask_labels": [torch.zeros(0, 32, 32)],
+                "class_labels": [torch.zeros(0, dtype=torch.long)],
+            },
+            "seen_class_mask",
+        ),
         ({"clip_hidden_states": torch.zeros(1, 1, 5, 32)}, "clip_hidden_states"),
         ({"clip_hidden_states": torch.zeros(1, 2, 6, 32)}, "clip_hidden_states"),
         ({"class_labels": None}, "class_labels"),

@@ -1,14 +1,21 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Transformers' own common tests on AlignZeg's classes, and the list of those that are skipped."""
 
+from __future__ import annotations
+
+import fnmatch
 import os
+import tempfile
 import types
 import unittest
+import unittest.mock
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, tiny_checkpoint, tiny_config, tiny_tokenizer
+from tiny import CLASSES, picture, tiny_checkpoint, tiny_config, tiny_tokenizer
+from transformers import ImageSegmentationPipeline, pipeline
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegOutput, AlignZegProcessor
 
@@ -55,9 +62,44 @@ class AlignZegModelTester:
         return self.get_config(), {"pixel_values": modeling.floats_tensor(shape)}
 
 
+class ImageSegmentationPipelineTests:
+    """In place of the checks of that pipeline, which the source distribution leaves out."""
+
+    def get_test_pipeline(
+        self, model: AlignZegModel, tokenizer: None, image_processor: AlignZegImageProcessor, dtype: str = "float32"
+    ) -> tuple[ImageSegmentationPipeline, list]:
+        segmenter = pipeline(
+            "image-segmentation", model=model.to(getattr(torch, dtype)), image_processor=image_processor, dtype=dtype
+        )
+        return segmenter, [picture(0), picture(1)]
+
+    def run_pipeline_test(self, segmenter: ImageSegmentationPipeline, examples: list) -> None:
+        for image, segments in zip(examples, segmenter(examples)):
+            assert segments and {segment["label"] for segment in segments} <= set(CLASSES)
+            assert all(segment["mask"].size == image.size and segment["mask"].mode == "L" for segment in segments)
+            covered = sum((torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments)
+            assert covered.eq(1).all()  # semantic: each pixel has one label
+
+
 class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin, unittest.TestCase):
     all_model_classes = (AlignZegModel,)
     pipeline_model_mapping = {"image-segmentation": AlignZegModel}
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Puts a tiny checkpoint where the pipeline tests look for one on the Hub."""
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        tiny_checkpoint(Path(folder.name) / AlignZegConfig.model_type / AlignZegModel.__name__)
+        summary = {"tokenizer_classes": [], "processor_classes": [AlignZegImageProcessor.__name__]}
+        test = {"image-segmentation": {"test": f"{__name__}.{ImageSegmentationPipelineTests.__name__}"}}
+        for name, value in {
+            "TRANSFORMERS_TINY_MODEL_PATH": folder.name,
+            "tiny_model_summary": {AlignZegModel.__name__: summary},
+            "transformers_module": types.SimpleNamespace(AlignZegImageProcessor=AlignZegImageProcessor),
+            "pipeline_test_mapping": {**pipelines.pipeline_test_mapping, **test},
+        }.items():
+            cls.enterClassContext(unittest.mock.patch.object(pipelines, name, value))
 
     def setUp(self):
         self.model_tester = AlignZegModelTester(self)

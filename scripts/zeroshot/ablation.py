@@ -120,7 +120,9 @@ def summarize(cells: Path, results: Path) -> None:
         if not done:
             continue
         readout = row.readout
-        if readout == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+        if (
+            readout == "constant"
+        ):  # one value for all seeds, the best of the row: the peers' correction at its strongest
             readout = max(
                 (f"constant {p}" for p in PENALTIES), key=lambda key: np.mean([c["scores"][key]["hiou"] for c in done])
             )

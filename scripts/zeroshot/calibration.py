@@ -43,7 +43,9 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
         trainer.run()
         model = trainer.accelerator.unwrap_model(trainer.network)
-        part = SegmentationDataset(open_part(data, data.validation_part, data.num_validation), trainer.split, training=False)
+        part = SegmentationDataset(
+            open_part(data, data.validation_part, data.num_validation), trainer.split, training=False
+        )
         scores = evaluate_model(
             model,
             trainer.processor.image_processor,
@@ -98,10 +100,17 @@ def proposal_indicator(
             seen_class_mask=seen,
         )
         for masks, unseen, label in zip(outputs.masks_queries_logits, outputs.unseen_logits, batch["labels"]):
-            binary = (F.interpolate(masks[None], size=batch["pixel_values"].shape[-2:], mode="bilinear")[0] > 0).flatten(1)
+            binary = (
+                F.interpolate(masks[None], size=batch["pixel_values"].shape[-2:], mode="bilinear")[0] > 0
+            ).flatten(1)
             label = F.pad(
                 label,
-                (0, batch["pixel_values"].shape[-1] - label.shape[1], 0, batch["pixel_values"].shape[-2] - label.shape[0]),
+                (
+                    0,
+                    batch["pixel_values"].shape[-1] - label.shape[1],
+                    0,
+                    batch["pixel_values"].shape[-2] - label.shape[0],
+                ),
                 value=split.ignore_index,
             ).flatten()
             for class_id in label.unique().tolist():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,9 @@ from .checkpointing import atomic_file, atomic_folder
 
 
 CODE_FOLDER = "modeling_alignzeg"
-AUTO_CLASSES = {
-    "AutoConfig": "configuration_alignzeg.AlignZegConfig",
-    "AutoModel": "modeling_alignzeg.AlignZegModel",
-    "AutoModelForSemanticSegmentation": "modeling_alignzeg.AlignZegModel",
-    "AutoImageProcessor": "image_processing_alignzeg.AlignZegImageProcessor",
-    "AutoProcessor": "processing_alignzeg.AlignZegProcessor",
-}
+WEIGHTS = (".safetensors", ".safetensors.index.json")
+TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may name code
 
 
 def assemble(
@@ -80,38 +76,57 @@ def save_checkpoint(model: AlignZegModel, processor: AlignZegProcessor, folder: 
     with atomic_folder(folder) as partial:
         processor.save_pretrained(partial)
         model.save_pretrained(partial)
-        _write_auto_map(partial, "")
     return folder
 
 
-def install_as_root(checkpoint: str | Path, root: str | Path) -> None:
+def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
     """Makes `checkpoint` the one that loads from the repository's root, with the code in its folder `modeling_alignzeg`.
 
-    Every file is written beside its place and renamed; weights come last, so that an interrupted call can be repeated.
+    Its weights and JSON files go to the root. All are written beside their places and renamed when the last is complete;
+    weights of an earlier checkpoint are removed.
+
+    Args:
+        checkpoint: A folder that [`save_checkpoint`] wrote.
+        root: A clone of this repository.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: `checkpoint` is no AlignZeg checkpoint, or `root` no clone.
     """
     checkpoint, root = Path(checkpoint), Path(root)
     if not (root / CODE_FOLDER / "modeling_alignzeg.py").is_file():
         raise ValueError(f"`root` is {str(root)!r}, which has no folder {CODE_FOLDER} with the model's code.")
-    names = sorted(p.name for p in checkpoint.iterdir() if p.suffix in (".json", ".safetensors"))
-    if "config.json" not in names or "model.safetensors" not in names:
-        raise ValueError(f"`checkpoint` is {str(checkpoint)!r}, which has no config.json and model.safetensors.")
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary)
+    weights = sorted(file.name for file in checkpoint.glob("*") if file.name.endswith(WEIGHTS))
+    present = {file.name for file in checkpoint.glob("*.json")}
+    missing = [name for name in ("config.json", "processor_config.json", "tokenizer.json") if name not in present]
+    if missing or not weights:
+        raise ValueError(f"`checkpoint` is {str(checkpoint)!r}, which has no {(missing or ['model.safetensors'])[0]}.")
+    names = [*weights, *sorted(name for name in present if name in REFERENCES or name in TOKENIZER)]
+    with ExitStack() as stack:
         for name in names:
-            shutil.copyfile(checkpoint / name, staged / name)
-        _write_auto_map(staged, CODE_FOLDER)
-        for name in sorted(names, key="model.safetensors".__eq__):
-            with atomic_file(root / name) as partial:
-                shutil.copyfile(staged / name, partial)
+            partial = stack.enter_context(atomic_file(root / name))
+            if name in REFERENCES:
+                values = _in_code_folder(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+                partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            else:
+                shutil.copyfile(checkpoint / name, partial)
+    for file in root.glob("*"):
+        if file.name.endswith(WEIGHTS) and file.name not in weights:
+            file.unlink()
+    return [root / name for name in names]
 
 
-def _write_auto_map(folder: Path, code_folder: str) -> None:
-    """Points every Auto class at the code: beside the files, or in `code_folder` of a repository's root."""
-    prefix = f"{code_folder}/" if code_folder else ""
-    for name in ("config.json", "processor_config.json"):
-        path = folder / name
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["auto_map"] = {auto: prefix + target for auto, target in AUTO_CLASSES.items()}
-        if "image_processor" in values:
-            values["image_processor"]["auto_map"] = {"AutoImageProcessor": prefix + AUTO_CLASSES["AutoImageProcessor"]}
-        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _in_code_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a JSON file in which every reference to code, `file.Class`, points into the code's folder."""
+
+    def moved(reference: str) -> str:
+        return reference if "/" in reference else f"{CODE_FOLDER}/{reference}"
+
+    result = {key: _in_code_folder(value) if isinstance(value, dict) else value for key, value in values.items()}
+    if "auto_map" in result:
+        result["auto_map"] = {auto: moved(reference) for auto, reference in result["auto_map"].items()}
+    for pipeline in result.get("custom_pipelines", {}).values():
+        pipeline["impl"] = moved(pipeline["impl"])
+    return result

@@ -178,7 +178,11 @@ def _texture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     if name == "grass":
         base, tone, field = (0.22, 0.42, 0.12), (0.50, 0.68, 0.25), _smooth_noise(rng, size, (9 * unit, 2 * unit))
     elif name == "sand":
-        base, tone, field = (0.72, 0.60, 0.40), (0.90, 0.80, 0.60), 0.6 * fine + 0.4 * _smooth_noise(rng, size, (24, 24))
+        base, tone, field = (
+            (0.72, 0.60, 0.40),
+            (0.90, 0.80, 0.60),
+            0.6 * fine + 0.4 * _smooth_noise(rng, size, (24, 24)),
+        )
     elif name == "water":
         phase = 9 * _smooth_noise(rng, size, (20 * unit, 40 * unit))
         waves = 0.5 + 0.5 * np.sin(2 * np.pi * y / rng.uniform(9, 13) + phase)
@@ -295,7 +299,11 @@ def _draw_thing(
     inside = np.clip((outline * radius - np.hypot(u, v / aspect)) + 0.5, 0, 1)
 
     hue, saturation, value = COLORS[color]
-    hue, saturation, value = hue + rng.uniform(-8, 8), saturation * rng.uniform(0.85, 1.0), value * rng.uniform(0.85, 1.05)
+    hue, saturation, value = (
+        hue + rng.uniform(-8, 8),
+        saturation * rng.uniform(0.85, 1.0),
+        value * rng.uniform(0.85, 1.05),
+    )
     base = np.array(colorsys.hsv_to_rgb(hue / 360 % 1, min(saturation, 1), min(value, 1)), np.float32)
     tone = base + (1 - base) * rng.uniform(0.62, 0.9) if rng.random() < 0.5 else base * rng.uniform(0.12, 0.38)
     # The outline turns freely, the surface by up to 20 degrees.

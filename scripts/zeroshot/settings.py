@@ -193,7 +193,9 @@ def _build(cls, values: dict[str, Any], prefix: str):
         raise ValueError(f"`{prefix.rstrip('.')}` must hold names and values, got {values!r}.")
     unknown = [name for name in values if name not in hints]
     if unknown:
-        raise ValueError(f"There is no setting `{prefix}{unknown[0]}`; known are {', '.join(prefix + h for h in hints)}.")
+        raise ValueError(
+            f"There is no setting `{prefix}{unknown[0]}`; known are {', '.join(prefix + h for h in hints)}."
+        )
     arguments = {}
     for name, value in values.items():
         kind = hints[name]

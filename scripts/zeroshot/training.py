@@ -83,9 +83,13 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
         ValueError: neither a checkpoint nor a CLIP is named.
     """
     if settings.checkpoint is not None:
-        return AlignZegModel.from_pretrained(settings.checkpoint), AlignZegProcessor.from_pretrained(settings.checkpoint)
+        return AlignZegModel.from_pretrained(settings.checkpoint), AlignZegProcessor.from_pretrained(
+            settings.checkpoint
+        )
     if settings.clip is None:
-        raise ValueError("`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`.")
+        raise ValueError(
+            "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
+        )
     clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
     return assemble(
         clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
@@ -113,7 +117,11 @@ def evaluation_batches(dataset: SegmentationDataset, processor: AlignZegProcesso
 
     def flush(samples):
         inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt")
-        return {**inputs, "labels": [torch.from_numpy(s["label"]) for s in samples], "names": [s["name"] for s in samples]}
+        return {
+            **inputs,
+            "labels": [torch.from_numpy(s["label"]) for s in samples],
+            "names": [s["name"] for s in samples],
+        }
 
     waiting: list[dict[str, Any]] = []
     for index in range(rank, len(dataset), world):
@@ -187,9 +195,13 @@ class Trainer:
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
-            self.validation = SegmentationDataset(
-                open_part(data, data.validation_part, data.num_validation), self.split, training=False
-            ) if training.evaluate_every else None
+            self.validation = (
+                SegmentationDataset(
+                    open_part(data, data.validation_part, data.num_validation), self.split, training=False
+                )
+                if training.evaluate_every
+                else None
+            )
         if data.validate and self.accelerator.is_main_process:
             raise_for_problems(validate_dataset(train_rows, self.split))
         transform = TrainTransform(ignore_index=self.split.ignore_index, **data.transform)
@@ -378,7 +390,9 @@ class Trainer:
         scores = evaluate_model(
             model,
             self.processor.image_processor,
-            evaluation_batches(self.validation, self.processor, 2 * self.settings.training.batch_size, self.accelerator),
+            evaluation_batches(
+                self.validation, self.processor, 2 * self.settings.training.batch_size, self.accelerator
+            ),
             self.split,
             prototypes,
             {"default": Readout(gamma=0.0)},

@@ -1,0 +1,36 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Makes a checkpoint the default one: what this clone itself is when it is loaded or pushed to the Hub.
+
+    python scripts/install_checkpoint.py runs/embedded/best
+
+Its weights, config, processor and tokenizer are copied to the root of the repository; the code stays where it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from zeroshot.checkpoints import install_as_root
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("checkpoint", help="folder that training or create_checkpoint.py wrote")
+    options.add_argument("--root", default=ROOT, help="the clone; default: the one that holds this script")
+    args = options.parse_args()
+    for file in install_as_root(args.checkpoint, args.root):
+        print(file)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"install_checkpoint.py: {error}")

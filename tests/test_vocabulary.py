@@ -1,0 +1,256 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The vocabulary: which classes the model knows, where their prototypes come from, and when they are made again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CLASSES, UNSEEN, picture, tiny_model, tiny_processor
+
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+def plain_prototypes(model, processor, names, templates):
+    """The prototypes by their definition, one sentence at a time."""
+    rows = []
+    for name in names:
+        sentences = []
+        for template in templates:
+            tokens = processor.tokenizer(template.format(name), truncation=True, return_tensors="pt")
+            pooled = model.text_model(**tokens).pooler_output
+            sentences.append(F.normalize(model.text_projection(pooled), dim=-1))
+        rows.append(F.normalize(torch.cat(sentences).mean(0), dim=-1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("template_set", sorted(TEMPLATE_SETS))
+def test_prototypes_are_mean_embeddings_of_the_sentences(model, processor, template_set):
+    names = ["grass", "a thing without a word of its own"]
+    expected = plain_prototypes(model, processor, names, TEMPLATE_SETS[template_set])
+    torch.testing.assert_close(model.get_text_prototypes(processor, names, template_set), expected)
+
+
+def test_template_set_comes_from_the_config_or_the_call(processor):
+    model = tiny_model(template_set="vild")
+    torch.testing.assert_close(
+        model.get_text_prototypes(processor, ["grass"]), plain_prototypes(model, processor, ["grass"], TEMPLATE_SETS["vild"])
+    )
+    own = ["{} in the rain", "the {}"]
+    torch.testing.assert_close(
+        model.get_text_prototypes(processor, ["grass"], own), plain_prototypes(model, processor, ["grass"], own)
+    )
+
+
+def test_order_is_the_callers(model, processor):
+    names = ["brick", "red striped", "grass", "blue dotted"]
+    forth, back = model.get_text_prototypes(processor, names), model.get_text_prototypes(processor, names[::-1])
+    torch.testing.assert_close(forth, back.flip(0))
+    model.set_vocabulary(names, ["grass", "brick"], processor)
+    assert [model.config.id2label[i] for i in range(4)] == names
+    assert [model.config.label2id[name] for name in names] == [0, 1, 2, 3]
+    assert model.seen_class_mask.tolist() == [False, True, False, True]
+    torch.testing.assert_close(model.class_text_embeds, forth)
+
+
+def test_batches_of_prompts_change_nothing(model, processor):
+    names = [f"class {i}" for i in range(11)]
+    whole = model.get_text_prototypes(processor, names, "vild")
+    model._prototype_cache.clear()
+    torch.testing.assert_close(model.get_text_prototypes(processor, names, "vild", batch_size=30), whole)
+
+
+def test_saved_vocabulary_comes_back(model, processor, tmp_path):
+    names = ["snow", "a cat", "Katze", "猫"]
+    model.set_vocabulary(names, ["猫"], processor, template_set="vild")
+    model.save_pretrained(tmp_path)
+    config = AlignZegConfig.from_pretrained(tmp_path)
+    assert list(config.id2label.values()) == names and config.unseen_labels == ["猫"] and config.template_set == "vild"
+    loaded = AlignZegModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.class_text_embeds, model.class_text_embeds)
+    assert loaded.seen_class_mask.tolist() == [True, True, True, False]
+    pixels = processor(images=picture(), return_tensors="pt")
+    with torch.no_grad():
+        ours, theirs = model(**pixels), loaded(**pixels)
+    assert ours.class_queries_logits.shape[-1] == 5
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_vocabulary_of_another_size_is_loaded_over_the_fresh_one(model, tmp_path):
+    model.set_vocabulary([f"n{i}" for i in range(9)], text_prototypes=F.normalize(torch.randn(9, 24), dim=-1))
+    model.save_pretrained(tmp_path)
+    assert AlignZegModel.from_pretrained(tmp_path).class_text_embeds.shape == (9, 24)
+
+
+def test_call_with_names_equals_stored_vocabulary(model, processor):
+    pixels = processor(images=picture(), return_tensors="pt")
+    model.set_vocabulary(CLASSES, UNSEEN, processor)
+    with torch.no_grad():
+        stored = model(**pixels)
+        prototypes = model(
+            **pixels,
+            text_prototypes=model.get_text_prototypes(processor, CLASSES),
+            seen_class_mask=torch.tensor([name not in UNSEEN for name in CLASSES]),
+        )
+        tokens = model(**pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask)
+    for name in ("class_queries_logits", "unseen_logits", "seen_class_mask"):
+        torch.testing.assert_close(stored[name], prototypes[name])
+        torch.testing.assert_close(stored[name], tokens[name])
+
+
+def test_ten_thousand_names(model, processor):
+    names = [f"thing number {i}" for i in range(10_000)]
+    model.set_vocabulary(names, names[5000:], processor, template_set="single")
+    assert model.class_text_embeds.shape == (10_000, 24)
+    torch.testing.assert_close(model.class_text_embeds[7:8], plain_prototypes(model, processor, names[7:8], TEMPLATE_SETS["single"]))
+    image = picture()
+    with torch.no_grad():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])[0]
+    assert labels.shape == image.size[::-1] and 0 <= labels.min() and labels.max() < 10_000
+
+
+# --- cache
+
+
+def count_passes(model, monkeypatch):
+    passes = []
+    original = model.text_prototypes_from_ids
+
+    def counted(*args):
+        passes.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(model, "text_prototypes_from_ids", counted)
+    return passes
+
+
+def test_same_question_is_answered_from_the_cache(model, processor, monkeypatch):
+    passes = count_passes(model, monkeypatch)
+    first = model.get_text_prototypes(processor, ["grass", "brick"])
+    assert len(passes) == 1
+    assert torch.equal(model.get_text_prototypes(processor, ("grass", "brick")), first)
+    assert torch.equal(model.get_text_prototypes(processor, ["grass", "brick"], TEMPLATE_SETS["single"]), first)
+    assert len(passes) == 1
+    model.get_text_prototypes(processor, ["brick", "grass"])
+    model.get_text_prototypes(processor, ["grass", "brick"], "vild")
+    model.get_text_prototypes(processor, "grass")
+    assert len(passes) == 4
+
+
+def test_one_name_is_not_its_letters(model, processor):
+    assert model.get_text_prototypes(processor, "abc").shape == (1, 24)
+    assert model.get_text_prototypes(processor, ["a", "b", "c"]).shape == (3, 24)
+
+
+def write_in_place(parameter):
+    with torch.no_grad():
+        parameter.add_(0.5)
+
+
+def write_through_data(parameter):
+    parameter.data.add_(0.5)
+
+
+def write_one_number(parameter):
+    parameter.data.view(-1)[0] += 0.5
+
+
+def replace_data(parameter):
+    parameter.data = parameter.data + 0.5
+
+
+@pytest.mark.parametrize("change", [write_in_place, write_through_data, write_one_number, replace_data])
+@pytest.mark.parametrize("place", ["text_projection.weight", "text_model.encoder.layers.0.mlp.fc1.bias"])
+def test_changed_text_weights_miss_the_cache(model, processor, change, place):
+    before = model.get_text_prototypes(processor, ["grass", "brick"])
+    change(model.get_parameter(place))
+    after = model.get_text_prototypes(processor, ["grass", "brick"])
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, plain_prototypes(model, processor, ["grass", "brick"], TEMPLATE_SETS["single"]))
+
+
+def test_loaded_and_converted_weights_miss_the_cache(model, processor):
+    before = model.get_text_prototypes(processor, ["grass"])
+    model.load_state_dict(tiny_model(seed=1).state_dict())
+    after = model.get_text_prototypes(processor, ["grass"])
+    assert not torch.equal(before, after)
+    assert model.double().get_text_prototypes(processor, ["grass"]).dtype == torch.float64
+
+
+def test_other_weights_keep_the_cache(model, processor, monkeypatch):
+    passes = count_passes(model, monkeypatch)
+    model.get_text_prototypes(processor, ["grass"])
+    write_in_place(model.query_embeddings)
+    model.get_text_prototypes(processor, ["grass"])
+    assert len(passes) == 1
+
+
+def test_cache_is_bounded(model, processor):
+    for i in range(40):
+        model.get_text_prototypes(processor, [f"n{i}"])
+    assert len(model._prototype_cache) <= 16
+
+
+def test_prototypes_of_inference_mode_can_be_trained_on(model, processor):
+    with torch.inference_mode():
+        prototypes = model.get_text_prototypes(processor, ["grass", "brick"])
+    outputs = model(**processor(images=picture(), return_tensors="pt"), text_prototypes=prototypes)
+    outputs.class_queries_logits.sum().backward()
+    assert model.adapter.mlp.layers[1].weight.grad is not None
+
+
+# --- wrong arguments
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"class_names": []}, "class names"),
+        ({"class_names": ["grass", ""]}, "Class name 1 is ''"),
+        ({"class_names": ["grass", "  \t"]}, "Class name 1"),
+        ({"class_names": ["grass", 3]}, "Class name 1 is 3"),
+        ({"class_names": ["grass", "brick", "grass"]}, "Class names 0 and 2 are both 'grass'"),
+        ({"class_names": ["grass", "grass "]}, "Class names 0 and 1"),
+        ({"class_names": ["grass"], "unseen": ["sand"]}, "`unseen` names 'sand'"),
+        ({"class_names": ["grass"], "processor": None}, "`processor`"),
+        ({"class_names": ["grass"], "template_set": "vlid"}, "`template_set` is 'vlid'"),
+        ({"class_names": ["grass"], "template_set": ["a photo"]}, r"`template_set\[0\]`"),
+        ({"class_names": ["grass"], "text_prototypes": torch.ones(1, 23)}, r"`text_prototypes` has shape \(1, 23\).*24"),
+        ({"class_names": ["grass"], "text_prototypes": torch.ones(24)}, "`text_prototypes` has shape"),
+        ({"class_names": ["grass"], "text_prototypes": torch.ones(2, 24)}, "`text_prototypes` has 2 rows for the 1 names"),
+        ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
+    ],
+)
+def test_wrong_vocabulary_is_refused_and_changes_nothing(model, processor, arguments, message):
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    labels = dict(model.config.id2label)
+    with pytest.raises(ValueError, match=message):
+        model.set_vocabulary(**{"processor": processor, **arguments})
+    assert model.config.id2label == labels
+    for name, tensor in model.named_buffers():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text_prototypes": torch.ones(3, 23)}, r"`text_prototypes` has shape \(3, 23\)"),
+        ({"text_prototypes": torch.ones(0, 24)}, "`text_prototypes`.*at least one"),
+        ({"seen_class_mask": torch.ones(3, dtype=torch.bool)}, r"`seen_class_mask` has shape \(3,\); expected \(4,\)"),
+    ],
+)
+def test_wrong_prototypes_of_a_call_are_named(model, processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(**processor(images=picture(), return_tensors="pt"), **arguments)
