@@ -53,7 +53,8 @@ MAX_SIDE = 16384
 MAX_NAMES = 200  # at most 255 fit into a palette PNG
 MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = MAX_NAMES * (MAX_NAME_LENGTH + 2)
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+Image.init()  # PIL registers its formats
+FORMATS = [kind for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if kind in Image.OPEN]
 VIEW_SIDE = 1024  # the page shows no more pixels than this on a side; downloads have all
 KEPT_BYTES = 2**30  # of network outputs, for all visitors together
 QUEUE_SIZE = 64
@@ -720,7 +721,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
-        gr.Markdown(f"Model: `{Path(segmenter.name).name}`. The same function as an API: see “Use via API” below.")
+        gr.Markdown(f"Model: `{Path(segmenter.name).name}`. The same function works from Python: see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
         inputs, outputs = [picture, names, marked, *settings], [result, viewer, label_file, json_file]

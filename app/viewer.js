@@ -121,24 +121,29 @@ function paintLabels(canvas, value, labels) {
 
 // Every class is named where it is widest, as far as its name fits there.
 function writeNames(canvas, context, value, labels, zoom) {
-  const widest = new Map(); // id to [width, column, row]
+  const runs = new Map(); // id to [length, column, row] of its runs
   for (let row = 0; row < value.height; row++) {
     for (let start = 0, column = 1; column <= value.width; column++) {
       const id = labels[row * value.width + start];
       if (column < value.width && labels[row * value.width + column] === id) continue;
-      if (column - start > (widest.get(id) || [0])[0]) widest.set(id, [column - start, start, row]);
+      if (!runs.has(id)) runs.set(id, []);
+      runs.get(id).push([column - start, start, row]);
       start = column;
     }
   }
-  const size = (13 * canvas.width) / (canvas.clientWidth || canvas.width);
+  const shownWidth = canvas.clientWidth || canvas.width;
+  const size = ((shownWidth < 400 ? 11 : 13) * canvas.width) / shownWidth;
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
-  widest.forEach(([width, column, row], id) => {
+  runs.forEach((list, id) => {
+    const widest = list.reduce((most, [length]) => Math.max(most, length), 0);
+    const wide = list.filter(([length]) => length >= 0.9 * widest);
+    const [length, column, row] = wide[wide.length >> 1];
     const name = value.classes[id].name;
     const space = context.measureText(name).width + size;
-    if (space > width * zoom || (highlighted !== null && highlighted !== id)) return;
-    const x = (column + width / 2) * zoom;
+    if (space > length * zoom || (highlighted !== null && highlighted !== id)) return;
+    const x = (column + length / 2) * zoom;
     const y = Math.min(Math.max((row + 0.5) * zoom, size), canvas.height - size);
     context.fillStyle = "rgba(17, 24, 39, 0.78)";
     context.beginPath();
@@ -207,12 +212,14 @@ function fillTable(value, compare) {
       const row = create("tr");
       row.dataset.id = id;
       row.tabIndex = 0;
-      const name = create("td", "az-name");
+      const name = create("div", "az-name");
       const swatch = create("span", "az-swatch");
       swatch.style.backgroundColor = `rgb(${entry.color.join(",")})`;
       name.append(swatch, create("span", "az-label", entry.name));
       if (entry.unseen) name.append(create("span", "az-badge", "unseen"));
-      row.append(name);
+      const cell = create("td");
+      cell.append(name);
+      row.append(cell);
       if (compare) row.append(create("td", "az-number", percent(before.get(id) ?? 0)));
       const share = create("td", "az-number");
       const bar = create("span", "az-bar");

@@ -503,9 +503,9 @@ class AlignZegClassIndicator(nn.Module):
 
     def forward(self, statistics: Tensor, embeds: Tensor) -> Tensor:
         """Statistics `(..., 7)` and unit embeddings `(..., D)`, both detached, to logits `(...)`."""
-        states = statistics.to(self.mlp.layers[0].weight.dtype)
+        states = statistics.to(embeds.dtype)  # not that of the weights, which may be quantized
         if self.use_embedding:
-            states = torch.cat([states, embeds.to(states.dtype)], -1)
+            states = torch.cat([states, embeds], -1)
         return self.mlp(states)[..., 0]
 
 
@@ -630,6 +630,13 @@ class AlignZegModel(AlignZegPreTrainedModel):
             part.requires_grad_(False)
         self.logit_scale.requires_grad_(False)
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`], which makes every loaded weight trainable: CLIP stays frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_clip()
+        return loaded
+
     def get_input_embeddings(self) -> nn.Module:
         return self.stem.convolutions[0]
 
@@ -692,10 +699,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
     def _text_weights_key(self) -> tuple:
         """Changes with the weights of the text tower, also where they are written through `.data`, which does not count
         as a version: then their norms differ."""
-        weights = [w for w in (self.text_projection.weight, *self.text_model.parameters()) if w.is_floating_point()]
-        norms = [torch.linalg.vector_norm(w, dtype=torch.float32) for w in weights if w.device.type != "meta"]
+        weights = (self.text_projection.weight, *self.text_model.parameters())
+        weights = [w for w in weights if w.is_floating_point() and w.device.type != "meta"]  # neither quantized nor offloaded
+        norms = [torch.linalg.vector_norm(w.detach(), dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
         places = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
-        return places, tuple(torch.stack(norms).tolist()) if norms else ()
+        return places, tuple(norm.item() for norm in norms)
 
     def set_vocabulary(
         self,

@@ -86,9 +86,8 @@ def main() -> None:
     path = ROOT / "docs" / "results" / "shipped_checkpoint.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps(result, indent=2) + "\n")
-    print(
-        f"hIoU {result['hiou']:.1f}, {100 * result['hiou'] / result['hiou_fully_supervised']:.0f} % of fully supervised: {path}"
-    )
+    share = 100 * result["hiou"] / result["hiou_fully_supervised"]
+    print(f"hIoU {result['hiou']:.1f}, {share:.0f} % of fully supervised: {path}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ def start_accelerator(settings: Settings) -> Accelerator:
             flags do so silently.
     """
     accelerator = Accelerator(
-        gradient_accumulation_steps=settings.training.gradient_accumulation_steps,
         log_with="tensorboard" if settings.training.tensorboard else None,
         project_dir=settings.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
@@ -355,18 +355,17 @@ class Trainer:
         for micro_step in range(settings.gradient_accumulation_steps):
             batch = next(batches)
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
+            names += batch.pop("names")
+            indices = batch.pop("indices")
+            if self.clip_cache is not None:
+                batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
             is_last = micro_step == settings.gradient_accumulation_steps - 1
-            with accelerator.accumulate(self.network):
-                accelerator.gradient_state._set_sync_gradients(is_last)
-                names += batch.pop("names")
-                indices = batch.pop("indices")
-                if self.clip_cache is not None:
-                    batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
+            with nullcontext() if is_last else accelerator.no_sync(self.network):
                 outputs = self.network(**batch)
-                accelerator.backward(outputs.loss)
-                for name in LOSSES:
-                    value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
-                    totals[name] = totals.get(name, 0) + value
+                accelerator.backward(outputs.loss / settings.gradient_accumulation_steps)
+            for name in LOSSES:
+                value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
+                totals[name] = totals.get(name, 0) + value
         norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
         checked = totals if accelerator.mixed_precision == "fp16" else {**totals, "gradient norm": norm}
         if not check_finite(accelerator, self.step, checked, names, settings.on_nan):

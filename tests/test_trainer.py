@@ -1,0 +1,197 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Training with transformers' own `Trainer`, adapters of PEFT, activation checkpointing, and loading in 8 and 4 bits."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import picture, tiny_checkpoint, tiny_model, tiny_processor
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg.modeling_alignzeg import AlignZegRefinementLayer
+from zeroshot.data import SegmentationDataset, load_benchmark
+from zeroshot.splits import load_split
+from zeroshot.transforms import Collator, TrainTransform
+
+
+SPLIT = load_split("embedded_scenes")
+
+
+@pytest.fixture(scope="module")
+def processor() -> AlignZegProcessor:
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SegmentationDataset:
+    dataset = load_benchmark("embedded_scenes", "train", num_scenes=6)
+    return SegmentationDataset(dataset, SPLIT, TrainTransform(crop_size=32), training=True, in_memory=True)
+
+
+@pytest.fixture
+def model(processor: AlignZegProcessor) -> AlignZegModel:
+    model = tiny_model()
+    model.set_vocabulary(list(SPLIT.seen), processor=processor)
+    return model
+
+
+def make_trainer(
+    model: torch.nn.Module, processor: AlignZegProcessor, scenes: SegmentationDataset, folder: Path, **options
+) -> Trainer:
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "remove_unused_columns": False,  # the collator needs the columns of the dataset
+        "label_names": ["mask_labels", "class_labels"],
+        "prediction_loss_only": True,
+        "disable_tqdm": True,
+        **options,
+    }
+    collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
+    return Trainer(
+        model,
+        TrainingArguments(**arguments),
+        data_collator=collator,
+        train_dataset=scenes,
+        eval_dataset=scenes,
+        processing_class=processor,
+    )
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_trainer_trains_what_is_trainable(model, processor, scenes, tmp_path):
+    before = weights_of(model)
+    trainer = make_trainer(model, processor, scenes, tmp_path, save_strategy="steps", save_steps=4)
+    result = trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and all(0 < loss < 100 for loss in losses) and result.global_step == 4
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, before[name]), f"{name} is frozen"
+    still = [n for n, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
+    assert not still, f"{still} did not move"
+
+    loss = trainer.evaluate()["eval_loss"]
+    assert loss == trainer.evaluate()["eval_loss"], "two evaluations of one model agree"
+
+    checkpoint = str(tmp_path / "checkpoint-4")
+    loaded = AutoModel.from_pretrained(checkpoint)
+    assert type(AutoProcessor.from_pretrained(checkpoint)) is AlignZegProcessor
+    pixels = processor(images=picture(), return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(loaded(**pixels).class_queries_logits, model.eval()(**pixels).class_queries_logits)
+
+
+def test_trainer_resumes_to_the_bit(model, processor, scenes, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    again = copy.deepcopy(model)
+    make_trainer(model, processor, scenes, tmp_path, **options).train()
+    make_trainer(again, processor, scenes, tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = weights_of(model)
+    assert all(torch.equal(value, expected[name]) for name, value in weights_of(again).items())
+
+
+def test_trainer_accumulates_gradients_in_bf16_with_checkpointing(model, processor, scenes, tmp_path):
+    options = {"bf16": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True, "max_steps": 2}
+    result = make_trainer(model, processor, scenes, tmp_path, **options).train()
+    assert 0 < result.training_loss < 100
+
+
+# --- adapters
+
+
+def test_lora_attaches_to_the_refinement_layers_and_trains(model, processor, scenes, tmp_path):
+    peft = pytest.importorskip("peft")
+    before = weights_of(model)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r"refinement_layers\..*\.(q_proj|v_proj)")
+    fresh = copy.deepcopy(model)
+    adapted = peft.get_peft_model(model, config)
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    layers = 2 * 3 * 2  # refinement layers, attentions in each, projections
+    assert len(trainable) == 2 * layers
+    assert all("refinement_layers" in name and "lora_" in name for name in trainable)
+
+    make_trainer(adapted, processor, scenes, tmp_path, learning_rate=1e-2).train()
+    base = dict(adapted.get_base_model().named_parameters())
+    assert all(torch.equal(value, base[name if name in base else name.replace("_proj.", "_proj.base_layer.")])
+               for name, value in before.items())  # fmt: skip
+    assert all(parameter.abs().max() > 0 for name, parameter in adapted.named_parameters() if "lora_B" in name)
+
+    adapted.save_pretrained(tmp_path / "adapter")
+    pixels = processor(images=picture(), return_tensors="pt")
+    with torch.no_grad():
+        unadapted = fresh.eval()(**pixels).masks_queries_logits
+        expected = adapted.eval()(**pixels).masks_queries_logits
+        loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+        assert torch.equal(loaded(**pixels).masks_queries_logits, expected)
+        merged = loaded.merge_and_unload()
+        torch.testing.assert_close(merged(**pixels).masks_queries_logits, expected, rtol=1e-4, atol=1e-4)
+    assert type(merged) is AlignZegModel and not torch.allclose(unadapted, expected, atol=1e-3)
+
+
+# --- activation checkpointing
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_gives_the_same_gradients(model, processor, scenes, monkeypatch, use_reentrant):
+    collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
+    batch = {k: v for k, v in collator([scenes[0], scenes[1]]).items() if k not in ("names", "indices")}
+    passes = []
+    original = AlignZegRefinementLayer.forward
+
+    def counted(self, *args, **kwargs):
+        passes.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlignZegRefinementLayer, "forward", counted)
+
+    def gradients():
+        passes.clear()
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch).loss.backward()
+        return len(passes), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.train()
+    plain_passes, plain = gradients()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    checkpointed_passes, checkpointed = gradients()
+    assert (plain_passes, checkpointed_passes) == (2, 4), "each layer runs again in the backward pass"
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(plain) == set(checkpointed) == trainable
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, checkpointed[name]), name
+
+
+# --- 8 and 4 bits
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_loading_in_few_bits(processor, tmp_path, bits):
+    from transformers import BitsAndBytesConfig
+
+    folder = tiny_checkpoint(tmp_path / "checkpoint")
+    quantization = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+    quantized = AlignZegModel.from_pretrained(folder, quantization_config=quantization, device_map={"": "cpu"})
+    pixels = processor(images=picture(), return_tensors="pt")
+    with torch.no_grad():
+        expected = AlignZegModel.from_pretrained(folder)(**pixels)
+        outputs = quantized(**pixels)
+        names = quantized.get_text_prototypes(processor, ["grass", "brick"])
+    assert outputs.class_queries_logits.isfinite().all() and names.isfinite().all()
+    torch.testing.assert_close(outputs.proposal_embeds.float(), expected.proposal_embeds, rtol=0, atol=0.5)
