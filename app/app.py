@@ -92,7 +92,7 @@ def check_names(names: Any) -> list[str]:
     if not isinstance(names, (list, tuple)):
         raise Refused("The class names must be a list of texts.")
     if not names:
-        raise Refused("There are no class names. Write at least one, for example: grass, water, red striped")
+        raise Refused("There are no class names. Write at least one, such as “grass, water, red striped”.")
     if len(names) > MAX_NAMES:
         raise Refused(f"There are {len(names):,} class names; at most {MAX_NAMES} are allowed.")
     cleaned: dict[str, int] = {}
@@ -280,7 +280,8 @@ class Segmenter:
         outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
         progress(0.9, "Drawing")
         read = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
-        kept = SimpleNamespace(**{name: None if outputs[name] is None else outputs[name].cpu() for name in read})
+        found = {name: getattr(outputs, name, None) for name in read}
+        kept = SimpleNamespace(**{name: value if value is None else value.cpu() for name, value in found.items()})
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         result = Result(names, unseen, self.processor.class_colors(names), (image.height, image.width), kept, folder)
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)

@@ -58,7 +58,7 @@ def main() -> None:
     args = options.parse_args()
     model, processor = AlignZegModel.from_pretrained(args.model).eval(), AlignZegProcessor.from_pretrained(args.model)
     unseen = set(load_split("embedded_scenes").unseen)
-    colors, font = class_colors(list(CLASSES)), ImageFont.load_default(14)
+    font = ImageFont.load_default(14)
     titles = ("scene", "label (UNSEEN classes in capitals)", "AlignZeg", "how unseen each pixel looks")
     numbers = [int(number) for number in args.scenes.split(",")]
     width, height = len(titles) * (SIDE + GAP) + GAP, len(numbers) * (SIDE + GAP) + HEADER
@@ -75,6 +75,9 @@ def main() -> None:
             outputs, target_sizes=[scene.label.shape], return_unseen_scores=True
         )
         predicted = labels[0].numpy()
+        shown = [i for i in np.unique([scene.label, predicted]) if i < len(CLASSES)]
+        colors = np.zeros((len(CLASSES), 3), np.uint8)
+        colors[shown] = class_colors([CLASSES[i] for i in shown])
         pictures = [
             image,
             colored(scene.label, colors),

@@ -1,0 +1,373 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints load with the Auto classes: from a saved folder, a clone of the repository and the Hub, with their code,
+in a process that has neither this package nor the libraries of the training, and with it imported, without remote code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_standin import hub_standin
+from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint, tiny_config
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from zeroshot.checkpoints import install_as_root
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NEW_NAMES = ["grass", "a new thing", "猫"]
+# Inference needs none of them; and the package must not be found where its copy is to be loaded.
+HIDDEN = ["accelerate", "datasets", "evaluate", "open_clip", "peft", "scipy", "timm", "torchvision"]
+PACKAGE = ["modeling_alignzeg", "zeroshot", "metrics"]
+
+HIDE = """
+import sys
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+for name in HIDDEN:
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise AssertionError(name + " can be imported")
+"""
+
+SEGMENT = """
+import torch
+from PIL import Image
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, AutoTokenizer
+)
+
+def segment(source):
+    code = {"trust_remote_code": True}
+    config = AutoConfig.from_pretrained(source, **code)
+    processor = AutoProcessor.from_pretrained(source, **code)
+    image_processor = AutoImageProcessor.from_pretrained(source, **code)
+    tokenizer = AutoTokenizer.from_pretrained(source, **code)
+    names = {
+        "config": config, "processor": processor, "image_processor": image_processor,
+        "nested": processor.image_processor,
+    }
+    names = {key: type(value).__name__ for key, value in names.items()}
+    image = Image.open(IMAGE)
+    inputs = processor(images=image, return_tensors="pt")
+    again = image_processor(images=image, return_tensors="pt")
+    assert all(torch.equal(inputs[key], again[key]) for key in inputs)
+    assert tokenizer("a photo of grass").input_ids == processor.tokenizer("a photo of grass").input_ids
+    tensors = {}
+    for auto in (AutoModel, AutoModelForSemanticSegmentation):
+        model = auto.from_pretrained(source, **code)
+        assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
+        with torch.no_grad():
+            stored = model(**inputs)
+            prototypes = model.get_text_prototypes(processor, NEW_NAMES, "vild")
+            new = model(**inputs, text_prototypes=prototypes)
+        names[auto.__name__] = type(model).__name__
+        tensors.update({f"{auto.__name__}/stored/{key}": value for key, value in stored.items()})
+        tensors.update({f"{auto.__name__}/new/{key}": value for key, value in new.items()})
+        size = [image.size[::-1]]
+        tensors[auto.__name__ + "/map"] = processor.post_process_semantic_segmentation(stored, target_sizes=size)[0]
+    return model, processor, {"names": names, "tensors": tensors}
+"""
+
+
+def run_alone(script: str, folder: Path, environment: dict[str, str] | None = None, **values: object) -> dict:
+    """Runs a script in a new process, in another working directory, without this package and what `HIDDEN` names.
+
+    What the script assigns to `result` comes back. `values` are its variables.
+    """
+    folder.mkdir(parents=True)
+    values = {"HIDDEN": HIDDEN + PACKAGE, "RESULT": str(folder / "result.pt"), **values}
+    assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
+    (folder / "script.py").write_text(
+        assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
+    )
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT") if name in os.environ}
+    environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
+    command = [sys.executable, "-I", str(folder / "script.py")]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return torch.load(folder / "result.pt")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "scene.png"
+    picture(3, (53, 41)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("saved") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def root(saved, tmp_path_factory):
+    """A clone with the checkpoint as its root."""
+    clone = tmp_path_factory.mktemp("clone") / "alignzeg"
+    shutil.copytree(REPOSITORY / "modeling_alignzeg", clone / "modeling_alignzeg", ignore=shutil.ignore_patterns("__pycache__"))
+    install_as_root(saved, clone)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def expected(saved, image):
+    """What the package itself computes from the saved folder."""
+    from PIL import Image
+
+    model, processor = AlignZegModel.from_pretrained(saved), AlignZegProcessor.from_pretrained(saved)
+    with Image.open(image) as opened:
+        inputs = processor(images=opened, return_tensors="pt")
+        size = [opened.size[::-1]]
+    with torch.no_grad():
+        stored = model(**inputs)
+        new = model(**inputs, text_prototypes=model.get_text_prototypes(processor, NEW_NAMES, "vild"))
+    tensors = {f"stored/{key}": value for key, value in stored.items()}
+    tensors |= {f"new/{key}": value for key, value in new.items()}
+    return tensors | {"map": processor.post_process_semantic_segmentation(stored, target_sizes=size)[0]}
+
+
+def check(result, expected):
+    assert result["names"] == {
+        "config": "AlignZegConfig",
+        "processor": "AlignZegProcessor",
+        "image_processor": "AlignZegImageProcessor",
+        "nested": "AlignZegImageProcessor",
+        "AutoModel": "AlignZegModel",
+        "AutoModelForSemanticSegmentation": "AlignZegModel",
+    }
+    tensors = result["tensors"]
+    assert len(tensors) == 2 * len(expected)
+    for auto in ("AutoModel", "AutoModelForSemanticSegmentation"):
+        for name, value in expected.items():
+            assert torch.equal(tensors[f"{auto}/{name}"], value), f"{auto}/{name}"
+
+
+@pytest.fixture(scope="module")
+def alone(saved, root, image, tmp_path_factory):
+    """All layouts in one process: a saved folder, a clone, a snapshot in the Hub's cache, and what is saved from each."""
+    folder = tmp_path_factory.mktemp("alone")
+    cache = folder / "process" / "home" / "hub" / "models--tester--alignzeg"
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    sources = {"saved": str(saved), "root": str(root), "snapshot": "tester/alignzeg"}
+    script = (
+        SEGMENT
+        + f"""
+import os, shutil
+shutil.copytree({str(root)!r}, {str(cache / "snapshots" / sha)!r})
+os.makedirs({str(cache / "refs")!r})
+with open({str(cache / "refs" / "main")!r}, "w") as file:
+    file.write({sha!r})
+
+result = {{}}
+for name, source in SOURCES.items():
+    model, processor, result[name] = segment(source)
+    model.save_pretrained("again-" + name)
+    processor.save_pretrained("again-" + name)
+    result["again-" + name] = segment(os.path.abspath("again-" + name))[2]
+    result["again-" + name]["files"] = sorted(os.listdir("again-" + name))
+
+from transformers import pipeline
+segmenter = pipeline("zero-shot-image-segmentation", model=SOURCES["root"], trust_remote_code=True)
+result["zero-shot"] = [s["label"] for s in segmenter(IMAGE, candidate_labels=NEW_NAMES, unseen_labels=NEW_NAMES[1:])]
+segmenter = pipeline("image-segmentation", model=SOURCES["root"], trust_remote_code=True)
+result["image-segmentation"] = [s["label"] for s in segmenter(IMAGE)]
+found = set(HIDDEN) & {{name.partition(".")[0] for name in sys.modules}}
+assert not found, found
+"""
+    )
+    return run_alone(script, folder / "process", IMAGE=str(image), NEW_NAMES=NEW_NAMES, SOURCES=sources)
+
+
+@pytest.mark.parametrize("layout", ["saved", "root", "snapshot"])
+def test_loads_with_its_own_code(alone, expected, layout):
+    check(alone[layout], expected)
+
+
+@pytest.mark.parametrize("layout", ["saved", "root", "snapshot"])
+def test_saved_again_it_loads_again_to_the_bit(alone, expected, layout, saved):
+    check(alone[f"again-{layout}"], expected)
+    assert alone[f"again-{layout}"]["files"] == sorted(os.listdir(saved)), "a flat folder with all of its code"
+
+
+def test_pipelines_load_from_a_clone(alone):
+    assert alone["zero-shot"] and set(alone["zero-shot"]) <= set(NEW_NAMES)
+    assert alone["image-segmentation"] and set(alone["image-segmentation"]) <= set(CLASSES)
+
+
+# --- the package is imported
+
+
+def test_registered_classes_need_no_remote_code(saved, root):
+    for source in (saved, root):
+        assert type(AutoConfig.from_pretrained(source)) is AlignZegConfig
+        assert type(AutoModel.from_pretrained(source)) is AlignZegModel
+        assert type(AutoModelForSemanticSegmentation.from_pretrained(source)) is AlignZegModel
+        assert type(AutoImageProcessor.from_pretrained(source)) is AlignZegImageProcessor
+        assert type(AutoProcessor.from_pretrained(source)) is AlignZegProcessor
+        assert AutoTokenizer.from_pretrained(source)("grass").input_ids
+    assert type(AutoModel.from_config(tiny_config())) is AlignZegModel
+
+
+@pytest.fixture(scope="module")
+def pixels(saved, image):
+    return AlignZegProcessor.from_pretrained(saved)(images=str(image), return_tensors="pt")
+
+
+def logits(model, pixels):
+    with torch.no_grad():
+        return model(**pixels).class_queries_logits
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", {"vision_config": "eager", "text_config": "sdpa"}])
+def test_attention_implementations(saved, pixels, expected, implementation):
+    model = AlignZegModel.from_pretrained(saved, attn_implementation=implementation)
+    if isinstance(implementation, str):
+        configs = (model.config, model.config.vision_config, model.config.text_config, model.vision_model.config)
+        assert {config._attn_implementation for config in configs} == {implementation}
+    torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_that_is_not_installed_is_named(saved):
+    with pytest.raises((ValueError, ImportError), match="(?i)flash"):
+        AlignZegModel.from_pretrained(saved, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
+def test_dtypes(saved, pixels, expected, dtype, tmp_path):
+    model = AlignZegModel.from_pretrained(saved, dtype=dtype)
+    assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    torch.testing.assert_close(logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3)
+    model.save_pretrained(tmp_path)
+    assert AlignZegModel.from_pretrained(tmp_path, dtype="auto").dtype == model.dtype
+    assert torch.equal(logits(AlignZegModel.from_pretrained(tmp_path, dtype="auto"), pixels), logits(model, pixels))
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_device_map(saved, pixels, expected, device_map):
+    pytest.importorskip("accelerate")
+    model = AlignZegModel.from_pretrained(saved, device_map=device_map)
+    assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
+
+
+def test_text_tower_on_disk(saved, pixels, expected, tmp_path):
+    pytest.importorskip("accelerate")
+    device_map = {name: "cpu" for name, _ in AlignZegModel(tiny_config()).named_children()}
+    device_map |= {name: "cpu" for name in ("logit_scale", "position_embedding", "query_embeddings", "query_position")}
+    device_map |= {name: "cpu" for name in ("class_text_embeds", "seen_class_mask")}
+    device_map |= {"text_model": "disk", "text_projection": "disk"}
+    model = AlignZegModel.from_pretrained(saved, device_map=device_map, offload_folder=tmp_path)
+    assert model.text_model.embeddings.token_embedding.weight.device.type == "meta"
+    assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
+    prototypes = model.get_text_prototypes(AlignZegProcessor.from_pretrained(saved), list(CLASSES))
+    torch.testing.assert_close(prototypes.cpu(), model.class_text_embeds)
+
+
+def test_meta_device(saved):
+    with torch.device("meta"):
+        model = AlignZegModel(tiny_config())
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    model.to_empty(device="cpu").init_weights()
+    assert all(tensor.isfinite().all() for tensor in model.parameters())
+    assert model.seen_class_mask.tolist() == [name not in UNSEEN for name in CLASSES]
+    assert model.adapter.mlp.layers[-1].weight.abs().max() == 0, "the adapter starts as the identity"
+
+
+def test_missing_weights_are_initialised(saved, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(saved / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))}
+    shutil.copy(saved / "config.json", tmp_path)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = AlignZegModel.from_pretrained(tmp_path)
+    assert model.adapter.mlp.layers[-1].weight.abs().max() == 0
+    assert torch.equal(model.class_text_embeds, torch.eye(4, 24))
+    assert 0.05 < model.background.prototypes.std() < 1
+    assert torch.equal(model.query_embeddings, weights["query_embeddings"])
+
+
+# --- the repository's root
+
+
+def test_installing_replaces_an_earlier_checkpoint(saved, root, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(root, clone)
+    AlignZegModel.from_pretrained(saved).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    AlignZegProcessor.from_pretrained(saved).save_pretrained(tmp_path / "sharded")
+    files = install_as_root(tmp_path / "sharded", clone)
+    assert not (clone / "model.safetensors").exists() and (clone / "model.safetensors.index.json") in files
+    ours, theirs = (AlignZegModel.from_pretrained(folder).state_dict() for folder in (saved, clone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    install_as_root(saved, clone)
+    assert sorted(p.name for p in clone.glob("*.safetensors*")) == ["model.safetensors"]
+    assert not list(clone.glob(".*")), "nothing half written is left"
+    references = json.loads((clone / "config.json").read_text())["auto_map"].values()
+    assert all(reference.startswith("modeling_alignzeg/") and reference.count("/") == 1 for reference in references)
+
+
+def test_installing_from_the_command_line(saved, root, tmp_path):
+    shutil.copytree(root / "modeling_alignzeg", tmp_path / "modeling_alignzeg")
+    script = REPOSITORY / "scripts" / "install_checkpoint.py"
+    run = subprocess.run([sys.executable, script, saved, "--root", tmp_path], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert {Path(line).name for line in run.stdout.split()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    run = subprocess.run([sys.executable, script, tmp_path / "nothing"], capture_output=True, text=True)
+    assert run.returncode != 0 and "has no config.json" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_what_is_no_checkpoint_or_no_clone_is_refused(saved, root, tmp_path):
+    with pytest.raises(ValueError, match="`checkpoint`.*has no config.json"):
+        install_as_root(tmp_path, root)
+    with pytest.raises(ValueError, match="`root`.*has no folder modeling_alignzeg"):
+        install_as_root(saved, tmp_path)
+
+
+# --- the Hub
+
+
+def test_pushed_to_the_hub_it_loads_from_there(saved, image, expected, tmp_path):
+    push = """
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(SAVED, trust_remote_code=True)
+model.push_to_hub("tester/alignzeg", commit_message="A model")
+AutoProcessor.from_pretrained(SAVED, trust_remote_code=True).push_to_hub("tester/alignzeg")
+ModelCard(CARD).push_to_hub("tester/alignzeg")
+result = segment("tester/alignzeg")[2]
+"""
+    card = "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n---\n# A card\n"
+    with hub_standin() as hub:
+        values = {"SAVED": str(saved), "IMAGE": str(image), "NEW_NAMES": NEW_NAMES, "CARD": card}
+        result = run_alone(SEGMENT + push, tmp_path / "process", hub.environment(), **values)
+        files = hub.repositories["tester/alignzeg"]
+    check(result, expected)
+    assert set(files) >= set(os.listdir(saved))
+    assert files["README.md"].decode() == card
+    assert [message for _, message in hub.commits][:2] == ["A model", "Upload processor"]
