@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import unicodedata
 import weakref
 from collections import deque
@@ -55,7 +56,10 @@ MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = MAX_NAMES * (MAX_NAME_LENGTH + 2)
 Image.init()  # PIL registers its formats
 FORMATS = [kind for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if kind in Image.OPEN]
-VIEW_SIDE = 1024  # the page shows no more pixels than this on a side; downloads have all
+VIEW_SIDE = 1024  # the page shows no more pixels of a picture than this on a side; downloads have all
+VIEW_LABELS = 512  # and no more of a label map,
+VIEW_DETAIL = 8  # nor more than this for a cell of the masks, which are resized bilinearly
+REST = 0.3  # seconds after the last move of a slider, when the downloads are made
 KEPT_BYTES = 2**30  # of network outputs, for all visitors together
 QUEUE_SIZE = 64
 NOTHING, NOTHING_NAME, NOTHING_COLOR = 255, "everything else", (120, 120, 120)
@@ -100,7 +104,9 @@ def check_names(names: Any) -> list[str]:
         if not isinstance(name, str):
             raise Refused(f"Class name {position} is no text.")
         if len(name) > MAX_NAME_LENGTH:
-            raise Refused(f"Class name {position} has {len(name):,} characters; at most {MAX_NAME_LENGTH} are allowed.")
+            raise Refused(
+                f"Class name {position} has {len(name):,} characters; at most {MAX_NAME_LENGTH} are allowed."
+            )
         kinds = [unicodedata.category(character) for character in name]
         kept = (
             " " if kind[0] == "Z" or kind == "Cc" else "\ufffd" if kind == "Cs" else character
@@ -166,7 +172,9 @@ def open_picture(path: str | None) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise Refused("The file is no picture, or of an unknown kind. PNG, JPEG, WebP, GIF, BMP and TIFF work.") from None
+        raise Refused(
+            "The file is no picture, or of an unknown kind. PNG, JPEG, WebP, GIF, BMP and TIFF work."
+        ) from None
     except Image.DecompressionBombError:
         raise Refused(_TOO_LARGE.format("far too many")) from None
     except Exception as error:  # headers on which PIL's plug-ins stumble
@@ -198,6 +206,8 @@ class Result:
         outputs: the network's outputs as far as post-processing reads them, on the CPU; `None` once forgotten.
         folder: holds the files of this result; goes with it.
         shown: the file that the page shows.
+        settings: the correction's settings that the page shows.
+        cache: what no slider changes.
     """
 
     names: list[str]
@@ -207,13 +217,18 @@ class Result:
     outputs: SimpleNamespace | None
     folder: Path
     shown: Path | None = None
+    settings: tuple[float, float, bool] | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
 
-    @property
-    def view_size(self) -> tuple[int, int]:
-        """Height and width of what the page shows."""
-        scale = min(1.0, VIEW_SIDE / max(self.size))
+    def size_within(self, side: float) -> tuple[int, int]:
+        """Height and width of the picture when neither may exceed `side`."""
+        scale = min(1.0, side / max(self.size))
         return max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
+
+    @property
+    def label_size(self) -> tuple[int, int]:
+        """Height and width of the label maps on the page: as fine as the masks are worth."""
+        return self.size_within(min(VIEW_LABELS, VIEW_DETAIL * max(self.outputs.masks_queries_logits.shape[2:])))
 
     @property
     def num_bytes(self) -> int:
@@ -335,30 +350,27 @@ class Segmenter:
         chances = scores / result.cache["weight"]
         chances = np.concatenate([chances, 1 - chances.sum(0, keepdims=True)])  # the last one: none of the classes
 
-        ids, positions, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        cells = [
-            ((np.arange(length) + 0.5) * (content / length)).astype(int).clip(0, cells - 1)
+        y, x = (
+            ((np.arange(length) + 0.5) * (content / length)).astype(np.int32).clip(0, cells - 1)
             for length, content, cells in zip(size, outputs.content_sizes[0].tolist(), scores.shape[1:])
-        ]
-        channels = np.where(ids == NOTHING, len(result.names), ids)[positions].reshape(size)
-        found = chances[channels, cells[0][:, None], cells[1]]
-        sums = np.bincount(positions.ravel(), found.ravel())
+        )
+        channels = np.arange(256, dtype=np.int32)
+        channels[NOTHING] = len(result.names)
+        places = channels[labels] * (scores.shape[1] * scores.shape[2]) + y[:, None] * scores.shape[2] + x
+        counts = np.bincount(labels.ravel(), minlength=256)
+        sums = np.bincount(labels.ravel(), chances.ravel()[places.ravel()], 256)
         rows = [
-            (int(i), float(count / labels.size), float(np.clip(total / count, 0, 1)))
-            for i, count, total in zip(ids, counts, sums)
+            (int(i), float(counts[i] / labels.size), float(np.clip(sums[i] / counts[i], 0, 1)))
+            for i in counts.nonzero()[0]
         ]
         return Reading(labels, sorted(rows, key=lambda row: -row[1]))
 
     def read_unseen_map(self, result: Result) -> np.ndarray | None:
-        """How unseen each place looks, 0 to 1, at a quarter of a thousand pixels on a side; `None` without PBC."""
-        if "unseen" not in result.cache:
-            scale = min(1.0, 256 / max(result.size))
-            size = tuple(max(1, round(side * scale)) for side in result.size)
-            _, maps = self.processor.post_process_semantic_segmentation(
-                result.outputs, [size], gamma=0.0, return_unseen_scores=True
-            )
-            result.cache["unseen"] = None if maps is None else maps[0].numpy()
-        return result.cache["unseen"]
+        """How unseen each place looks, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
+        _, maps = self.processor.post_process_semantic_segmentation(
+            result.outputs, [result.size_within(256)], gamma=0.0, return_unseen_scores=True
+        )
+        return None if maps is None else maps[0].numpy()
 
 
 # --- what the page and the API are told --------------------------------------------------------------------------
@@ -377,27 +389,35 @@ def encode_bytes(values: np.ndarray) -> str:
     return base64.b64encode(values.tobytes()).decode()
 
 
-def view_data(segmenter: Segmenter, result: Result, gamma: float, threshold: float, everything_else: bool) -> dict[str, Any]:
+def view_data(
+    segmenter: Segmenter, result: Result, gamma: float, threshold: float, everything_else: bool
+) -> dict[str, Any]:
     """Everything that viewer.js draws, as JSON."""
-    size = result.view_size
+    size = result.label_size
     extra = len(result.names)  # the id of "everything else" in the page
 
     def tell(reading: Reading) -> dict[str, Any]:
         labels = np.where(reading.labels == NOTHING, np.uint8(extra), reading.labels)
-        return {"labels": encode_runs(labels), "rows": [(extra if i == NOTHING else i, *rest) for i, *rest in reading.rows]}
+        return {
+            "labels": encode_runs(labels),
+            "rows": [(extra if i == NOTHING else i, *rest) for i, *rest in reading.rows],
+        }
 
     if ("plain", everything_else) not in result.cache:
-        plain = segmenter.read(result, size, 0.0, threshold, everything_else)
-        result.cache["plain", everything_else] = tell(plain)
+        result.cache["plain", everything_else] = tell(segmenter.read(result, size, 0.0, threshold, everything_else))
+    if "unseen_map" not in result.cache:
+        unseen = segmenter.read_unseen_map(result)
+        result.cache["unseen_map"] = (
+            unseen
+            if unseen is None
+            else {
+                "width": unseen.shape[1],
+                "height": unseen.shape[0],
+                "values": encode_bytes((unseen * 255).round().astype(np.uint8)),
+            }
+        )
     plain = result.cache["plain", everything_else]
     is_corrected = gamma > 0 and segmenter.has_correction and any(result.unseen)
-    if "unseen_view" not in result.cache:
-        unseen = segmenter.read_unseen_map(result)
-        result.cache["unseen_view"] = unseen if unseen is None else {
-            "width": unseen.shape[1],
-            "height": unseen.shape[0],
-            "values": encode_bytes((unseen * 255).round().astype(np.uint8)),
-        }
     classes = [
         {"name": name, "unseen": mark, "color": color}
         for name, mark, color in zip(result.names, result.unseen, result.colors.tolist())
@@ -410,15 +430,17 @@ def view_data(segmenter: Segmenter, result: Result, gamma: float, threshold: flo
         hint = "No class is marked as unseen, so there is nothing to correct. Mark some and press Segment again."
     return {
         "picture": {"path": str(result.shown), "meta": {"_type": "gradio.FileData"}},
+        "small": max(result.size) < 320,
         "width": size[1],
         "height": size[0],
         "classes": classes,
         "plain": plain,
         "corrected": tell(segmenter.read(result, size, gamma, threshold, everything_else)) if is_corrected else plain,
         "correction": f"With correction, γ = {gamma:g}, θ = {threshold:g}" if is_corrected else "Correction is off",
-        "unseen_map": result.cache["unseen_view"],
+        "unseen_map": result.cache["unseen_map"],
         "gamma": gamma,
         "threshold": threshold,
+        "everything_else": everything_else,
         "hint": hint,
     }
 
@@ -586,34 +608,35 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         threshold: float,
         everything_else: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio hands it over
-    ) -> tuple[Result, dict[str, Any], Any, Any]:
+    ) -> tuple[Result, dict[str, Any]]:
         image = open_picture(picture)
         names = check_names(split_names(text))
         unseen = check_unseen([name for name in marked if name in names], names)
         result, upright = segmenter.run(image, names, unseen, lambda share, step: progress(share, desc=step))
-        small = max(result.view_size) < 320
-        result.shown = result.folder / ("picture.png" if small else "picture.jpg")
-        upright.resize(result.view_size[::-1], Image.Resampling.LANCZOS).save(result.shown, quality=90)
+        result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
+        upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
+            result.shown, quality=90
+        )
         segmenter.keep(result)
-        return result, view_data(segmenter, result, gamma, threshold, everything_else), *waiting()
-
-    def waiting() -> tuple[Any, Any]:
-        return gr.update(value=None, interactive=False), gr.update(value=None, interactive=False)
+        return result, redraw(result, gamma, threshold, everything_else)
 
     @answering
     def redraw(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
         if result is None:
             return gr.skip()
-        return view_data(segmenter, result, gamma, threshold, everything_else), *waiting()
+        result.settings = (gamma, threshold, everything_else)
+        return view_data(segmenter, result, *result.settings)
 
     @answering
     def prepare_downloads(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
-        if result is None:
+        time.sleep(REST)
+        settings = (gamma, threshold, everything_else)
+        if result is None or result.settings != settings:  # a slider still moves
             return gr.skip()
-        reading = segmenter.read(result, result.size, gamma, threshold, everything_else)
+        reading = segmenter.read(result, result.size, *settings)
         label, data = result.folder / "labels.png", result.folder / "segmentation.json"
         write_label_png(label, reading.labels, result.colors)
-        facts = report(segmenter, result, reading, gamma, threshold, everything_else)
+        facts = report(segmenter, result, reading, *settings)
         data.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
         return gr.update(value=str(label), interactive=True), gr.update(value=str(data), interactive=True)
 
@@ -725,22 +748,27 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         gr.Markdown(f"Model: `{Path(segmenter.name).name}`. The same function works from Python: see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
-        inputs, outputs = [picture, names, marked, *settings], [result, viewer, label_file, json_file]
+        downloads = [label_file, json_file]
+        inputs, outputs = [picture, names, marked, *settings], [result, viewer]
         run = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
         quick = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-        files = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+        files = {**quick, "queue": True, "concurrency_limit": 4}
 
         names.input(update_marks, [names, marked], marked, **quick)
         vocabulary.click(use_vocabulary, None, [names, marked], **quick)
+        moves = [control.change for control in settings]
+        gr.on([start.click, names.submit, *moves], None, None, downloads, js=_DISABLE, api_visibility="private")
         events = [
             gr.on([start.click, names.submit], on_segment, inputs, outputs, show_progress_on=viewer, **run),
-            gr.on([control.change for control in settings], redraw, [result, *settings], outputs[1:], **quick),
+            gr.on(moves, redraw, [result, *settings], viewer, **quick),
         ]
         if examples:
-            chosen = gallery.click(choose_example, gallery, [picture, names, marked], **{**quick, "trigger_mode": "once"})
+            chosen = gallery.click(
+                choose_example, gallery, [picture, names, marked], **{**quick, "trigger_mode": "once"}
+            )
             events.append(chosen.success(on_segment, inputs, outputs, show_progress_on=viewer, **run))
         for event in events:
-            event.success(prepare_downloads, [result, *settings], [label_file, json_file], **files)
+            event.success(prepare_downloads, [result, *settings], downloads, **files)
 
         with gr.Row(visible=False):
             gr.on(
@@ -765,6 +793,10 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 concurrency_limit=1,
             )
     return demo
+
+
+# In the browser: the downloads belong to what was shown before, until new ones are made.
+_DISABLE = "() => Array(2).fill({ __type__: 'update', value: null, interactive: false })"
 
 
 def launch_options() -> dict[str, Any]:

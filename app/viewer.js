@@ -7,9 +7,10 @@ const BORDER = pack(255, 255, 255, 235);
 const HEAT = [[13, 26, 74], [32, 106, 140], [64, 176, 120], [253, 231, 37]]; // dark to light: seen to unseen
 const part = (name) => element.querySelector(`[data-part="${name}"]`);
 const decoded = new Map(); // base64 text of a map to its bytes; a view switch or a hover decodes nothing again
-let highlighted = null;
-let repaint = [];
-let shown = "";
+let value = null; // what is drawn
+let shown = {}; // its view and picture
+let panels = [];
+let highlighted = null; // the id of a class
 
 function create(tag, className, text) {
   const node = document.createElement(tag);
@@ -39,8 +40,8 @@ function labelMap(map, size) {
   return decoded.get(key);
 }
 
-function percent(value) {
-  return value > 0 && value < 0.001 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`;
+function percent(share) {
+  return share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
 }
 
 function setTip(event, text) {
@@ -55,46 +56,64 @@ function setTip(event, text) {
 function highlight(id) {
   if (id === highlighted) return;
   highlighted = id;
-  repaint.forEach((paint) => paint());
+  panels.forEach(paint);
   part("body").querySelectorAll("tr").forEach((row) => row.classList.toggle("az-active", Number(row.dataset.id) === id));
 }
 
-// The picture under a canvas; `paint(canvas)` draws, `describe(column, row)` names a pixel and its class.
-function addPanel(value, caption, paint, describe) {
-  const figure = create("figure");
-  if (caption) figure.append(create("figcaption", "", caption));
+// The picture under a canvas. `kind` is what the canvas shows: "plain", "corrected" or "unseen".
+function createPanel(kind) {
+  const panel = { kind, figure: create("figure"), caption: create("figcaption"), canvas: create("canvas") };
   const frame = create("div", "az-frame");
   const picture = create("img");
   picture.src = value.picture.url;
   picture.alt = "the picture that is segmented";
-  const canvas = create("canvas");
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `${caption || "Segmentation"}; the table below lists the classes`);
-  frame.append(picture, canvas);
-  frame.classList.toggle("az-small", Math.max(value.width, value.height) < 320);
-  figure.append(frame);
-  part("stage").append(figure);
-  repaint.push(() => paint(canvas));
-  picture.addEventListener("load", () => paint(canvas)); // now its size on the page is known
-  paint(canvas);
+  picture.addEventListener("load", () => paint(panel)); // now its size on the page is known
+  panel.canvas.setAttribute("role", "img");
+  frame.append(picture, panel.canvas);
+  frame.classList.toggle("az-small", value.small);
+  panel.figure.append(panel.caption, frame);
   const move = (event) => {
-    const box = canvas.getBoundingClientRect();
+    const box = panel.canvas.getBoundingClientRect();
     const column = Math.floor(((event.clientX - box.left) / box.width) * value.width);
     const row = Math.floor(((event.clientY - box.top) / box.height) * value.height);
     if (column < 0 || row < 0 || column >= value.width || row >= value.height) return;
-    const { id, text } = describe(column, row);
-    setTip(event, text);
+    const id = panel.labels[row * value.width + column];
+    const entry = value.classes[id];
+    setTip(event, unseenness(panel, column, row) + entry.name + (entry.unseen ? " (unseen)" : ""));
     highlight(id);
   };
-  canvas.addEventListener("pointermove", move);
-  canvas.addEventListener("pointerdown", move);
-  canvas.addEventListener("pointerleave", () => {
+  panel.canvas.addEventListener("pointermove", move);
+  panel.canvas.addEventListener("pointerdown", move);
+  panel.canvas.addEventListener("pointerleave", () => {
     setTip(null, "");
     highlight(null);
   });
+  return panel;
 }
 
-function paintLabels(canvas, value, labels) {
+function unseenness(panel, column, row) {
+  if (panel.kind !== "unseen") return "";
+  const map = value.unseen_map;
+  const x = Math.floor((column * map.width) / value.width);
+  const y = Math.floor((row * map.height) / value.height);
+  return `unseen-ness ${(panel.levels[y * map.width + x] / 255).toFixed(2)}: `;
+}
+
+function updatePanel(panel, compare) {
+  const name = panel.kind === "plain" ? "Without correction" : value.correction;
+  panel.caption.textContent = compare ? name : "";
+  panel.canvas.setAttribute("aria-label", `${compare ? name : "Segmentation"}; the table below lists the classes`);
+  panel.labels = labelMap(value[panel.kind === "plain" ? "plain" : "corrected"].labels, value.width * value.height);
+  if (panel.kind === "unseen") panel.levels = bytes(value.unseen_map.values);
+  paint(panel);
+}
+
+function paint(panel) {
+  if (panel.kind === "unseen") paintHeat(panel.canvas, value.unseen_map, panel.levels);
+  else paintLabels(panel.canvas, panel.labels);
+}
+
+function paintLabels(canvas, labels) {
   const { width, height, classes } = value;
   const zoom = Math.max(1, Math.ceil(640 / Math.max(width, height))); // fine borders on small pictures
   canvas.width = width * zoom;
@@ -105,22 +124,27 @@ function paintLabels(canvas, value, labels) {
     return pack(...color, highlighted === null ? 165 : highlighted === id ? 205 : 40);
   });
   const pixels = new Uint32Array(image.data.buffer);
-  for (let y = 0, offset = 0; y < canvas.height; y++) {
-    const row = Math.floor(y / zoom) * width;
-    const below = Math.min(Math.floor((y + 1) / zoom), height - 1) * width;
-    for (let x = 0; x < canvas.width; x++, offset++) {
-      const column = Math.floor(x / zoom);
-      const right = Math.min(Math.floor((x + 1) / zoom), width - 1);
-      const id = labels[row + column];
-      pixels[offset] = id === labels[row + right] && id === labels[below + column] ? palette[id] : BORDER;
+  for (let row = 0; row < height; row++) {
+    const above = row * zoom * canvas.width; // the first line of this row, the next ones repeat it
+    for (let column = 0; column < width; column++) {
+      const id = labels[row * width + column];
+      const end = above + (column + 1) * zoom;
+      pixels.fill(palette[id], end - zoom, end);
+      if (column + 1 < width && labels[row * width + column + 1] !== id) pixels[end - 1] = BORDER;
+    }
+    for (let line = 1; line < zoom; line++) pixels.copyWithin(above + line * canvas.width, above, above + canvas.width);
+    const last = above + (zoom - 1) * canvas.width;
+    for (let column = 0; row + 1 < height && column < width; column++) {
+      if (labels[row * width + column] === labels[(row + 1) * width + column]) continue;
+      pixels.fill(BORDER, last + column * zoom, last + (column + 1) * zoom);
     }
   }
   context.putImageData(image, 0, 0);
-  writeNames(canvas, context, value, labels, zoom);
+  writeNames(canvas, context, labels, zoom);
 }
 
 // Every class is named where it is widest, as far as its name fits there.
-function writeNames(canvas, context, value, labels, zoom) {
+function writeNames(canvas, context, labels, zoom) {
   const runs = new Map(); // id to [length, column, row] of its runs
   for (let row = 0; row < value.height; row++) {
     for (let start = 0, column = 1; column <= value.width; column++) {
@@ -154,13 +178,13 @@ function writeNames(canvas, context, value, labels, zoom) {
   });
 }
 
-function paintHeat(canvas, map) {
+function paintHeat(canvas, map, levels) {
   canvas.width = map.width;
   canvas.height = map.height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(map.width, map.height);
   const pixels = new Uint32Array(image.data.buffer);
-  bytes(map.values).forEach((level, index) => {
+  levels.forEach((level, index) => {
     const position = (level / 255) * (HEAT.length - 1);
     const low = Math.min(Math.floor(position), HEAT.length - 2);
     const color = HEAT[low].map((from, channel) => Math.round(from + (HEAT[low + 1][channel] - from) * (position - low)));
@@ -169,33 +193,7 @@ function paintHeat(canvas, map) {
   context.putImageData(image, 0, 0);
 }
 
-function describeLabel(value, labels, column, row) {
-  const id = labels[row * value.width + column];
-  const entry = value.classes[id];
-  return { id, text: entry.name + (entry.unseen ? " (unseen)" : "") };
-}
-
-function addLabelPanel(value, result, caption) {
-  const labels = labelMap(result.labels, value.width * value.height);
-  addPanel(value, caption, (canvas) => paintLabels(canvas, value, labels), (column, row) => {
-    return describeLabel(value, labels, column, row);
-  });
-}
-
-function addHeatPanel(value) {
-  const map = value.unseen_map;
-  const values = bytes(map.values);
-  const labels = labelMap(value.corrected.labels, value.width * value.height);
-  addPanel(value, "", (canvas) => paintHeat(canvas, map), (column, row) => {
-    const x = Math.floor((column * map.width) / value.width);
-    const y = Math.floor((row * map.height) / value.height);
-    const level = values[y * map.width + x] / 255;
-    const { id, text } = describeLabel(value, labels, column, row);
-    return { id, text: `unseen-ness ${level.toFixed(2)}: ${text}` };
-  });
-}
-
-function fillTable(value, compare) {
+function fillTable(compare) {
   const head = create("tr");
   const titles = compare ? ["Class", "Without", "With"] : ["Class", "Coverage", "Confidence"];
   titles.forEach((title) => head.append(create("th", "", title)));
@@ -242,7 +240,7 @@ function fillTable(value, compare) {
 }
 
 function draw() {
-  const value = props.value;
+  value = props.value;
   const isResult = Boolean(value && value.classes);
   part("empty").hidden = isResult;
   part("result").hidden = !isResult;
@@ -252,28 +250,24 @@ function draw() {
   unseenView.disabled = !value.unseen_map;
   if (unseenView.disabled && unseenView.checked) element.querySelector('input[value="segmentation"]').checked = true;
   const view = element.querySelector("input:checked").value;
+  const isNew = shown.picture !== value.picture.url;
   highlighted = null;
-  repaint = [];
-  part("stage").replaceChildren();
-  part("stage").dataset.view = view;
-  if (view === "unseen") {
-    addHeatPanel(value);
-  } else if (view === "compare") {
-    addLabelPanel(value, value.plain, "Without correction");
-    addLabelPanel(value, value.corrected, value.correction);
-  } else {
-    addLabelPanel(value, value.corrected, "");
+  if (isNew || shown.view !== view) {
+    const kinds = { segmentation: ["corrected"], compare: ["plain", "corrected"], unseen: ["unseen"] };
+    panels = kinds[view].map(createPanel);
+    part("stage").dataset.view = view;
+    part("stage").replaceChildren(...panels.map((panel) => panel.figure));
+    part("scale").hidden = view !== "unseen";
   }
-  part("scale").hidden = view !== "unseen";
+  shown = { view, picture: value.picture.url };
+  panels.forEach((panel) => updatePanel(panel, view === "compare"));
   part("hint").textContent = value.hint;
-  fillTable(value, view === "compare");
+  fillTable(view === "compare");
   const result = part("result");
-  result.dataset.view = view;
-  result.dataset.gamma = value.gamma;
-  result.dataset.threshold = value.threshold;
+  const { gamma, threshold, everything_else } = value;
+  Object.assign(result.dataset, { view, gamma, threshold, everythingElse: everything_else });
   result.dataset.drawn = Number(result.dataset.drawn || 0) + 1;
-  if (shown !== value.picture.url && window.innerWidth < 640) element.scrollIntoView({ behavior: "smooth" });
-  shown = value.picture.url;
+  if (isNew && window.innerWidth < 640) element.scrollIntoView({ behavior: "smooth" });
 }
 
 part("views").addEventListener("change", draw);

@@ -211,6 +211,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.unseen_labels = list(unseen_labels) if unseen_labels is not None else []
         self._check()
         super().__init__(**kwargs)
+        self._check_unseen_labels()
 
     @property
     def size_divisor(self) -> int:
@@ -223,11 +224,40 @@ class AlignZegConfig(PreTrainedConfig):
         """CLIP hidden states that the model reads: those that are fused and the inputs of the recognition layers."""
         return sorted({*self.fusion_layers, *range(self.clip_split_layer, self.vision_config.num_hidden_layers)})
 
+    def _check_unseen_labels(self) -> None:
+        names = list(self.id2label.values())
+        if all(
+            name == f"LABEL_{index}" for index, name in enumerate(names)
+        ):  # no vocabulary, or a new number of labels
+            self.unseen_labels = []
+        unknown = [name for name in self.unseen_labels if name not in names]
+        if unknown:
+            raise ValueError(
+                f"`unseen_labels` names {unknown[0]!r}, which is not among the {len(names)} names of `id2label`; a class "
+                "that is misspelt here would count as seen."
+            )
+
     def _check(self) -> None:
         def require(condition, message):
             if not condition:
                 raise ValueError(message)
 
+        for name in (
+            "hidden_size",
+            "mask_dim",
+            "mask_stride",
+            "patch_size",
+            "adapter_dim",
+            "attention_bias_dim",
+            "indicator_dim",
+        ):
+            require(getattr(self, name) >= 1, f"`{name}` is {getattr(self, name)}; use 1 or more.")
+        require(self.clip_input_scale > 0, f"`clip_input_scale` is {self.clip_input_scale}; use a positive number.")
+        require(self.oversample_ratio >= 1, f"`oversample_ratio` is {self.oversample_ratio}; use 1 or more.")
+        require(
+            0 <= self.importance_sample_ratio <= 1,
+            f"`importance_sample_ratio` is {self.importance_sample_ratio}; it is a share of the points, from 0 to 1.",
+        )
         depth = self.vision_config.num_hidden_layers
         require(
             0 < self.clip_split_layer < depth,
@@ -260,7 +290,7 @@ class AlignZegConfig(PreTrainedConfig):
         )
         clip_patch = self.vision_config.patch_size / self.clip_input_scale
         require(
-            self.clip_input_scale > 0 and abs(clip_patch - round(clip_patch)) < 1e-6,
+            abs(clip_patch - round(clip_patch)) < 1e-6,
             f"`clip_input_scale` is {self.clip_input_scale}; CLIP's patch of {self.vision_config.patch_size} pixels must "
             "cover a whole number of input pixels (0.5 and 1.0 always do).",
         )

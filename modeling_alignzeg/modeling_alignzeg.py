@@ -28,7 +28,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -122,7 +123,11 @@ def key_mask(cells: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def resample_grid(
-    values: Tensor, size: tuple[int, int], source: Tensor | None = None, target: Tensor | None = None, mode: str = "bilinear"
+    values: Tensor,
+    size: tuple[int, int],
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+    mode: str = "bilinear",
 ) -> Tensor:
     """Resizes `values (B or 1, c, h, w)` to `size`, content on content.
 
@@ -151,7 +156,9 @@ def resample_grid(
 def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
     """`values (B, c, h, w)` with the last rows and columns of content, `cells (B, 2)` of them, repeated over the padding."""
     for axis in (0, 1):
-        index = torch.arange(values.shape[2 + axis], device=values.device).minimum(cells[:, axis, None] - 1)  # (B, h or w)
+        index = torch.arange(values.shape[2 + axis], device=values.device).minimum(
+            cells[:, axis, None] - 1
+        )  # (B, h or w)
         index = index[:, None, :, None] if axis == 0 else index[:, None, None, :]
         values = values.gather(2 + axis, index.expand_as(values))
     return values
@@ -228,7 +235,9 @@ class AlignZegImageStem(nn.Module):
         widths = [max(config.hidden_size >> (stages - 1 - i), 8) for i in range(stages - 1)] + [config.hidden_size]
         first = config.mask_stride
         kernel = 2 * first - first % 2
-        self.convolutions = nn.ModuleList([nn.Conv2d(config.num_channels, widths[0], kernel, first, (kernel - first) // 2)])
+        self.convolutions = nn.ModuleList(
+            [nn.Conv2d(config.num_channels, widths[0], kernel, first, (kernel - first) // 2)]
+        )
         self.convolutions.extend(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
         self.norms = nn.ModuleList([nn.LayerNorm(width, eps=config.layer_norm_eps) for width in widths])
         self.activation = ACT2FN[config.hidden_act]
@@ -314,18 +323,24 @@ class AlignZegRefinementLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor]:
         """`queries (B, N, d)`, `features (B, T, d)`; positions are added where attention compares, not to what it moves."""
         context = self.feature_norm(features)
-        queries = queries + self.query_cross_attention(
-            self.query_cross_norm(queries) + query_position, context + feature_position, context, attention_mask
-        )[0]
+        queries = (
+            queries
+            + self.query_cross_attention(
+                self.query_cross_norm(queries) + query_position, context + feature_position, context, attention_mask
+            )[0]
+        )
         states = self.query_self_norm(queries)
         placed = states + query_position
         queries = queries + self.query_self_attention(placed, placed, states)[0]
         queries = queries + self.query_mlp(self.query_mlp_norm(queries))
         if self.mutual:
             context = self.refined_query_norm(queries)
-            features = features + self.feature_cross_attention(
-                self.feature_cross_norm(features) + feature_position, context + query_position, context
-            )[0]
+            features = (
+                features
+                + self.feature_cross_attention(
+                    self.feature_cross_norm(features) + feature_position, context + query_position, context
+                )[0]
+            )
             features = features + self.feature_mlp(self.feature_mlp_norm(features))
         return queries, features
 
@@ -345,7 +360,9 @@ class AlignZegMaskHead(nn.Module):
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, config.mask_dim, num_layers=3)
 
-    def features(self, features: Tensor, stages: list[Tensor], grid: tuple[int, int], strides: list[int], content) -> Tensor:
+    def features(
+        self, features: Tensor, stages: list[Tensor], grid: tuple[int, int], strides: list[int], content
+    ) -> Tensor:
         """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`."""
         states = self.feature_projection(self.feature_norm(features)).transpose(1, 2).unflatten(2, grid)
         finer = list(zip(stages, strides))[:-1][::-1]
@@ -477,7 +494,9 @@ class AlignZegClassIndicator(nn.Module):
         self.mlp = AlignZegMLP(config, inputs, config.indicator_dim, 1)
 
     @staticmethod
-    def statistics(clip_logits: Tensor, logits: Tensor, background: Tensor, seen: Tensor, candidates: Tensor) -> Tensor:
+    def statistics(
+        clip_logits: Tensor, logits: Tensor, background: Tensor, seen: Tensor, candidates: Tensor
+    ) -> Tensor:
         """Relative evidence for "unseen".
 
         Args:
@@ -700,8 +719,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """Changes with the weights of the text tower, also where they are written through `.data`, which does not count
         as a version: then their norms differ."""
         weights = (self.text_projection.weight, *self.text_model.parameters())
-        weights = [w for w in weights if w.is_floating_point() and w.device.type != "meta"]  # neither quantized nor offloaded
-        norms = [torch.linalg.vector_norm(w.detach(), dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        weights = [
+            w for w in weights if w.is_floating_point() and w.device.type != "meta"
+        ]  # neither quantized nor offloaded
+        norms = [
+            torch.linalg.vector_norm(w.detach(), dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights
+        ]
         places = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
         return places, tuple(norm.item() for norm in norms)
 
@@ -768,7 +791,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _check_prototypes(self, text_prototypes: Tensor) -> None:
-        if text_prototypes.ndim != 2 or len(text_prototypes) == 0 or text_prototypes.shape[1] != self.config.projection_dim:
+        if (
+            text_prototypes.ndim != 2
+            or len(text_prototypes) == 0
+            or text_prototypes.shape[1] != self.config.projection_dim
+        ):
             raise ValueError(
                 f"`text_prototypes` has shape {tuple(text_prototypes.shape)}; expected (classes, "
                 f"{self.config.projection_dim}) with at least one class. `model.get_text_prototypes(processor, names)` "
@@ -841,7 +868,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         seen_class_mask: Tensor | None = None,
         clip_hidden_states: Tensor | None = None,
         output_auxiliary_logits: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AlignZegOutput:
         r"""
         Args:
@@ -859,7 +886,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
             ValueError: an argument is missing or does not fit; the message names it.
         """
         channels = self.config.num_channels
-        if pixel_values is None or pixel_values.ndim != 4 or 0 in pixel_values.shape or pixel_values.shape[1] != channels:
+        if (
+            pixel_values is None
+            or pixel_values.ndim != 4
+            or 0 in pixel_values.shape
+            or pixel_values.shape[1] != channels
+        ):
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
                 f"`pixel_values` must have shape (batch, {channels}, height, width) with no empty axis, got {shape}. "
@@ -917,7 +949,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if clip_hidden_states is None:
             clip = self.clip_hidden_states(pixel_values, content)
         else:
-            expected = (len(pixel_values), len(layers), 1 + math.prod(clip_grid), self.config.vision_config.hidden_size)
+            expected = (
+                len(pixel_values),
+                len(layers),
+                1 + math.prod(clip_grid),
+                self.config.vision_config.hidden_size,
+            )
             if clip_hidden_states.shape != expected:
                 raise ValueError(
                     f"`clip_hidden_states` has shape {tuple(clip_hidden_states.shape)}; expected {expected} for these "
@@ -932,7 +969,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if content is not None:
             cells, clip_cells = (torch.ceil(content / stride) for stride in (self.config.patch_size, clip_stride))
             token_mask = key_mask(content_cells(content, self.config.patch_size, grid).flatten(1), dtype)
-        position = resample_grid(self.position_embedding, grid, target=cells, mode="bicubic").flatten(2).transpose(1, 2)
+        position = (
+            resample_grid(self.position_embedding, grid, target=cells, mode="bicubic").flatten(2).transpose(1, 2)
+        )
 
         def to_side_grid(states):  # (B, P, d) -> (B, T, d)
             states = states.transpose(1, 2).unflatten(2, clip_grid)
@@ -1007,7 +1046,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
             content_sizes=content_sizes.float() / self.config.mask_stride,
             seen_class_mask=seen_class_mask.long().expand(len(masks), -1),
             correction=torch.tensor(
-                [[self.config.correction_gamma, self.config.correction_threshold]], dtype=torch.float32, device=masks.device
+                [[self.config.correction_gamma, self.config.correction_threshold]],
+                dtype=torch.float32,
+                device=masks.device,
             ).expand(len(masks), -1),
             auxiliary_masks_queries_logits=tuple(masks_per_layer[:-1]) if output_auxiliary_logits else None,
             last_hidden_state=features,
@@ -1068,7 +1109,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         loss_mask, loss_dice = masks_term(masks)
         zero = loss_mask.new_zeros(())
         auxiliary = [
-            config.mask_weight * mask + config.dice_weight * dice for mask, dice in map(masks_term, masks_per_layer[:-1])
+            config.mask_weight * mask + config.dice_weight * dice
+            for mask, dice in map(masks_term, masks_per_layer[:-1])
         ]
         loss_auxiliary = sum(auxiliary, zero)
         loss_class = classification_loss(
@@ -1080,7 +1122,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
             matched, embeds[match.image, match.query], matched_classes, prototypes, generator
         )
         scale = self.logit_scale.exp()
-        loss_virtual = self._virtual_loss(mixed, virtual_prototypes, prototypes, scale) if config.feature_expansion else zero
+        loss_virtual = (
+            self._virtual_loss(mixed, virtual_prototypes, prototypes, scale) if config.feature_expansion else zero
+        )
         loss_diversity = (
             prototype_diversity_loss(self.background.prototypes) if len(self.background.prototypes) > 1 else zero
         )

@@ -28,7 +28,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     _load_processor = True
     _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
 
-    def __call__(self, images: ImageInput | str | list, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(
+        self, images: ImageInput | str | list, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         r"""
         Segments one image, or each of several.
 

@@ -49,7 +49,11 @@ def serve_demo(checkpoint: Path, folder: Path, timeout: float = 600) -> Iterator
     log_file = folder / "log.txt"
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-u", str(APP / "app.py")], stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder
+            [sys.executable, "-u", str(APP / "app.py")],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
         )
     try:
         url, started = None, time.monotonic()

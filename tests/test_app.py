@@ -187,7 +187,12 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 999))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bomb() -> bytes:
@@ -317,7 +322,9 @@ def test_no_path_or_address_of_a_client_is_opened(served: str, tmp_path: Path) -
         assert "Traceback" not in answer and "root:" not in answer, answer
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", str(ROOT / "app" / "app.py"), "app/app.py", "app.py"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../etc/passwd", str(ROOT / "app" / "app.py"), "app/app.py", "app.py"]
+)
 def test_no_file_of_the_machine_is_served(served: str, path: str) -> None:
     for route in ("gradio_api/file=", "file="):
         with pytest.raises(urllib.error.HTTPError) as caught:
@@ -333,7 +340,15 @@ def test_large_files_are_refused_while_they_come(client: Client, tmp_path: Path,
 
 
 def test_markup_in_names_stays_text(client: Client, tmp_path: Path) -> None:
-    names = ["<img src=x onerror=alert(1)>", "<b>bold</b>", "${alert(1)}", "{{value}}", "a\nb\x00c", "\u202eevil", "😀"]
+    names = [
+        "<img src=x onerror=alert(1)>",
+        "<b>bold</b>",
+        "${alert(1)}",
+        "{{value}}",
+        "a\nb\x00c",
+        "\u202eevil",
+        "😀",
+    ]
     _, _, result = ask(client, image=save(tmp_path, picture()), class_names=names)
     cleaned = [*names[:4], "a b c", "evil", "😀"]
     assert [entry["name"] for entry in result["classes"]] == cleaned
@@ -346,7 +361,9 @@ def test_config_names_no_outside_address(served: str) -> None:
     with urllib.request.urlopen(served, timeout=10) as answer:
         page = answer.read().decode()
     for host in ("fonts.googleapis", "fonts.gstatic", "cdnjs", "unpkg", "jsdelivr", "huggingface.co/front"):
-        assert host not in page.replace("https://cdnjs.cloudflare.com/ajax/libs/iframe-resizer", "iframe-resizer"), host
+        assert host not in page.replace("https://cdnjs.cloudflare.com/ajax/libs/iframe-resizer", "iframe-resizer"), (
+            host
+        )
     with urllib.request.urlopen(f"{served}config", timeout=10) as answer:
         assert json.load(answer)["analytics_enabled"] is False
 
@@ -524,13 +541,17 @@ def test_two_hundred_calls_of_eight_clients_among_sixty_hostile_ones(
             assert "event: error" in answer and "Traceback" not in answer, (what, answer)
             return
         if kind == "markup":
-            _, _, result = ask(client, image=handle_file(str(tmp_path / "0.png")), class_names=["<script>x</script>", "a"])
+            _, _, result = ask(
+                client, image=handle_file(str(tmp_path / "0.png")), class_names=["<script>x</script>", "a"]
+            )
             assert result["classes"][0]["name"] == "<script>x</script>"
             return
         arguments = {"image": handle_file(str(tmp_path / (what if kind == "file" else "0.png")))}
         if kind == "names":
             arguments["class_names"] = HOSTILE_NAMES[what][0]
-        with pytest.raises(AppError, match=HOSTILE_FILES[what][1] if kind == "file" else HOSTILE_NAMES[what][1]) as caught:
+        with pytest.raises(
+            AppError, match=HOSTILE_FILES[what][1] if kind == "file" else HOSTILE_NAMES[what][1]
+        ) as caught:
             ask(client, **arguments)
         assert_clean(str(caught.value))
 

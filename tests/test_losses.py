@@ -39,7 +39,11 @@ SEEN = torch.tensor([True, True, False, True, True, True])
 
 
 def random_labels(
-    counts: list[int], size: tuple[int, int] = (12, 16), seed: int = 0, ignored: bool = True, classes: int = NUM_CLASSES
+    counts: list[int],
+    size: tuple[int, int] = (12, 16),
+    seed: int = 0,
+    ignored: bool = True,
+    classes: int = NUM_CLASSES,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`mask_labels` and `class_labels` of images with so many classes each, drawn as coarse blocks of random labels."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +54,9 @@ def random_labels(
         if ignored:
             coarse.view(-1)[-3:] = -1
         label = coarse.repeat_interleave(4, 0).repeat_interleave(4, 1)
-        masks.append(torch.stack([label == i for i in range(count)]) if count else torch.zeros(0, *size, dtype=torch.bool))
+        masks.append(
+            torch.stack([label == i for i in range(count)]) if count else torch.zeros(0, *size, dtype=torch.bool)
+        )
         names.append(torch.randperm(classes, generator=generator)[:count])
     return masks, names
 
@@ -350,7 +356,9 @@ def test_unlabelled_pixels_are_outside_of_matching_and_mask_loss(sampled: bool) 
     for logits in (masks, changed):
         match = match_proposals(logits, classes, targets, points, WEIGHTS)
         results.append((match, mask_loss(logits, targets, match, points, **options)))
-    assert [pairs_of(results[0][0], image) for image in range(3)] == [pairs_of(results[1][0], image) for image in range(3)]
+    assert [pairs_of(results[0][0], image) for image in range(3)] == [
+        pairs_of(results[1][0], image) for image in range(3)
+    ]
     torch.testing.assert_close(results[0][1], results[1][1])
     (gradient,) = torch.autograd.grad(sum(results[0][1]), masks)
     outside = gradient.masked_select(~targets.labelled[:, None])
@@ -436,7 +444,9 @@ def test_virtual_losses_pull_where_they_should() -> None:
         semantic_virtual_loss(virtual, own, seen, background, torch.tensor(1.0)), (virtual, background)
     )
     assert (-(semantic[0] * own).sum(-1) > 0).all() and (semantic[1] > 0).all()  # to its prototype, off the background
-    reserve = torch.autograd.grad(reserve_virtual_loss(virtual, seen, background, torch.tensor(1.0)), (virtual, background))
+    reserve = torch.autograd.grad(
+        reserve_virtual_loss(virtual, seen, background, torch.tensor(1.0)), (virtual, background)
+    )
     assert (reserve[1] < 0).all() and (reserve[0] @ seen.mean(0) > 0).float().mean() > 0.5
 
 
@@ -500,8 +510,9 @@ def test_objective_equals_the_plain_sum() -> None:
     with torch.no_grad():
         outputs = model(**batch, output_auxiliary_logits=True)
     targets = stack_targets(batch["mask_labels"], batch["class_labels"], (32, 32), SEEN)
-    masks, classes = outputs.masks_queries_logits, outputs.class_queries_logits.masked_fill(
-        ~torch.cat([SEEN, torch.tensor([True])]), -math.inf
+    masks, classes = (
+        outputs.masks_queries_logits,
+        outputs.class_queries_logits.masked_fill(~torch.cat([SEEN, torch.tensor([True])]), -math.inf),
     )
     points = torch.tensor([(r * 4 + 2) * 32 + c * 4 + 2 for r in range(8) for c in range(8)]).expand(2, -1)
     layers = [masks, *outputs.auxiliary_masks_queries_logits]

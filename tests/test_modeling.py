@@ -2,6 +2,7 @@
 """The model against plain formulas: transformers' CLIP, naive full-sequence attention, loops, flop and memory counts."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,7 +181,9 @@ def test_clip_features_are_those_of_transformers(size: tuple[int, int]) -> None:
     image = pixels(2, *size)
     with torch.no_grad():
         ours = model.clip_hidden_states(image)
-        theirs = reference_clip(model)(F.avg_pool2d(image, 2), output_hidden_states=True, interpolate_pos_encoding=True)
+        theirs = reference_clip(model)(
+            F.avg_pool2d(image, 2), output_hidden_states=True, interpolate_pos_encoding=True
+        )
     assert list(ours) == [0, 1, 2, 3] == model.config.clip_hidden_state_layers
     for layer, states in ours.items():
         torch.testing.assert_close(states, theirs.hidden_states[layer], rtol=1e-4, atol=1e-5)
@@ -197,7 +200,13 @@ def test_clip_features_may_be_computed_beforehand(size: tuple[int, int]) -> None
     expected = run(model, pixel_values=image)
     model.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # nobody computes them again
     outputs = run(model, pixel_values=image, clip_hidden_states=states)
-    for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits", "proposal_embeds", "last_hidden_state"):
+    for name in (
+        "masks_queries_logits",
+        "class_queries_logits",
+        "unseen_logits",
+        "proposal_embeds",
+        "last_hidden_state",
+    ):
         torch.testing.assert_close(outputs[name], expected[name])
 
 
@@ -213,6 +222,17 @@ def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
             if not name.endswith("k_proj.bias"):  # a softmax does not feel it
                 assert parameter.grad.abs().sum() > 0, name
+
+
+def test_clip_stays_frozen_when_loaded(tmp_path: Path) -> None:
+    model = learned(tiny_model())
+    model.save_pretrained(tmp_path)
+    loaded = AlignZegModel.from_pretrained(tmp_path)
+    flags = [{name: p.requires_grad for name, p in each.named_parameters()} for each in (model, loaded)]
+    assert flags[0] == flags[1] and not all(flags[0].values())
+    torch.testing.assert_close(
+        run(loaded, pixel_values=pixels()).class_queries_logits, run(model, pixel_values=pixels()).class_queries_logits
+    )
 
 
 def saved_for_backward(model: AlignZegModel) -> dict[int, int]:
@@ -246,6 +266,64 @@ def test_memory_of_a_step_does_not_grow_with_clip_below_the_split() -> None:
 def test_clip_below_the_split_has_no_graph() -> None:
     model = tiny_model(**DEEP).train()
     assert not any(states.requires_grad for states in model.clip_hidden_states(pixels()).values())
+
+
+# --- MRPE ------------------------------------------------------------------------------------------------------------
+
+
+def plain_attention(part: torch.nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Torch's own multi-head attention with the weights of `part`, one image at a time."""
+    parts = (part.q_proj, part.k_proj, part.v_proj)
+    outputs = []
+    for q, k, v in zip(queries, keys, values):
+        output, _ = F.multi_head_attention_forward(
+            *(states[:, None] for states in (q, k, v)),
+            q.shape[-1],
+            part.num_heads,
+            None,
+            torch.cat([linear.bias for linear in parts]),
+            None,
+            None,
+            False,
+            0.0,
+            part.out_proj.weight,
+            part.out_proj.bias,
+            use_separate_proj_weight=True,
+            q_proj_weight=part.q_proj.weight,
+            k_proj_weight=part.k_proj.weight,
+            v_proj_weight=part.v_proj.weight,
+        )
+        outputs.append(output[:, 0])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+def test_refinement_layer_is_the_formula(mutual: bool) -> None:
+    """Q <- Q + CrossAttn(Q, F), Q + SelfAttn(Q), Q + FFN(Q); F <- F + CrossAttn(F, Q), F + FFN(F); pre-norm."""
+    layer = learned(tiny_model(mutual_refinement=mutual)).refinement_layers[0]
+    torch.manual_seed(0)
+    queries, features, place_q, place_f = (
+        torch.randn(2, 6, 32),
+        torch.randn(2, 9, 32),
+        torch.randn(6, 32),
+        torch.randn(9, 32),
+    )
+    with torch.no_grad():
+        found = layer(queries, features, place_q, place_f, None)
+        q, f = queries, features
+        context, normed = layer.feature_norm(f), layer.query_cross_norm(q)
+        q = q + plain_attention(layer.query_cross_attention, normed + place_q, context + place_f, context)
+        normed = layer.query_self_norm(q)
+        q = q + plain_attention(layer.query_self_attention, normed + place_q, normed + place_q, normed)
+        first, second = layer.query_mlp.layers
+        q = q + second(F.gelu(first(layer.query_mlp_norm(q))))
+        if mutual:
+            context, normed = layer.refined_query_norm(q), layer.feature_cross_norm(f)
+            f = f + plain_attention(layer.feature_cross_attention, normed + place_f, context + place_q, context)
+            first, second = layer.feature_mlp.layers
+            f = f + second(F.gelu(first(layer.feature_mlp_norm(f))))
+    torch.testing.assert_close(found[0], q, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], f, rtol=1e-4, atol=1e-4)
 
 
 # --- proposal embeddings ---------------------------------------------------------------------------------------------
@@ -356,7 +434,9 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     below = [name for name in frozen if ".embeddings" in name or ".layers.0" in name or ".layers.1" in name]
     assert below and all(few[name] == many[name] for name in below)
     # From the split on, every linear layer works for 20 more tokens: the shadow tokens, each once.
-    linear = {name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {
+        name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)
+    }
     checked = 0
     for name in frozen:
         module = linear.get(name.removeprefix("AlignZegModel."))
@@ -388,7 +468,9 @@ def test_class_and_background_logits() -> None:
         for prototype, logit in zip(prototypes, logits):
             cosine = torch.dot(embed, prototype) / embed.norm() / prototype.norm()
             assert logit.item() == pytest.approx(scale * cosine.item(), abs=1e-4)
-        powers = [math.exp(scale * torch.dot(embed, b).item() / b.norm().item() / embed.norm().item()) for b in background]
+        powers = [
+            math.exp(scale * torch.dot(embed, b).item() / b.norm().item() / embed.norm().item()) for b in background
+        ]
         assert logits[-1].item() == pytest.approx(math.log(sum(powers)), abs=1e-4)
 
 
@@ -556,7 +638,11 @@ def test_indicator_loss_reaches_the_indicator_alone(positives: str) -> None:
 @pytest.mark.parametrize("names", [CLASSES, CLASSES[:1], CLASSES[:2]])
 def test_held_out_episodes_leave_and_take_something(fraction: float, names: tuple[str, ...], monkeypatch) -> None:
     """At least one class stays seen, and at least one is held out where there are two."""
-    ids = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, "unseen_labels": []}
+    ids = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "unseen_labels": [],
+    }
     model = tiny_model(held_out_fraction=fraction, **ids).train()
     masks = []
     original = AlignZegClassIndicator.statistics
@@ -634,7 +720,9 @@ def test_total_is_the_weighted_sum_of_the_terms() -> None:
         "indicator_weight": 0.3,
     }
     outputs = run(tiny_model(**weights), pixel_values=pixels(), **labels())
-    total = outputs.loss_auxiliary + sum(v * outputs[f"loss_{name.removesuffix('_weight')}"] for name, v in weights.items())
+    total = outputs.loss_auxiliary + sum(
+        v * outputs[f"loss_{name.removesuffix('_weight')}"] for name, v in weights.items()
+    )
     torch.testing.assert_close(outputs.loss, total)
     assert run(tiny_model(use_auxiliary_loss=False), pixel_values=pixels(), **labels()).loss_auxiliary.item() == 0
 
@@ -669,7 +757,9 @@ def test_bfloat16_agrees_with_float32() -> None:
     assert label_map(expected).unique().numel() > 1
     outputs = run(model.to(torch.bfloat16), **inputs)
     assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == torch.bfloat16
-    assert all(outputs[name].isfinite().all() for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"))
+    assert all(
+        outputs[name].isfinite().all() for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits")
+    )
     assert (label_map(outputs) == label_map(expected)).float().mean() > 0.95
 
 
@@ -782,7 +872,7 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         model.set_vocabulary(["grass"])
     with pytest.raises(ValueError, match="`text_prototypes`"):
         model.set_vocabulary(["grass", "brick"], text_prototypes=unit(3, 24))
-    with pytest.raises(ValueError, match="distinct"):
+    with pytest.raises(ValueError, match="grass"):
         model.set_vocabulary(["grass", "grass"], text_prototypes=unit(2, 24))
 
 
@@ -850,7 +940,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ({"mask_stride": 3}, "mask_stride"),
         ({"mask_stride": 16}, "mask_stride"),
         ({"clip_input_scale": 0.3}, "clip_input_scale"),
-        pytest.param({"clip_input_scale": 0.0}, "clip_input_scale", marks=pytest.mark.xfail(raises=ZeroDivisionError)),
+        ({"clip_input_scale": 0.0}, "clip_input_scale"),
         ({"clip_input_scale": -0.5}, "clip_input_scale"),
         ({"feature_expansion_target": "both"}, "feature_expansion_target"),
         ({"feature_expansion_location": "nowhere"}, "feature_expansion_location"),
@@ -859,7 +949,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ({"held_out_fraction": 0}, "held_out_fraction"),
         ({"held_out_fraction": 1.0}, "held_out_fraction"),
         ({"num_background_prototypes": 0}, "num_background_prototypes"),
-        pytest.param({"unseen_labels": ["sand"]}, "unseen_labels", marks=pytest.mark.xfail(reason="not checked yet")),
+        ({"unseen_labels": ["sand"]}, "unseen_labels"),
     ],
     ids=str,
 )

@@ -105,7 +105,11 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
     (folder / "script.py").write_text(
         assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT")
+        if name in os.environ
+    }
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-I", str(folder / "script.py")]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -129,7 +133,9 @@ def saved(tmp_path_factory):
 def root(saved, tmp_path_factory):
     """A clone with the checkpoint as its root."""
     clone = tmp_path_factory.mktemp("clone") / "alignzeg"
-    shutil.copytree(REPOSITORY / "modeling_alignzeg", clone / "modeling_alignzeg", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "modeling_alignzeg", clone / "modeling_alignzeg", ignore=shutil.ignore_patterns("__pycache__")
+    )
     install_as_root(saved, clone)
     return clone
 
@@ -263,7 +269,9 @@ def test_an_attention_that_is_not_installed_is_named(saved):
 def test_dtypes(saved, pixels, expected, dtype, tmp_path):
     model = AlignZegModel.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    torch.testing.assert_close(logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3)
+    torch.testing.assert_close(
+        logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3
+    )
     model.save_pretrained(tmp_path)
     assert AlignZegModel.from_pretrained(tmp_path, dtype="auto").dtype == model.dtype
     assert torch.equal(logits(AlignZegModel.from_pretrained(tmp_path, dtype="auto"), pixels), logits(model, pixels))
@@ -279,8 +287,8 @@ def test_device_map(saved, pixels, expected, device_map):
 def test_text_tower_on_disk(saved, pixels, expected, tmp_path):
     pytest.importorskip("accelerate")
     device_map = {name: "cpu" for name, _ in AlignZegModel(tiny_config()).named_children()}
-    device_map |= {name: "cpu" for name in ("logit_scale", "position_embedding", "query_embeddings", "query_position")}
-    device_map |= {name: "cpu" for name in ("class_text_embeds", "seen_class_mask")}
+    device_map |= dict.fromkeys(("logit_scale", "position_embedding", "query_embeddings", "query_position"), "cpu")
+    device_map |= dict.fromkeys(("class_text_embeds", "seen_class_mask"), "cpu")
     device_map |= {"text_model": "disk", "text_projection": "disk"}
     model = AlignZegModel.from_pretrained(saved, device_map=device_map, offload_folder=tmp_path)
     assert model.text_model.embeddings.token_embedding.weight.device.type == "meta"
@@ -303,7 +311,9 @@ def test_missing_weights_are_initialised(saved, tmp_path):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))}
+    kept = {
+        name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))
+    }
     shutil.copy(saved / "config.json", tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = AlignZegModel.from_pretrained(tmp_path)

@@ -110,7 +110,9 @@ def test_trainer_resumes_to_the_bit(model, processor, scenes, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
     again = copy.deepcopy(model)
     make_trainer(model, processor, scenes, tmp_path, **options).train()
-    make_trainer(again, processor, scenes, tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    make_trainer(again, processor, scenes, tmp_path, **options).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
     expected = weights_of(model)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(again).items())
 
@@ -178,8 +180,9 @@ def test_activation_checkpointing_gives_the_same_gradients(model, processor, sce
     assert (plain_passes, checkpointed_passes) == (2, 4), "each layer runs again in the backward pass"
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(plain) == set(checkpointed) == trainable
-    for name, gradient in plain.items():
-        assert torch.equal(gradient, checkpointed[name]), name
+    for name, gradient in plain.items():  # a reentrant backward pass adds up what meets in one tensor in another order
+        tolerance = 1e-5 if use_reentrant else 0
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=tolerance, atol=tolerance, msg=name)
 
 
 # --- 8 and 4 bits

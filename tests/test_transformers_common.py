@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import tempfile
 import types
 import unittest
 import unittest.mock
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -77,12 +75,15 @@ class ImageSegmentationPipelineTests:
         for image, segments in zip(examples, segmenter(examples)):
             assert segments and {segment["label"] for segment in segments} <= set(CLASSES)
             assert all(segment["mask"].size == image.size and segment["mask"].mode == "L" for segment in segments)
-            covered = sum((torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments)
+            covered = sum(
+                (torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments
+            )
             assert covered.eq(1).all()  # semantic: each pixel has one label
 
 
 class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin, unittest.TestCase):
     all_model_classes = (AlignZegModel,)
+    _is_composite = True
     pipeline_model_mapping = {"image-segmentation": AlignZegModel}
 
     @classmethod
@@ -110,7 +111,9 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         if return_labels:
             shape = (AlignZegModelTester.num_labels, AlignZegModelTester.image_size, AlignZegModelTester.image_size)
             generator = torch.Generator().manual_seed(0)
-            inputs["mask_labels"] = [(torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]]
+            inputs["mask_labels"] = [
+                (torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]
+            ]
             inputs["class_labels"] = [torch.arange(shape[0]) for _ in inputs["pixel_values"]]
         return inputs
 
@@ -150,7 +153,9 @@ class AlignZegImageProcessingTester(image_processing.ImageProcessingTester):
 
 
 class AlignZegImageProcessingTest(
-    image_processing.ImageProcessingTestMixin, image_processing.PostProcessSemanticSegmentationTestMixin, unittest.TestCase
+    image_processing.ImageProcessingTestMixin,
+    image_processing.PostProcessSemanticSegmentationTestMixin,
+    unittest.TestCase,
 ):
     image_processor_tester_class = AlignZegImageProcessingTester
 

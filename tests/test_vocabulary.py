@@ -44,7 +44,8 @@ def test_prototypes_are_mean_embeddings_of_the_sentences(model, processor, templ
 def test_template_set_comes_from_the_config_or_the_call(processor):
     model = tiny_model(template_set="vild")
     torch.testing.assert_close(
-        model.get_text_prototypes(processor, ["grass"]), plain_prototypes(model, processor, ["grass"], TEMPLATE_SETS["vild"])
+        model.get_text_prototypes(processor, ["grass"]),
+        plain_prototypes(model, processor, ["grass"], TEMPLATE_SETS["vild"]),
     )
     own = ["{} in the rain", "the {}"]
     torch.testing.assert_close(
@@ -103,7 +104,9 @@ def test_call_with_names_equals_stored_vocabulary(model, processor):
             text_prototypes=model.get_text_prototypes(processor, CLASSES),
             seen_class_mask=torch.tensor([name not in UNSEEN for name in CLASSES]),
         )
-        tokens = model(**pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask)
+        tokens = model(
+            **pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask
+        )
     for name in ("class_queries_logits", "unseen_logits", "seen_class_mask"):
         torch.testing.assert_close(stored[name], prototypes[name])
         torch.testing.assert_close(stored[name], tokens[name])
@@ -113,7 +116,9 @@ def test_ten_thousand_names(model, processor):
     names = [f"thing number {i}" for i in range(10_000)]
     model.set_vocabulary(names, names[5000:], processor, template_set="single")
     assert model.class_text_embeds.shape == (10_000, 24)
-    torch.testing.assert_close(model.class_text_embeds[7:8], plain_prototypes(model, processor, names[7:8], TEMPLATE_SETS["single"]))
+    torch.testing.assert_close(
+        model.class_text_embeds[7:8], plain_prototypes(model, processor, names[7:8], TEMPLATE_SETS["single"])
+    )
     image = picture()
     with torch.no_grad():
         outputs = model(**processor(images=image, return_tensors="pt"))
@@ -227,9 +232,15 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model, processor):
         ({"class_names": ["grass"], "processor": None}, "`processor`"),
         ({"class_names": ["grass"], "template_set": "vlid"}, "`template_set` is 'vlid'"),
         ({"class_names": ["grass"], "template_set": ["a photo"]}, r"`template_set\[0\]`"),
-        ({"class_names": ["grass"], "text_prototypes": torch.ones(1, 23)}, r"`text_prototypes` has shape \(1, 23\).*24"),
+        (
+            {"class_names": ["grass"], "text_prototypes": torch.ones(1, 23)},
+            r"`text_prototypes` has shape \(1, 23\).*24",
+        ),
         ({"class_names": ["grass"], "text_prototypes": torch.ones(24)}, "`text_prototypes` has shape"),
-        ({"class_names": ["grass"], "text_prototypes": torch.ones(2, 24)}, "`text_prototypes` has 2 rows for the 1 names"),
+        (
+            {"class_names": ["grass"], "text_prototypes": torch.ones(2, 24)},
+            "`text_prototypes` has 2 rows for the 1 names",
+        ),
         ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
     ],
 )

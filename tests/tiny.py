@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from PIL import Image
 from pretrain_clip import build_tokenizer
 from transformers import CLIPTokenizer
+
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.checkpoints import save_checkpoint
 from zeroshot.scenes import draw_scene
 

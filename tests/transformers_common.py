@@ -42,7 +42,18 @@ def common_tests_folder() -> Path:
         return folder
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", temporary]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            temporary,
+        ]
         # Its metadata is built on the way; the setuptools that is installed does it, where there is one.
         for isolation in (["--no-build-isolation"], []):
             run = subprocess.run([*pip, *isolation, f"transformers=={version}"], capture_output=True, text=True)

@@ -177,13 +177,18 @@ def load_settings(arguments: list[str]) -> Settings:
         if not isinstance(values, dict):
             raise ValueError(f"{config} must hold names and values, such as `seed: 0`.")
     for name, text in overrides:
-        node, *path = values, *name.split(".")
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
+        node, parts = values, name.split(".")
+        for depth, part in enumerate(parts[:-1], 1):
+            if node.get(part) is None:  # absent, or an empty section of the file
+                node[part] = {}
+            node = node[part]
+            if not isinstance(node, dict):
+                where = ".".join(parts[:depth])
+                raise ValueError(f"`--{name}` cannot be set: `{where}` is {node!r} and holds no names and values.")
         try:
-            node[path[-1]] = yaml.safe_load(text)
+            node[parts[-1]] = yaml.safe_load(text)
         except yaml.YAMLError:
-            node[path[-1]] = text
+            node[parts[-1]] = text
     return _build(Settings, values, "")
 
 
@@ -199,8 +204,10 @@ def _build(cls, values: dict[str, Any], prefix: str):
     arguments = {}
     for name, value in values.items():
         kind = hints[name]
+        if value is None and (dataclasses.is_dataclass(kind) or kind == dict[str, Any]):
+            value = {}  # an empty section of a file
         if dataclasses.is_dataclass(kind):
-            value = _build(kind, value or {}, f"{prefix}{name}.")
+            value = _build(kind, value, f"{prefix}{name}.")
         elif kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             try:  # YAML reads 1e-4 as a string
                 value = float(value)
