@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from demo_server import DemoServer, serve_demo
 from PIL import Image
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_tokenizer
 
+from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from zeroshot.checkpoints import save_checkpoint
 from zeroshot.scenes import draw_scene
 
 
@@ -37,6 +39,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars"
 )
+SUFFIXES = (".png", ".json")  # of finished downloads
 PATIENCE = 120  # seconds; machines that also train are slow
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,11 +175,8 @@ class Page:
         self.wait(lambda: self.find(selector).is_enabled(), "a download")
         before = set(self.downloads.iterdir())
         self.click(selector)
-
-        def arrived() -> list[Path]:
-            return [file for file in set(self.downloads.iterdir()) - before if file.suffix in (".png", ".json")]
-
-        return self.wait(arrived, "the file")[0]
+        fresh = self.wait(lambda: [file for file in set(self.downloads.iterdir()) - before if file.suffix in SUFFIXES], "it")
+        return fresh[0]
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
@@ -283,15 +283,29 @@ def test_examples_run_by_themselves(page: Page) -> None:
     page.shoot("example")
 
 
-def test_sliders_are_ten_times_faster_than_segment(page: Page, tmp_path: Path) -> None:
+@pytest.fixture
+def full_size(tmp_path: Path) -> Iterator[Page]:
+    """The demo with a network of full size, CLIP ViT-B/16 and 640 pixels, whose weights are random."""
+    tokenizer = tiny_tokenizer()
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = AlignZegModel(AlignZegConfig(text_config=text | {"pad_token_id": tokenizer.pad_token_id}, num_labels=2)).eval()
+    processor = AlignZegProcessor(AlignZegImageProcessor(), tokenizer, template_set=model.config.template_set)
+    model.set_vocabulary(["grass", "brick"], ["brick"], processor)
+    with serve_demo(save_checkpoint(model, processor, tmp_path / "model"), tmp_path / "server") as running:
+        opened = Page(running.url, (1280, 900), False, tmp_path)
+        yield opened
+        opened.driver.quit()
+
+
+def test_sliders_are_ten_times_faster_than_segment(full_size: Page, tmp_path: Path) -> None:
     """From the click to the drawn picture, by the browser's clock, on a photo's size and new names every time."""
-    if page.is_phone:
-        pytest.skip("measured once, at a desk's width")
+    page = full_size
     Image.fromarray(draw_scene(0, "test", 5, 1024).image).save(tmp_path / "large.png")
     page.find("#az-input input[type=file]").send_keys(str(tmp_path / "large.png"))
     page.wait(lambda: page.find("#az-input img").is_displayed(), "the upload")
     segments, moves = [], []
-    for turn in range(4):
+    for turn in range(3):
         box = page.find("#az-names textarea")
         box.clear()
         box.send_keys(
@@ -304,4 +318,4 @@ def test_sliders_are_ten_times_faster_than_segment(page: Page, tmp_path: Path) -
         moves += [page.move("#az-gamma", 1 + turn + step / 10) for step in range(1, 5)]
     segment, move = float(np.median(segments)), float(np.median(moves))
     print(f"\nSegment {segment:.0f} ms, slider {move:.0f} ms: {segment / move:.1f} times faster")
-    assert move < segment
+    assert segment >= 10 * move
