@@ -414,6 +414,7 @@ def in_child(work: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here; waiting for them never ends
             status = work()
         except BaseException as error:
             os.write(2, repr(error).encode())
@@ -483,6 +484,7 @@ def test_kill_at_random_moments(tmp_path: Path, accelerator: Accelerator) -> Non
         child = os.fork()
         if child == 0:
             try:
+                torch.set_num_threads(1)  # as above
                 save_forever()
             finally:
                 os._exit(99)
