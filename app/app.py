@@ -36,6 +36,8 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # call times that gradio keeps for itself: 10,000 otherwise,
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")  # all of them summed up again after every call
 
 import gradio as gr
 import numpy as np
@@ -255,7 +257,8 @@ class Segmenter:
     """A checkpoint, and how the demo uses it."""
 
     def __init__(self, model: str) -> None:
-        self.name = model
+        folder = Path(model).resolve()  # its place on this machine is nobody's business
+        self.title = model if not folder.is_dir() else "this repository" if folder == HERE.parent else folder.name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
@@ -454,7 +457,7 @@ def report(
     if everything_else:
         marks.append((NOTHING, NOTHING_NAME, False, NOTHING_COLOR))
     return {
-        "model": Path(segmenter.name).name if os.path.isdir(segmenter.name) else segmenter.name,
+        "model": segmenter.title,
         "height": result.size[0],
         "width": result.size[1],
         "gamma": gamma,
@@ -503,11 +506,11 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except Refused as error:
-            raise gr.Error(_as_text(str(error)), print_exception=False, title="This does not work") from None
+            raise gr.Error(_as_text(str(error)), print_exception=False) from None
         except Exception:
             logger.exception("%s failed", function.__name__)
             message = "Something broke on our side, not yours. Please try again, or with a smaller picture."
-            raise gr.Error(message, print_exception=False, title="Sorry") from None
+            raise gr.Error(message, print_exception=False) from None
 
     return answer
 
@@ -530,13 +533,9 @@ class Picture(gr.Image):
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
         """Addresses are refused, which gr.Image would download."""
-        if str(url_or_file_path).lower().startswith(("http:", "https:")) and not self._is_own_file(url_or_file_path):
+        if str(url_or_file_path).lower().startswith(("http:", "https:")):
             raise gr.Error("Send the picture itself, not its address.", print_exception=False)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-    @staticmethod
-    def _is_own_file(path: str | Path | None) -> bool:
-        return isinstance(path, Path)
 
 
 class Marks(gr.CheckboxGroup):
@@ -745,7 +744,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
-        gr.Markdown(f"Model: `{Path(segmenter.name).name}`. The same function works from Python: see “Use via API”.")
+        gr.Markdown(f"Model: `{segmenter.title}`. The same function works from Python: see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
         downloads = [label_file, json_file]
@@ -768,7 +767,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
             )
             events.append(chosen.success(on_segment, inputs, outputs, show_progress_on=viewer, **run))
         for event in events:
-            event.success(prepare_downloads, [result, *settings], downloads, **files)
+            for then in (event.success, event.failure):  # after a failure the page still shows the result before
+                then(prepare_downloads, [result, *settings], downloads, **files)
 
         with gr.Row(visible=False):
             gr.on(

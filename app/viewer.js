@@ -213,8 +213,10 @@ function fillTable(compare) {
       const name = create("div", "az-name");
       const swatch = create("span", "az-swatch");
       swatch.style.backgroundColor = `rgb(${entry.color.join(",")})`;
-      name.append(swatch, create("span", "az-label", entry.name));
-      if (entry.unseen) name.append(create("span", "az-badge", "unseen"));
+      const label = create("div");
+      label.append(create("span", "az-label", entry.name));
+      if (entry.unseen) label.append(create("span", "az-badge", "unseen"));
+      name.append(swatch, label);
       const cell = create("td");
       cell.append(name);
       row.append(cell);
@@ -236,7 +238,8 @@ function fillTable(compare) {
   );
   const found = new Set(rows.map(([id]) => id));
   const absent = value.classes.filter((entry, id) => !found.has(id) && !entry.extra).map((entry) => entry.name);
-  part("absent").textContent = absent.length ? `Not found: ${absent.join(", ")}` : "";
+  const list = absent.length > 24 ? `the other ${absent.length} names` : absent.join(", ");
+  part("absent").textContent = list && `Not found: ${list}`;
 }
 
 function draw() {

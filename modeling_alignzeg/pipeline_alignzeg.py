@@ -56,6 +56,11 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         return super().__call__(images, **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Writes the model, the processor and their code; the folder loads as this pipeline again."""
+        self.processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
+
     def _sanitize_parameters(
         self,
         candidate_labels: list[str] | str | None = None,

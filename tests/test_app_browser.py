@@ -256,6 +256,7 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     page.click("#az-start")
     toast = page.wait(lambda: page.find("[data-testid=toast-body]").text, "the message")
     assert "Class name 2 is empty" in toast and "Traceback" not in toast
+    page.wait(lambda: page.find("#az-json-file").is_enabled(), "the downloads of the result before, which still shows")
     page.shoot("error")
 
     # Nothing wider than the screen, nothing from elsewhere, nothing broken, nothing of it for somebody else.

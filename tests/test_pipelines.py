@@ -16,26 +16,26 @@ NAMES = ["grass", "a red thing", "wood", "brick", "something else"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", correction_gamma=3.0))
 
 
 @pytest.fixture(scope="module")
-def segmenter(folder):
+def segmenter(folder: str) -> ZeroShotImageSegmentationPipeline:
     return pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
-def model(folder):
+def model(folder: str) -> AlignZegModel:
     return AlignZegModel.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def processor(folder):
+def processor(folder: str) -> AlignZegProcessor:
     return AlignZegProcessor.from_pretrained(folder)
 
 
-def label_map(segments, names):
+def label_map(segments: list[dict[str, Any]], names: list[str]) -> np.ndarray:
     """One map of positions in `names`, -1 where no mask is; masks must not overlap."""
     masks = np.stack([np.asarray(segment["mask"]) for segment in segments])
     assert masks.dtype == np.uint8 and set(np.unique(masks)) <= {0, 255} and (masks > 0).sum(0).max() <= 1
@@ -56,14 +56,14 @@ def segment_by_hand(model, processor, image, names=None, unseen=(), template_set
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]], **readout)[0].numpy()
 
 
-def test_image_segmentation_with_the_stored_vocabulary(folder, model, processor):
+def test_image_segmentation_with_the_stored_vocabulary(folder: str, model: AlignZegModel, processor: AlignZegProcessor) -> None:
     image = picture()
     segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image)
     assert all(set(segment) == {"score", "label", "mask"} for segment in segments)
     assert np.array_equal(label_map(segments, list(CLASSES)), segment_by_hand(model, processor, image))
 
 
-def test_image_segmentation_of_a_batch(folder):
+def test_image_segmentation_of_a_batch(folder: str) -> None:
     segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True)
     images = [picture(index) for index in range(5)]
     alone = [label_map(segmenter(image), list(CLASSES)) for image in images]
@@ -71,7 +71,7 @@ def test_image_segmentation_of_a_batch(folder):
     assert all(np.array_equal(a, b) for a, b in zip(alone, together))
 
 
-def test_image_segmentation_is_semantic_only(folder):
+def test_image_segmentation_is_semantic_only(folder: str) -> None:
     segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True)
     assert segmenter(picture(), subtask="semantic")
     for subtask in ("instance", "panoptic"):
@@ -79,7 +79,7 @@ def test_image_segmentation_is_semantic_only(folder):
             segmenter(picture(), subtask=subtask)
 
 
-def test_without_labels_the_stored_vocabulary_is_used(segmenter, model, processor):
+def test_without_labels_the_stored_vocabulary_is_used(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor) -> None:
     assert (
         isinstance(segmenter, segmenter.__class__) and type(segmenter).__name__ == "ZeroShotImageSegmentationPipeline"
     )
@@ -100,7 +100,7 @@ def test_without_labels_the_stored_vocabulary_is_used(segmenter, model, processo
         {"template_set": ["{} in the rain"]},
     ],
 )
-def test_candidate_labels(segmenter, model, processor, options):
+def test_candidate_labels(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor, options: dict[str, Any]) -> None:
     image = picture(2, (61, 45))
     segments = segmenter(image, candidate_labels=NAMES, **options)
     assert [segment["label"] for segment in segments] == [n for n in NAMES if n in {s["label"] for s in segments}]
@@ -111,7 +111,7 @@ def test_candidate_labels(segmenter, model, processor, options):
     assert np.array_equal(label_map(segments, NAMES) if segments else np.full((45, 61), -1), expected)
 
 
-def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(segmenter, model, processor):
+def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor) -> None:
     image = picture()
     segment = segmenter(image, candidate_labels=NAMES)[0]
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(segmen
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_batches_of_images_of_any_size(segmenter, tmp_path, batch_size):
+def test_batches_of_images_of_any_size(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path, batch_size: int) -> None:
     images = [picture(0, (48, 40)), picture(1, (40, 90)), picture(2, (33, 20)), picture(3, (200, 60)), picture(4)]
     images[1].save(tmp_path / "one.png")
     inputs = [str(tmp_path / "one.png") if index == 1 else image for index, image in enumerate(images)]
@@ -141,19 +141,19 @@ def test_batches_of_images_of_any_size(segmenter, tmp_path, batch_size):
         assert [s["label"] for s in segments] == [s["label"] for s in alone]
 
 
-def test_generators_and_pictures_of_other_modes(segmenter):
+def test_generators_and_pictures_of_other_modes(segmenter: ZeroShotImageSegmentationPipeline) -> None:
     modes = [picture().convert(mode) for mode in ("L", "P", "RGBA", "CMYK", "1")]
     results = list(segmenter((image for image in modes), candidate_labels=NAMES))
     assert len(results) == 5 and all(label_map(segments, NAMES).shape == (40, 48) for segments in results)
 
 
-def test_labels_in_one_string(segmenter):
+def test_labels_in_one_string(segmenter: ZeroShotImageSegmentationPipeline) -> None:
     image = picture()
     apart = segmenter(image, candidate_labels=NAMES, unseen_labels=["wood", "brick"])
     assert segmenter(image, candidate_labels=", ".join(NAMES), unseen_labels="wood,brick") == apart
 
 
-def test_options_of_the_constructor_are_defaults(folder, segmenter):
+def test_options_of_the_constructor_are_defaults(folder: str, segmenter: ZeroShotImageSegmentationPipeline) -> None:
     image = picture()
     fixed = pipeline(
         "zero-shot-image-segmentation", model=folder, trust_remote_code=True, candidate_labels=NAMES, gamma=0.0
@@ -162,7 +162,7 @@ def test_options_of_the_constructor_are_defaults(folder, segmenter):
     assert {segment["label"] for segment in fixed(image, candidate_labels=["x", "y"])} <= {"x", "y"}
 
 
-def test_without_remote_code_where_the_package_is_imported(folder, segmenter):
+def test_without_remote_code_where_the_package_is_imported(folder: str, segmenter: ZeroShotImageSegmentationPipeline) -> None:
     own = pipeline("zero-shot-image-segmentation", model=folder, pipeline_class=ZeroShotImageSegmentationPipeline)
     assert type(own.model) is AlignZegModel
     assert own(picture(), candidate_labels=NAMES) == segmenter(picture(), candidate_labels=NAMES)
@@ -170,7 +170,7 @@ def test_without_remote_code_where_the_package_is_imported(folder, segmenter):
         pipeline("zero-shot-image-segmentation", model=folder)
 
 
-def test_half_precision_and_models_without_correction():
+def test_half_precision_and_models_without_correction() -> None:
     model = tiny_model(bias_correction=False).to(torch.bfloat16)
     segmenter = ZeroShotImageSegmentationPipeline(model=model, processor=tiny_processor())
     assert label_map(segmenter(picture(), candidate_labels=NAMES), NAMES).min() >= 0
@@ -188,12 +188,12 @@ def test_half_precision_and_models_without_correction():
         ({"candidate_labels": ["grass"], "gamma": -1.0}, "`gamma`"),
     ],
 )
-def test_wrong_arguments_are_named(segmenter, options, message):
+def test_wrong_arguments_are_named(segmenter: ZeroShotImageSegmentationPipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(picture(), **options)
 
 
-def test_wrong_images_are_refused(segmenter, tmp_path):
+def test_wrong_images_are_refused(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises((ValueError, OSError)):
         segmenter(str(tmp_path / "broken.png"), candidate_labels=NAMES)
@@ -201,8 +201,7 @@ def test_wrong_images_are_refused(segmenter, tmp_path):
         segmenter(np.zeros((4, 4, 3), np.uint8), candidate_labels=NAMES)
 
 
-def test_saved_pipeline_comes_back(segmenter, tmp_path):
-    segmenter.model.save_pretrained(tmp_path)
-    segmenter.processor.save_pretrained(tmp_path)
-    again = pipeline("zero-shot-image-segmentation", model=str(tmp_path), trust_remote_code=True)
+def test_saved_pipeline_comes_back(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:
+    segmenter.save_pretrained(tmp_path)
+    again = pipeline(model=str(tmp_path), trust_remote_code=True)  # the task is named in the config
     assert again(picture(), candidate_labels=NAMES) == segmenter(picture(), candidate_labels=NAMES)

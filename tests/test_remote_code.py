@@ -118,19 +118,19 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory):
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "scene.png"
     picture(3, (53, 41)).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("saved") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def root(saved, tmp_path_factory):
+def root(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the checkpoint as its root."""
     clone = tmp_path_factory.mktemp("clone") / "alignzeg"
     shutil.copytree(
@@ -141,7 +141,7 @@ def root(saved, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(saved, image):
+def expected(saved: Path, image: Path) -> dict[str, torch.Tensor]:
     """What the package itself computes from the saved folder."""
     from PIL import Image
 
@@ -157,7 +157,7 @@ def expected(saved, image):
     return tensors | {"map": processor.post_process_semantic_segmentation(stored, target_sizes=size)[0]}
 
 
-def check(result, expected):
+def check(result: dict[str, Any], expected: dict[str, torch.Tensor]) -> None:
     assert result["names"] == {
         "config": "AlignZegConfig",
         "processor": "AlignZegProcessor",
@@ -174,7 +174,7 @@ def check(result, expected):
 
 
 @pytest.fixture(scope="module")
-def alone(saved, root, image, tmp_path_factory):
+def alone(saved: Path, root: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All layouts in one process: a saved folder, a clone, a snapshot in the Hub's cache, and what is saved from each."""
     folder = tmp_path_factory.mktemp("alone")
     cache = folder / "process" / "home" / "hub" / "models--tester--alignzeg"
@@ -210,17 +210,17 @@ assert not found, found
 
 
 @pytest.mark.parametrize("layout", ["saved", "root", "snapshot"])
-def test_loads_with_its_own_code(alone, expected, layout):
+def test_loads_with_its_own_code(alone: dict[str, Any], expected: dict[str, torch.Tensor], layout: str) -> None:
     check(alone[layout], expected)
 
 
 @pytest.mark.parametrize("layout", ["saved", "root", "snapshot"])
-def test_saved_again_it_loads_again_to_the_bit(alone, expected, layout, saved):
+def test_saved_again_it_loads_again_to_the_bit(alone: dict[str, Any], expected: dict[str, torch.Tensor], layout: str, saved: Path) -> None:
     check(alone[f"again-{layout}"], expected)
     assert alone[f"again-{layout}"]["files"] == sorted(os.listdir(saved)), "a flat folder with all of its code"
 
 
-def test_pipelines_load_from_a_clone(alone):
+def test_pipelines_load_from_a_clone(alone: dict[str, Any]) -> None:
     assert alone["zero-shot"] and set(alone["zero-shot"]) <= set(NEW_NAMES)
     assert alone["image-segmentation"] and set(alone["image-segmentation"]) <= set(CLASSES)
 
@@ -228,7 +228,7 @@ def test_pipelines_load_from_a_clone(alone):
 # --- the package is imported
 
 
-def test_registered_classes_need_no_remote_code(saved, root):
+def test_registered_classes_need_no_remote_code(saved: Path, root: Path) -> None:
     for source in (saved, root):
         assert type(AutoConfig.from_pretrained(source)) is AlignZegConfig
         assert type(AutoModel.from_pretrained(source)) is AlignZegModel
@@ -240,17 +240,17 @@ def test_registered_classes_need_no_remote_code(saved, root):
 
 
 @pytest.fixture(scope="module")
-def pixels(saved, image):
+def pixels(saved: Path, image: Path) -> BatchFeature:
     return AlignZegProcessor.from_pretrained(saved)(images=str(image), return_tensors="pt")
 
 
-def logits(model, pixels):
+def logits(model: AlignZegModel, pixels: BatchFeature) -> torch.Tensor:
     with torch.no_grad():
         return model(**pixels).class_queries_logits
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", {"vision_config": "eager", "text_config": "sdpa"}])
-def test_attention_implementations(saved, pixels, expected, implementation):
+def test_attention_implementations(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], implementation: str | dict[str, str]) -> None:
     model = AlignZegModel.from_pretrained(saved, attn_implementation=implementation)
     if isinstance(implementation, str):
         configs = (model.config, model.config.vision_config, model.config.text_config, model.vision_model.config)
@@ -260,13 +260,13 @@ def test_attention_implementations(saved, pixels, expected, implementation):
     torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
 
 
-def test_an_attention_that_is_not_installed_is_named(saved):
+def test_an_attention_that_is_not_installed_is_named(saved: Path) -> None:
     with pytest.raises((ValueError, ImportError), match="(?i)flash"):
         AlignZegModel.from_pretrained(saved, attn_implementation="flash_attention_2")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
-def test_dtypes(saved, pixels, expected, dtype, tmp_path):
+def test_dtypes(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], dtype: torch.dtype | str, tmp_path: Path) -> None:
     model = AlignZegModel.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     torch.testing.assert_close(
@@ -278,13 +278,13 @@ def test_dtypes(saved, pixels, expected, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
-def test_device_map(saved, pixels, expected, device_map):
+def test_device_map(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], device_map: str | dict[str, str]) -> None:
     pytest.importorskip("accelerate")
     model = AlignZegModel.from_pretrained(saved, device_map=device_map)
     assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
 
 
-def test_text_tower_on_disk(saved, pixels, expected, tmp_path):
+def test_text_tower_on_disk(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     device_map = {name: "cpu" for name, _ in AlignZegModel(tiny_config()).named_children()}
     device_map |= dict.fromkeys(("logit_scale", "position_embedding", "query_embeddings", "query_position"), "cpu")
@@ -297,7 +297,7 @@ def test_text_tower_on_disk(saved, pixels, expected, tmp_path):
     torch.testing.assert_close(prototypes.cpu(), model.class_text_embeds)
 
 
-def test_meta_device(saved):
+def test_meta_device(saved: Path) -> None:
     with torch.device("meta"):
         model = AlignZegModel(tiny_config())
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
@@ -307,7 +307,7 @@ def test_meta_device(saved):
     assert model.adapter.mlp.layers[-1].weight.abs().max() == 0, "the adapter starts as the identity"
 
 
-def test_missing_weights_are_initialised(saved, tmp_path):
+def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "model.safetensors")
@@ -326,7 +326,7 @@ def test_missing_weights_are_initialised(saved, tmp_path):
 # --- the repository's root
 
 
-def test_installing_replaces_an_earlier_checkpoint(saved, root, tmp_path):
+def test_installing_replaces_an_earlier_checkpoint(saved: Path, root: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(root, clone)
     AlignZegModel.from_pretrained(saved).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
@@ -342,7 +342,7 @@ def test_installing_replaces_an_earlier_checkpoint(saved, root, tmp_path):
     assert all(reference.startswith("modeling_alignzeg/") and reference.count("/") == 1 for reference in references)
 
 
-def test_installing_from_the_command_line(saved, root, tmp_path):
+def test_installing_from_the_command_line(saved: Path, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "modeling_alignzeg", tmp_path / "modeling_alignzeg")
     script = REPOSITORY / "scripts" / "install_checkpoint.py"
     run = subprocess.run([sys.executable, script, saved, "--root", tmp_path], capture_output=True, text=True)
@@ -352,7 +352,7 @@ def test_installing_from_the_command_line(saved, root, tmp_path):
     assert run.returncode != 0 and "has no config.json" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_what_is_no_checkpoint_or_no_clone_is_refused(saved, root, tmp_path):
+def test_what_is_no_checkpoint_or_no_clone_is_refused(saved: Path, root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`checkpoint`.*has no config.json"):
         install_as_root(tmp_path, root)
     with pytest.raises(ValueError, match="`root`.*has no folder modeling_alignzeg"):
@@ -362,7 +362,7 @@ def test_what_is_no_checkpoint_or_no_clone_is_refused(saved, root, tmp_path):
 # --- the Hub
 
 
-def test_pushed_to_the_hub_it_loads_from_there(saved, image, expected, tmp_path):
+def test_pushed_to_the_hub_it_loads_from_there(saved: Path, image: Path, expected: dict[str, torch.Tensor], tmp_path: Path) -> None:
     push = """
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor

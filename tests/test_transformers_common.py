@@ -297,7 +297,7 @@ class AlignZegProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
         return tiny_tokenizer()
 
 
-def test_every_skip_is_listed(outcomes):
+def test_every_skip_is_listed(outcomes: Outcomes) -> None:
     listed = {
         pattern: reason
         for reasons in (DOES_NOT_APPLY, NOT_ON_EVERY_MACHINE)
@@ -317,7 +317,7 @@ def test_every_skip_is_listed(outcomes):
         assert not stale, "no skipped test has such a name any more"
 
 
-def test_no_more_is_skipped_than_in_mask2former(outcomes):
+def test_no_more_is_skipped_than_in_mask2former(outcomes: Outcomes) -> None:
     mixin = modeling.ModelTesterMixin
     names = {name for name in dir(mixin) if name.startswith("test_") and callable(getattr(mixin, name))}
     passed, skipped = names & outcomes.passed, names & set(outcomes.skipped)

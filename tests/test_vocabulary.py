@@ -12,16 +12,16 @@ from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel
 
 
 @pytest.fixture(scope="module")
-def processor():
+def processor() -> AlignZegProcessor:
     return tiny_processor()
 
 
 @pytest.fixture
-def model():
+def model() -> AlignZegModel:
     return tiny_model()
 
 
-def plain_prototypes(model, processor, names, templates):
+def plain_prototypes(model: AlignZegModel, processor: AlignZegProcessor, names: list[str], templates: Iterable[str]) -> torch.Tensor:
     """The prototypes by their definition, one sentence at a time."""
     rows = []
     for name in names:
@@ -35,13 +35,13 @@ def plain_prototypes(model, processor, names, templates):
 
 
 @pytest.mark.parametrize("template_set", sorted(TEMPLATE_SETS))
-def test_prototypes_are_mean_embeddings_of_the_sentences(model, processor, template_set):
+def test_prototypes_are_mean_embeddings_of_the_sentences(model: AlignZegModel, processor: AlignZegProcessor, template_set: str) -> None:
     names = ["grass", "a thing without a word of its own"]
     expected = plain_prototypes(model, processor, names, TEMPLATE_SETS[template_set])
     torch.testing.assert_close(model.get_text_prototypes(processor, names, template_set), expected)
 
 
-def test_template_set_comes_from_the_config_or_the_call(processor):
+def test_template_set_comes_from_the_config_or_the_call(processor: AlignZegProcessor) -> None:
     model = tiny_model(template_set="vild")
     torch.testing.assert_close(
         model.get_text_prototypes(processor, ["grass"]),
@@ -53,7 +53,7 @@ def test_template_set_comes_from_the_config_or_the_call(processor):
     )
 
 
-def test_order_is_the_callers(model, processor):
+def test_order_is_the_callers(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     names = ["brick", "red striped", "grass", "blue dotted"]
     forth, back = model.get_text_prototypes(processor, names), model.get_text_prototypes(processor, names[::-1])
     torch.testing.assert_close(forth, back.flip(0))
@@ -64,14 +64,14 @@ def test_order_is_the_callers(model, processor):
     torch.testing.assert_close(model.class_text_embeds, forth)
 
 
-def test_batches_of_prompts_change_nothing(model, processor):
+def test_batches_of_prompts_change_nothing(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     names = [f"class {i}" for i in range(11)]
     whole = model.get_text_prototypes(processor, names, "vild")
     model._prototype_cache.clear()
     torch.testing.assert_close(model.get_text_prototypes(processor, names, "vild", batch_size=30), whole)
 
 
-def test_saved_vocabulary_comes_back(model, processor, tmp_path):
+def test_saved_vocabulary_comes_back(model: AlignZegModel, processor: AlignZegProcessor, tmp_path: Path) -> None:
     names = ["snow", "a cat", "Katze", "猫"]
     model.set_vocabulary(names, ["猫"], processor, template_set="vild")
     model.save_pretrained(tmp_path)
@@ -88,13 +88,13 @@ def test_saved_vocabulary_comes_back(model, processor, tmp_path):
         assert torch.equal(ours[key], theirs[key]), key
 
 
-def test_vocabulary_of_another_size_is_loaded_over_the_fresh_one(model, tmp_path):
+def test_vocabulary_of_another_size_is_loaded_over_the_fresh_one(model: AlignZegModel, tmp_path: Path) -> None:
     model.set_vocabulary([f"n{i}" for i in range(9)], text_prototypes=F.normalize(torch.randn(9, 24), dim=-1))
     model.save_pretrained(tmp_path)
     assert AlignZegModel.from_pretrained(tmp_path).class_text_embeds.shape == (9, 24)
 
 
-def test_call_with_names_equals_stored_vocabulary(model, processor):
+def test_call_with_names_equals_stored_vocabulary(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     pixels = processor(images=picture(), return_tensors="pt")
     model.set_vocabulary(CLASSES, UNSEEN, processor)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_call_with_names_equals_stored_vocabulary(model, processor):
         torch.testing.assert_close(stored[name], tokens[name])
 
 
-def test_ten_thousand_names(model, processor):
+def test_ten_thousand_names(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     names = [f"thing number {i}" for i in range(10_000)]
     model.set_vocabulary(names, names[5000:], processor, template_set="single")
     assert model.class_text_embeds.shape == (10_000, 24)
@@ -129,7 +129,7 @@ def test_ten_thousand_names(model, processor):
 # --- cache
 
 
-def count_passes(model, monkeypatch):
+def count_passes(model: AlignZegModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     passes = []
     original = model.text_prototypes_from_ids
 
@@ -141,7 +141,7 @@ def count_passes(model, monkeypatch):
     return passes
 
 
-def test_same_question_is_answered_from_the_cache(model, processor, monkeypatch):
+def test_same_question_is_answered_from_the_cache(model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = count_passes(model, monkeypatch)
     first = model.get_text_prototypes(processor, ["grass", "brick"])
     assert len(passes) == 1
@@ -154,31 +154,31 @@ def test_same_question_is_answered_from_the_cache(model, processor, monkeypatch)
     assert len(passes) == 4
 
 
-def test_one_name_is_not_its_letters(model, processor):
+def test_one_name_is_not_its_letters(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     assert model.get_text_prototypes(processor, "abc").shape == (1, 24)
     assert model.get_text_prototypes(processor, ["a", "b", "c"]).shape == (3, 24)
 
 
-def write_in_place(parameter):
+def write_in_place(parameter: torch.nn.Parameter) -> None:
     with torch.no_grad():
         parameter.add_(0.5)
 
 
-def write_through_data(parameter):
+def write_through_data(parameter: torch.nn.Parameter) -> None:
     parameter.data.add_(0.5)
 
 
-def write_one_number(parameter):
+def write_one_number(parameter: torch.nn.Parameter) -> None:
     parameter.data.view(-1)[0] += 0.5
 
 
-def replace_data(parameter):
+def replace_data(parameter: torch.nn.Parameter) -> None:
     parameter.data = parameter.data + 0.5
 
 
 @pytest.mark.parametrize("change", [write_in_place, write_through_data, write_one_number, replace_data])
 @pytest.mark.parametrize("place", ["text_projection.weight", "text_model.encoder.layers.0.mlp.fc1.bias"])
-def test_changed_text_weights_miss_the_cache(model, processor, change, place):
+def test_changed_text_weights_miss_the_cache(model: AlignZegModel, processor: AlignZegProcessor, change: Callable[[torch.nn.Parameter], None], place: str) -> None:
     before = model.get_text_prototypes(processor, ["grass", "brick"])
     change(model.get_parameter(place))
     after = model.get_text_prototypes(processor, ["grass", "brick"])
@@ -186,7 +186,7 @@ def test_changed_text_weights_miss_the_cache(model, processor, change, place):
     torch.testing.assert_close(after, plain_prototypes(model, processor, ["grass", "brick"], TEMPLATE_SETS["single"]))
 
 
-def test_loaded_and_converted_weights_miss_the_cache(model, processor):
+def test_loaded_and_converted_weights_miss_the_cache(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     before = model.get_text_prototypes(processor, ["grass"])
     model.load_state_dict(tiny_model(seed=1).state_dict())
     after = model.get_text_prototypes(processor, ["grass"])
@@ -194,7 +194,7 @@ def test_loaded_and_converted_weights_miss_the_cache(model, processor):
     assert model.double().get_text_prototypes(processor, ["grass"]).dtype == torch.float64
 
 
-def test_other_weights_keep_the_cache(model, processor, monkeypatch):
+def test_other_weights_keep_the_cache(model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = count_passes(model, monkeypatch)
     model.get_text_prototypes(processor, ["grass"])
     write_in_place(model.query_embeddings)
@@ -202,13 +202,13 @@ def test_other_weights_keep_the_cache(model, processor, monkeypatch):
     assert len(passes) == 1
 
 
-def test_cache_is_bounded(model, processor):
+def test_cache_is_bounded(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     for i in range(40):
         model.get_text_prototypes(processor, [f"n{i}"])
     assert len(model._prototype_cache) <= 16
 
 
-def test_prototypes_of_inference_mode_can_be_trained_on(model, processor):
+def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     with torch.inference_mode():
         prototypes = model.get_text_prototypes(processor, ["grass", "brick"])
     outputs = model(**processor(images=picture(), return_tensors="pt"), text_prototypes=prototypes)
@@ -244,7 +244,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model, processor):
         ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
     ],
 )
-def test_wrong_vocabulary_is_refused_and_changes_nothing(model, processor, arguments, message):
+def test_wrong_vocabulary_is_refused_and_changes_nothing(model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     labels = dict(model.config.id2label)
     with pytest.raises(ValueError, match=message):
@@ -262,6 +262,6 @@ def test_wrong_vocabulary_is_refused_and_changes_nothing(model, processor, argum
         ({"seen_class_mask": torch.ones(3, dtype=torch.bool)}, r"`seen_class_mask` has shape \(3,\); expected \(4,\)"),
     ],
 )
-def test_wrong_prototypes_of_a_call_are_named(model, processor, arguments, message):
+def test_wrong_prototypes_of_a_call_are_named(model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model(**processor(images=picture(), return_tensors="pt"), **arguments)

@@ -63,7 +63,7 @@ def common_tests_folder() -> Path:
         if run.returncode or not archives:
             raise SourceUnavailable(
                 f"Transformers' common tests come from the source distribution of transformers {version}, which pip could "
-                f"not download: {run.stderr.strip()[-500:]}"
+                f"not download: {(run.stderr.strip().splitlines() or ['it gave no reason'])[-1]}"
             )
         with tarfile.open(archives[0]) as archive:
             members = [member for member in archive if Path(member.name).parts[1:2] == ("tests",)]
