@@ -83,9 +83,7 @@ def make_handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
             body, path = self.read_body(), unquote(urlsplit(self.path).path)
             if path == "/api/repos/create":
                 request = json.loads(body)
-                repository = "/".join(
-                    part for part in (request.get("organization") or "tester", request["name"]) if part
-                )
+                repository = "/".join(part for part in (request.get("organization") or "tester", request["name"]) if part)
                 hub.repositories.setdefault(repository, {})
                 return self.answer_json({"url": f"{hub.url}/{repository}", "name": repository, "id": repository})
             if path == "/api/validate-yaml":
@@ -108,9 +106,7 @@ def make_handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
                     else:
                         return self.answer_json({"error": f"{line['key']} is not known here"}, 400)
                 revision = hub.revision(repository)
-                return self.answer_json(
-                    {"commitUrl": f"{hub.url}/{repository}/commit/{revision}", "commitOid": revision}
-                )
+                return self.answer_json({"commitUrl": f"{hub.url}/{repository}/commit/{revision}", "commitOid": revision})
             self.missing("EntryNotFound")
 
         def do_GET(self) -> None:

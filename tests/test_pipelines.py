@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +59,9 @@ def segment_by_hand(model, processor, image, names=None, unseen=(), template_set
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]], **readout)[0].numpy()
 
 
-def test_image_segmentation_with_the_stored_vocabulary(folder: str, model: AlignZegModel, processor: AlignZegProcessor) -> None:
+def test_image_segmentation_with_the_stored_vocabulary(
+    folder: str, model: AlignZegModel, processor: AlignZegProcessor
+) -> None:
     image = picture()
     segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image)
     assert all(set(segment) == {"score", "label", "mask"} for segment in segments)
@@ -79,10 +84,10 @@ def test_image_segmentation_is_semantic_only(folder: str) -> None:
             segmenter(picture(), subtask=subtask)
 
 
-def test_without_labels_the_stored_vocabulary_is_used(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor) -> None:
-    assert (
-        isinstance(segmenter, segmenter.__class__) and type(segmenter).__name__ == "ZeroShotImageSegmentationPipeline"
-    )
+def test_without_labels_the_stored_vocabulary_is_used(
+    segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor
+) -> None:
+    assert isinstance(segmenter, segmenter.__class__) and type(segmenter).__name__ == "ZeroShotImageSegmentationPipeline"
     image = picture()
     assert np.array_equal(label_map(segmenter(image), list(CLASSES)), segment_by_hand(model, processor, image))
 
@@ -100,7 +105,9 @@ def test_without_labels_the_stored_vocabulary_is_used(segmenter: ZeroShotImageSe
         {"template_set": ["{} in the rain"]},
     ],
 )
-def test_candidate_labels(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor, options: dict[str, Any]) -> None:
+def test_candidate_labels(
+    segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor, options: dict[str, Any]
+) -> None:
     image = picture(2, (61, 45))
     segments = segmenter(image, candidate_labels=NAMES, **options)
     assert [segment["label"] for segment in segments] == [n for n in NAMES if n in {s["label"] for s in segments}]
@@ -111,7 +118,9 @@ def test_candidate_labels(segmenter: ZeroShotImageSegmentationPipeline, model: A
     assert np.array_equal(label_map(segments, NAMES) if segments else np.full((45, 61), -1), expected)
 
 
-def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor) -> None:
+def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(
+    segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor
+) -> None:
     image = picture()
     segment = segmenter(image, candidate_labels=NAMES)[0]
     with torch.no_grad():
@@ -127,7 +136,9 @@ def test_score_is_the_mean_probability_of_the_proposals_weighted_by_cover(segmen
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_batches_of_images_of_any_size(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path, batch_size: int) -> None:
+def test_batches_of_images_of_any_size(
+    segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path, batch_size: int
+) -> None:
     images = [picture(0, (48, 40)), picture(1, (40, 90)), picture(2, (33, 20)), picture(3, (200, 60)), picture(4)]
     images[1].save(tmp_path / "one.png")
     inputs = [str(tmp_path / "one.png") if index == 1 else image for index, image in enumerate(images)]
@@ -155,14 +166,14 @@ def test_labels_in_one_string(segmenter: ZeroShotImageSegmentationPipeline) -> N
 
 def test_options_of_the_constructor_are_defaults(folder: str, segmenter: ZeroShotImageSegmentationPipeline) -> None:
     image = picture()
-    fixed = pipeline(
-        "zero-shot-image-segmentation", model=folder, trust_remote_code=True, candidate_labels=NAMES, gamma=0.0
-    )
+    fixed = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True, candidate_labels=NAMES, gamma=0.0)
     assert fixed(image) == segmenter(image, candidate_labels=NAMES, gamma=0.0)
     assert {segment["label"] for segment in fixed(image, candidate_labels=["x", "y"])} <= {"x", "y"}
 
 
-def test_without_remote_code_where_the_package_is_imported(folder: str, segmenter: ZeroShotImageSegmentationPipeline) -> None:
+def test_without_remote_code_where_the_package_is_imported(
+    folder: str, segmenter: ZeroShotImageSegmentationPipeline
+) -> None:
     own = pipeline("zero-shot-image-segmentation", model=folder, pipeline_class=ZeroShotImageSegmentationPipeline)
     assert type(own.model) is AlignZegModel
     assert own(picture(), candidate_labels=NAMES) == segmenter(picture(), candidate_labels=NAMES)
@@ -188,7 +199,9 @@ def test_half_precision_and_models_without_correction() -> None:
         ({"candidate_labels": ["grass"], "gamma": -1.0}, "`gamma`"),
     ],
 )
-def test_wrong_arguments_are_named(segmenter: ZeroShotImageSegmentationPipeline, options: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_named(
+    segmenter: ZeroShotImageSegmentationPipeline, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(picture(), **options)
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
     AutoTokenizer,
+    BatchFeature,
 )
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
@@ -106,9 +108,7 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
         assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
     kept = {
-        name: os.environ[name]
-        for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT")
-        if name in os.environ
+        name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT") if name in os.environ
     }
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-I", str(folder / "script.py")]
@@ -215,7 +215,9 @@ def test_loads_with_its_own_code(alone: dict[str, Any], expected: dict[str, torc
 
 
 @pytest.mark.parametrize("layout", ["saved", "root", "snapshot"])
-def test_saved_again_it_loads_again_to_the_bit(alone: dict[str, Any], expected: dict[str, torch.Tensor], layout: str, saved: Path) -> None:
+def test_saved_again_it_loads_again_to_the_bit(
+    alone: dict[str, Any], expected: dict[str, torch.Tensor], layout: str, saved: Path
+) -> None:
     check(alone[f"again-{layout}"], expected)
     assert alone[f"again-{layout}"]["files"] == sorted(os.listdir(saved)), "a flat folder with all of its code"
 
@@ -250,7 +252,9 @@ def logits(model: AlignZegModel, pixels: BatchFeature) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", {"vision_config": "eager", "text_config": "sdpa"}])
-def test_attention_implementations(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], implementation: str | dict[str, str]) -> None:
+def test_attention_implementations(
+    saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], implementation: str | dict[str, str]
+) -> None:
     model = AlignZegModel.from_pretrained(saved, attn_implementation=implementation)
     if isinstance(implementation, str):
         configs = (model.config, model.config.vision_config, model.config.text_config, model.vision_model.config)
@@ -266,19 +270,21 @@ def test_an_attention_that_is_not_installed_is_named(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", torch.float16])
-def test_dtypes(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], dtype: torch.dtype | str, tmp_path: Path) -> None:
+def test_dtypes(
+    saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], dtype: torch.dtype | str, tmp_path: Path
+) -> None:
     model = AlignZegModel.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    torch.testing.assert_close(
-        logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3
-    )
+    torch.testing.assert_close(logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3)
     model.save_pretrained(tmp_path)
     assert AlignZegModel.from_pretrained(tmp_path, dtype="auto").dtype == model.dtype
     assert torch.equal(logits(AlignZegModel.from_pretrained(tmp_path, dtype="auto"), pixels), logits(model, pixels))
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
-def test_device_map(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], device_map: str | dict[str, str]) -> None:
+def test_device_map(
+    saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], device_map: str | dict[str, str]
+) -> None:
     pytest.importorskip("accelerate")
     model = AlignZegModel.from_pretrained(saved, device_map=device_map)
     assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
@@ -311,9 +317,7 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "model.safetensors")
-    kept = {
-        name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))
-    }
+    kept = {name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))}
     shutil.copy(saved / "config.json", tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = AlignZegModel.from_pretrained(tmp_path)
@@ -362,7 +366,9 @@ def test_what_is_no_checkpoint_or_no_clone_is_refused(saved: Path, root: Path, t
 # --- the Hub
 
 
-def test_pushed_to_the_hub_it_loads_from_there(saved: Path, image: Path, expected: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_pushed_to_the_hub_it_loads_from_there(
+    saved: Path, image: Path, expected: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     push = """
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor

@@ -83,7 +83,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_trainer_trains_what_is_trainable(model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path) -> None:
+def test_trainer_trains_what_is_trainable(
+    model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path
+) -> None:
     before = weights_of(model)
     trainer = make_trainer(model, processor, scenes, tmp_path, save_strategy="steps", save_steps=4)
     result = trainer.train()
@@ -106,18 +108,20 @@ def test_trainer_trains_what_is_trainable(model: AlignZegModel, processor: Align
         assert torch.equal(loaded(**pixels).class_queries_logits, model.eval()(**pixels).class_queries_logits)
 
 
-def test_trainer_resumes_to_the_bit(model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path) -> None:
+def test_trainer_resumes_to_the_bit(
+    model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path
+) -> None:
     options = {"save_strategy": "steps", "save_steps": 2}
     again = copy.deepcopy(model)
     make_trainer(model, processor, scenes, tmp_path, **options).train()
-    make_trainer(again, processor, scenes, tmp_path, **options).train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
-    )
+    make_trainer(again, processor, scenes, tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     expected = weights_of(model)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(again).items())
 
 
-def test_trainer_accumulates_gradients_in_bf16_with_checkpointing(model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path) -> None:
+def test_trainer_accumulates_gradients_in_bf16_with_checkpointing(
+    model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path
+) -> None:
     options = {"bf16": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True, "max_steps": 2}
     result = make_trainer(model, processor, scenes, tmp_path, **options).train()
     assert 0 < result.training_loss < 100
@@ -126,7 +130,9 @@ def test_trainer_accumulates_gradients_in_bf16_with_checkpointing(model: AlignZe
 # --- adapters
 
 
-def test_lora_attaches_to_the_refinement_layers_and_trains(model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path) -> None:
+def test_lora_attaches_to_the_refinement_layers_and_trains(
+    model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path
+) -> None:
     peft = pytest.importorskip("peft")
     before = weights_of(model)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r"refinement_layers\..*\.(q_proj|v_proj)")
@@ -159,7 +165,9 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(model: AlignZegModel,
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_gradients(model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, use_reentrant: bool) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(
+    model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, use_reentrant: bool
+) -> None:
     collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
     batch = {k: v for k, v in collator([scenes[0], scenes[1]]).items() if k not in ("names", "indices")}
     passes = []

@@ -189,9 +189,7 @@ class ImageSegmentationPipelineTests:
         for image, segments in zip(examples, segmenter(examples)):
             assert segments and {segment["label"] for segment in segments} <= set(CLASSES)
             assert all(segment["mask"].size == image.size and segment["mask"].mode == "L" for segment in segments)
-            covered = sum(
-                (torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments
-            )
+            covered = sum((torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments)
             assert covered.eq(1).all()  # semantic: each pixel has one label
 
 
@@ -227,9 +225,7 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         if return_labels:
             shape = (AlignZegModelTester.num_labels, AlignZegModelTester.image_size, AlignZegModelTester.image_size)
             generator = torch.Generator().manual_seed(0)
-            inputs["mask_labels"] = [
-                (torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]
-            ]
+            inputs["mask_labels"] = [(torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]]
             inputs["class_labels"] = [torch.arange(shape[0]) for _ in inputs["pixel_values"]]
         return inputs
 

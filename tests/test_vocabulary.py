@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import CLASSES, UNSEEN, picture, tiny_model, tiny_processor
 
-from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegProcessor
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,9 @@ def model() -> AlignZegModel:
     return tiny_model()
 
 
-def plain_prototypes(model: AlignZegModel, processor: AlignZegProcessor, names: list[str], templates: Iterable[str]) -> torch.Tensor:
+def plain_prototypes(
+    model: AlignZegModel, processor: AlignZegProcessor, names: list[str], templates: Iterable[str]
+) -> torch.Tensor:
     """The prototypes by their definition, one sentence at a time."""
     rows = []
     for name in names:
@@ -35,7 +41,9 @@ def plain_prototypes(model: AlignZegModel, processor: AlignZegProcessor, names: 
 
 
 @pytest.mark.parametrize("template_set", sorted(TEMPLATE_SETS))
-def test_prototypes_are_mean_embeddings_of_the_sentences(model: AlignZegModel, processor: AlignZegProcessor, template_set: str) -> None:
+def test_prototypes_are_mean_embeddings_of_the_sentences(
+    model: AlignZegModel, processor: AlignZegProcessor, template_set: str
+) -> None:
     names = ["grass", "a thing without a word of its own"]
     expected = plain_prototypes(model, processor, names, TEMPLATE_SETS[template_set])
     torch.testing.assert_close(model.get_text_prototypes(processor, names, template_set), expected)
@@ -104,9 +112,7 @@ def test_call_with_names_equals_stored_vocabulary(model: AlignZegModel, processo
             text_prototypes=model.get_text_prototypes(processor, CLASSES),
             seen_class_mask=torch.tensor([name not in UNSEEN for name in CLASSES]),
         )
-        tokens = model(
-            **pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask
-        )
+        tokens = model(**pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask)
     for name in ("class_queries_logits", "unseen_logits", "seen_class_mask"):
         torch.testing.assert_close(stored[name], prototypes[name])
         torch.testing.assert_close(stored[name], tokens[name])
@@ -141,7 +147,9 @@ def count_passes(model: AlignZegModel, monkeypatch: pytest.MonkeyPatch) -> list[
     return passes
 
 
-def test_same_question_is_answered_from_the_cache(model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_question_is_answered_from_the_cache(
+    model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = count_passes(model, monkeypatch)
     first = model.get_text_prototypes(processor, ["grass", "brick"])
     assert len(passes) == 1
@@ -178,7 +186,9 @@ def replace_data(parameter: torch.nn.Parameter) -> None:
 
 @pytest.mark.parametrize("change", [write_in_place, write_through_data, write_one_number, replace_data])
 @pytest.mark.parametrize("place", ["text_projection.weight", "text_model.encoder.layers.0.mlp.fc1.bias"])
-def test_changed_text_weights_miss_the_cache(model: AlignZegModel, processor: AlignZegProcessor, change: Callable[[torch.nn.Parameter], None], place: str) -> None:
+def test_changed_text_weights_miss_the_cache(
+    model: AlignZegModel, processor: AlignZegProcessor, change: Callable[[torch.nn.Parameter], None], place: str
+) -> None:
     before = model.get_text_prototypes(processor, ["grass", "brick"])
     change(model.get_parameter(place))
     after = model.get_text_prototypes(processor, ["grass", "brick"])
@@ -194,7 +204,9 @@ def test_loaded_and_converted_weights_miss_the_cache(model: AlignZegModel, proce
     assert model.double().get_text_prototypes(processor, ["grass"]).dtype == torch.float64
 
 
-def test_other_weights_keep_the_cache(model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_keep_the_cache(
+    model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = count_passes(model, monkeypatch)
     model.get_text_prototypes(processor, ["grass"])
     write_in_place(model.query_embeddings)
@@ -244,7 +256,9 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
     ],
 )
-def test_wrong_vocabulary_is_refused_and_changes_nothing(model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str) -> None:
+def test_wrong_vocabulary_is_refused_and_changes_nothing(
+    model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str
+) -> None:
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     labels = dict(model.config.id2label)
     with pytest.raises(ValueError, match=message):
@@ -262,6 +276,8 @@ def test_wrong_vocabulary_is_refused_and_changes_nothing(model: AlignZegModel, p
         ({"seen_class_mask": torch.ones(3, dtype=torch.bool)}, r"`seen_class_mask` has shape \(3,\); expected \(4,\)"),
     ],
 )
-def test_wrong_prototypes_of_a_call_are_named(model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str) -> None:
+def test_wrong_prototypes_of_a_call_are_named(
+    model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         model(**processor(images=picture(), return_tensors="pt"), **arguments)
