@@ -36,8 +36,9 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # call times that gradio keeps for itself: 10,000 otherwise,
-os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")  # all of them summed up again after every call
+# Gradio keeps the times of 10,000 calls in memory and sums all of them up after every call.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
 
 import gradio as gr
 import numpy as np

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,8 +38,9 @@ class DemoServer:
 
 @contextlib.contextmanager
 def serve_demo(checkpoint: Path, folder: Path, timeout: float = 600) -> Iterator[DemoServer]:
-    """Starts app/app.py on `checkpoint`, in `folder`, which also takes its uploads."""
+    """Starts a copy of app/ on `checkpoint`, as a Space does; `folder` takes the copy and the uploads."""
     folder.mkdir(parents=True, exist_ok=True)
+    space = shutil.copytree(APP, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {
         **os.environ,
         "ALIGNZEG_MODEL": str(checkpoint),
@@ -48,13 +50,8 @@ def serve_demo(checkpoint: Path, folder: Path, timeout: float = 600) -> Iterator
     }
     log_file = folder / "log.txt"
     with log_file.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(APP / "app.py")],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-        )
+        command = [sys.executable, "-u", "app.py"]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=space)
     try:
         url, started = None, time.monotonic()
         while url is None and process.poll() is None and time.monotonic() - started < timeout:

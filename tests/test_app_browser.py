@@ -175,7 +175,9 @@ class Page:
         self.wait(lambda: self.find(selector).is_enabled(), "a download")
         before = set(self.downloads.iterdir())
         self.click(selector)
-        fresh = self.wait(lambda: [file for file in set(self.downloads.iterdir()) - before if file.suffix in SUFFIXES], "it")
+        fresh = self.wait(
+            lambda: [file for file in set(self.downloads.iterdir()) - before if file.suffix in SUFFIXES], "it"
+        )
         return fresh[0]
 
 
@@ -290,7 +292,9 @@ def full_size(tmp_path: Path) -> Iterator[Page]:
     tokenizer = tiny_tokenizer()
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = AlignZegModel(AlignZegConfig(text_config=text | {"pad_token_id": tokenizer.pad_token_id}, num_labels=2)).eval()
+    model = AlignZegModel(
+        AlignZegConfig(text_config=text | {"pad_token_id": tokenizer.pad_token_id}, num_labels=2)
+    ).eval()
     processor = AlignZegProcessor(AlignZegImageProcessor(), tokenizer, template_set=model.config.template_set)
     model.set_vocabulary(["grass", "brick"], ["brick"], processor)
     with serve_demo(save_checkpoint(model, processor, tmp_path / "model"), tmp_path / "server") as running:
