@@ -45,6 +45,7 @@ class AlignZegConfig(PreTrainedConfig):
         attention_bias_dim (`int`, defaults to 32): Channels per CLIP head of the predicted attention bias.
         mask_guided_attention (`bool`, defaults to `True`): The bias starts from the proposal's own mask.
         adapter_dim (`int`, defaults to 256): Hidden width of the residual adapter on proposal embeddings.
+        query_fusion (`bool`, defaults to `True`): The adapter reads the refined mask query beside the frozen embedding.
         feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES), virtual features.
         feature_expansion_target (`str`, defaults to `"semantic"`): What a virtual feature is trained towards:
             `"semantic"`, its own virtual prototype; `"reserve"`, the background side.
@@ -113,6 +114,7 @@ class AlignZegConfig(PreTrainedConfig):
         attention_bias_dim=32,
         mask_guided_attention=True,
         adapter_dim=256,
+        query_fusion=True,
         feature_expansion=True,
         feature_expansion_target="semantic",
         feature_expansion_alpha=1.0,
@@ -178,6 +180,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.attention_bias_dim = attention_bias_dim
         self.mask_guided_attention = mask_guided_attention
         self.adapter_dim = adapter_dim
+        self.query_fusion = query_fusion
 
         self.feature_expansion = feature_expansion
         self.feature_expansion_target = feature_expansion_target

@@ -450,15 +450,25 @@ def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Ten
 
 
 class AlignZegAdapter(nn.Module):
-    """Trainable end of the proposal embeddings: `x <- x̂ + MLP(x̂)`; the identity at the start of training."""
+    """Trainable end of the proposal embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
+
+    With `query_fusion` the MLP reads the refined mask query `q` beside the frozen embedding `x̂`.
+    """
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
-        self.mlp = AlignZegMLP(config, config.projection_dim, config.adapter_dim, config.projection_dim)
+        self.embed_dim = config.projection_dim
+        self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.query_fusion else None
+        inputs = config.projection_dim + (config.hidden_size if config.query_fusion else 0)
+        self.mlp = AlignZegMLP(config, inputs, config.adapter_dim, config.projection_dim)
 
-    def forward(self, embeds: Tensor) -> Tensor:
-        """Unit embeddings `(..., D)` to unit embeddings."""
-        return F.normalize(embeds + self.mlp(embeds), dim=-1)
+    def inputs(self, embeds: Tensor, queries: Tensor) -> Tensor:
+        """Unit embeddings `(..., D)` and refined queries `(..., d)` to what [`forward`] reads, embeddings first."""
+        return embeds if self.query_norm is None else torch.cat([embeds, self.query_norm(queries)], -1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(..., D + d)`, or `(..., D)` without `query_fusion`, to unit embeddings `(..., D)`."""
+        return F.normalize(inputs[..., : self.embed_dim] + self.mlp(inputs), dim=-1)
 
 
 # --- GEPC and PBC --------------------------------------------------------------------------------------------------
@@ -1013,7 +1023,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         for index in range(split, self.config.vision_config.num_hidden_layers):
             shadow = shadow_layer(self.vision_model.encoder.layers[index], shadow, clip[index], bias)
         clip_embeds = F.normalize(self.visual_projection(self.vision_model.post_layernorm(shadow)), dim=-1)
-        embeds = self.adapter(clip_embeds)  # (B, N, D)
+        adapter_inputs = self.adapter.inputs(clip_embeds, queries)
+        embeds = self.adapter(adapter_inputs)  # (B, N, D)
 
         # GEPC: class and background logits. PBC: unseen logits.
         scale = self.logit_scale.exp()
@@ -1034,7 +1045,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if mask_labels is not None and class_labels is not None:
             targets = stack_targets(mask_labels, class_labels, tuple(size), seen_class_mask)
             losses = self._losses(
-                targets, masks_per_layer, logits, clip_embeds, embeds, prototypes, seen_class_mask, content
+                targets, masks_per_layer, logits, adapter_inputs, embeds, prototypes, seen_class_mask, content
             )
 
         return AlignZegOutput(
@@ -1062,7 +1073,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         targets: SegmentationTargets,
         masks_per_layer: list[Tensor],
         logits: Tensor,
-        clip_embeds: Tensor,
+        adapter_inputs: Tensor,
         embeds: Tensor,
         prototypes: Tensor,
         seen: Tensor,
@@ -1116,10 +1127,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         loss_class = classification_loss(
             logits, visible, targets, match, config.no_object_weight, config.ignored_query_threshold
         )
-        matched = clip_embeds[match.image, match.query]  # (M, D)
+        matched_inputs = adapter_inputs[match.image, match.query]  # (M, D or D + d)
+        matched = matched_inputs[:, : config.projection_dim]
         matched_classes = targets.classes[match.image, match.target]
         virtual, virtual_prototypes, mixed = self._virtual_features(
-            matched, embeds[match.image, match.query], matched_classes, prototypes, generator
+            matched_inputs, embeds[match.image, match.query], matched_classes, prototypes, generator
         )
         scale = self.logit_scale.exp()
         loss_virtual = (
@@ -1160,7 +1172,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
     def _virtual_features(
         self,
-        clip_embeds: Tensor,
+        adapter_inputs: Tensor,
         embeds: Tensor,
         classes: Tensor,
         prototypes: Tensor,
@@ -1169,7 +1181,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """FES: Manifold Mixup of matched proposals of different classes, `x̃ = λ·x_i + (1−λ)·x_j`.
 
         Args:
-            clip_embeds, embeds: `(M, D)`, before and after the adapter.
+            adapter_inputs: `(M, D or D + d)`, what the adapter reads: frozen embeddings first.
+            embeds: `(M, D)`, after the adapter.
             classes: `int64 (M,)`.
             prototypes: `(S, D)`.
             generator: Source of partners and mixing weights; default torch's own.
@@ -1179,15 +1192,22 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """
         partner = torch.randperm(len(classes), generator=generator, device=classes.device)
         alpha = torch.full((len(classes), 2), float(self.config.feature_expansion_alpha), device=classes.device)
-        mixing = torch._sample_dirichlet(alpha, generator)[:, :1].to(clip_embeds.dtype)
+        mixing = torch._sample_dirichlet(alpha, generator)[:, :1].to(embeds.dtype)
         pairs = (classes != classes[partner]).nonzero()[:, 0]
         partner, mixing = partner[pairs], mixing[pairs]
 
-        def mix(values):
-            return F.normalize(mixing * values[pairs] + (1 - mixing) * values[partner], dim=-1)
+        def blend(values):
+            return mixing * values[pairs] + (1 - mixing) * values[partner]
 
-        virtual = mix(clip_embeds)
-        mixed = self.adapter(virtual) if self.config.feature_expansion_location == "before_adapter" else mix(embeds)
+        def mix(values):
+            return F.normalize(blend(values), dim=-1)
+
+        width = self.config.projection_dim
+        virtual = mix(adapter_inputs[:, :width])
+        if self.config.feature_expansion_location == "before_adapter":
+            mixed = self.adapter(torch.cat([virtual, blend(adapter_inputs[:, width:])], -1))
+        else:
+            mixed = mix(embeds)
         return virtual, mix(prototypes[classes]), mixed
 
     def _virtual_loss(self, virtual: Tensor, virtual_prototypes: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:

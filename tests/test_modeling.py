@@ -330,11 +330,11 @@ def test_refinement_layer_is_the_formula(mutual: bool) -> None:
 
 
 def recorded_forward(model: AlignZegModel, **inputs: Any) -> tuple[AlignZegOutput, Tensor, Tensor]:
-    """Outputs, the predicted attention bias `(B, heads, N, P)` and what enters the adapter `(B, N, D)`."""
+    """Outputs, the predicted attention bias `(B, heads, N, P)` and the embeddings that the adapter reads `(B, N, D)`."""
     records: dict[str, Tensor] = {}
 
     def record_input(_: Any, inputs: tuple[Tensor]) -> None:
-        records.setdefault("embeds", inputs[0])  # the first call; mixtures come later
+        records.setdefault("embeds", inputs[0][..., :24])  # the first call; mixtures come later
 
     hooks = [
         model.attention_bias.register_forward_hook(lambda *call: records.update(bias=call[-1])),
@@ -491,10 +491,23 @@ def test_the_training_vocabulary_holds_seen_classes_only() -> None:
             assert torch.equal(results[0][name], results[1][name]), name
 
 
+def test_the_adapter_reads_embedding_and_query() -> None:
+    model = learned(tiny_model())
+    outputs, _, clip_embeds = recorded_forward(model, pixel_values=pixels(1))
+    first, last = model.adapter.mlp.layers
+    for embed, query, adapted in zip(clip_embeds[0], outputs.queries_hidden_state[0], outputs.proposal_embeds[0]):
+        query = F.layer_norm(query, (32,), model.adapter.query_norm.weight, model.adapter.query_norm.bias)
+        states = F.gelu(first.weight @ torch.cat([embed, query]) + first.bias)
+        expected = embed + last.weight @ states + last.bias
+        torch.testing.assert_close(adapted, expected / expected.norm(), rtol=1e-4, atol=1e-5)
+    without = tiny_model(query_fusion=False)
+    assert without.adapter.query_norm is None and without.adapter.mlp.layers[0].in_features == 24
+
+
 @pytest.mark.parametrize("location", ["before_adapter", "after_adapter"])
 def test_virtual_features_lie_between_two_of_different_classes(location: str) -> None:
     """On orthogonal features the coordinates of a mixture tell its two sources and its weight."""
-    model = learned(tiny_model(feature_expansion_location=location))
+    model = learned(tiny_model(feature_expansion_location=location, query_fusion=False))
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
     axes = torch.eye(24)
     embeds, adapted, prototypes = axes[:8], axes[8:16], axes[16:19]
@@ -522,9 +535,25 @@ def test_virtual_features_lie_between_two_of_different_classes(location: str) ->
         torch.testing.assert_close(mixed, through_adapter)
 
 
+def test_queries_are_mixed_with_the_same_weights() -> None:
+    """One-hot queries beside one-hot embeddings: the share of a source is the same in both."""
+    model = learned(tiny_model())
+    classes = torch.arange(6) % 3
+    inputs = torch.cat([torch.eye(24)[:6], torch.eye(32)[:6]], -1)
+    records = []
+    hook = model.adapter.register_forward_pre_hook(lambda module, arguments: records.append(arguments[0]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        virtual, *_ = model._virtual_features(inputs, torch.eye(24)[:6], classes, torch.eye(24)[:3])
+    hook.remove()
+    (entered,) = records
+    assert torch.equal(entered[:, :24], virtual)
+    torch.testing.assert_close(entered[:, 24:30], virtual[:, :6] / virtual.sum(-1, keepdim=True))
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 def test_mixing_weights_are_beta_distributed_and_seeded(alpha: float) -> None:
-    model = tiny_model(feature_expansion_alpha=alpha)
+    model = tiny_model(feature_expansion_alpha=alpha, query_fusion=False)
     classes = torch.arange(3000) % 3
     features, prototypes = torch.eye(24)[classes], torch.eye(24)[:3]
     torch.manual_seed(5)
@@ -553,7 +582,7 @@ def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: p
     ((embeds, adapted, classes, prototypes, (_, own, mixed)),) = calls
     # Mixed are the matched proposals, three in each image; the vocabulary is the seen one.
     rows = {tuple(row.tolist()) for row in clip_embeds.flatten(0, 1)}
-    assert len(embeds) == 6 and all(tuple(row.tolist()) in rows for row in embeds)
+    assert embeds.shape == (6, 24 + 32) and all(tuple(row.tolist()) in rows for row in embeds[:, :24])
     torch.testing.assert_close(model.adapter(embeds), adapted)
     assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 2]
     torch.testing.assert_close(prototypes, model.class_text_embeds[SEEN_IDS])
