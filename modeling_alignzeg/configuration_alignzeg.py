@@ -47,8 +47,9 @@ class AlignZegConfig(PreTrainedConfig):
         adapter_dim (`int`, defaults to 256): Hidden width of the residual adapter on proposal embeddings.
         query_fusion (`bool`, defaults to `True`): The adapter reads the refined mask query beside the frozen embedding.
         feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES), virtual features.
-        feature_expansion_target (`str`, defaults to `"semantic"`): What a virtual feature is trained towards:
-            `"semantic"`, its own virtual prototype; `"reserve"`, the background side.
+        feature_expansion_target (`str`, defaults to `"frozen"`): What a virtual feature is trained towards:
+            `"frozen"`, itself before the adapter; `"semantic"`, its own virtual prototype; `"reserve"`, the background
+            side.
         feature_expansion_alpha (`float`, defaults to 1.0): Mixing weights are drawn from `Beta(alpha, alpha)`.
         feature_expansion_location (`str`, defaults to `"before_adapter"`): Where proposals are mixed; or
             `"after_adapter"`.
@@ -116,7 +117,7 @@ class AlignZegConfig(PreTrainedConfig):
         adapter_dim=256,
         query_fusion=True,
         feature_expansion=True,
-        feature_expansion_target="semantic",
+        feature_expansion_target="frozen",
         feature_expansion_alpha=1.0,
         feature_expansion_location="before_adapter",
         background_diversity=True,
@@ -298,7 +299,7 @@ class AlignZegConfig(PreTrainedConfig):
             "cover a whole number of input pixels (0.5 and 1.0 always do).",
         )
         for name, choices in {
-            "feature_expansion_target": ("semantic", "reserve"),
+            "feature_expansion_target": ("frozen", "semantic", "reserve"),
             "feature_expansion_location": ("before_adapter", "after_adapter"),
             "indicator_positives": ("held_out", "virtual", "both"),
         }.items():

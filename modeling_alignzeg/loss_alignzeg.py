@@ -290,6 +290,17 @@ def semantic_virtual_loss(
     return mean_over_processes(F.cross_entropy(logits.float(), own, reduction="none"))
 
 
+def frozen_virtual_loss(virtual: Tensor, frozen: Tensor, scale: Tensor) -> Tensor:
+    """`L_vir`, target (c): each virtual feature stays where the frozen CLIP has it, `τ·(1 − cos(x̃, x̂))`.
+
+    Args:
+        virtual: `(V, D)` unit virtual features after the adapter.
+        frozen: `(V, D)` the same before it.
+        scale: Temperature `τ`.
+    """
+    return mean_over_processes(scale.float() * (1 - (virtual.float() * frozen.float()).sum(-1)))
+
+
 def reserve_virtual_loss(virtual: Tensor, text_prototypes: Tensor, background_logits: Tensor, scale: Tensor) -> Tensor:
     """`L_vir`, target (b): no seen class claims a virtual feature, it goes to the background side. Arguments as above."""
     logits = torch.cat([scale * virtual @ text_prototypes.T, background_logits[:, None]], 1)

@@ -38,6 +38,7 @@ from .loss_alignzeg import (
     SegmentationTargets,
     cell_centres,
     classification_loss,
+    frozen_virtual_loss,
     indicator_loss,
     mask_loss,
     match_proposals,
@@ -1135,7 +1136,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
         )
         scale = self.logit_scale.exp()
         loss_virtual = (
-            self._virtual_loss(mixed, virtual_prototypes, prototypes, scale) if config.feature_expansion else zero
+            self._virtual_loss(virtual, mixed, virtual_prototypes, prototypes, scale)
+            if config.feature_expansion
+            else zero
         )
         loss_diversity = (
             prototype_diversity_loss(self.background.prototypes) if len(self.background.prototypes) > 1 else zero
@@ -1210,7 +1213,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
             mixed = mix(embeds)
         return virtual, mix(prototypes[classes]), mixed
 
-    def _virtual_loss(self, virtual: Tensor, virtual_prototypes: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+    def _virtual_loss(
+        self, frozen: Tensor, virtual: Tensor, virtual_prototypes: Tensor, prototypes: Tensor, scale: Tensor
+    ) -> Tensor:
+        """`L_vir` of virtual features, `(V, D)` before and after the adapter, towards the configured target."""
+        if self.config.feature_expansion_target == "frozen":
+            return frozen_virtual_loss(virtual, frozen, scale)
         background = self.background(virtual, scale)
         if self.config.feature_expansion_target == "reserve":
             return reserve_virtual_loss(virtual, prototypes, background, scale)

@@ -25,6 +25,7 @@ from modeling_alignzeg.loss_alignzeg import (
     mask_values,
     match_proposals,
     prototype_diversity_loss,
+    frozen_virtual_loss,
     reserve_virtual_loss,
     sample_labelled_points,
     semantic_virtual_loss,
@@ -427,11 +428,13 @@ def plain_cross_entropy(logits: list[float], target: int) -> float:
 def test_virtual_losses_equal_loops() -> None:
     torch.manual_seed(0)
     virtual, own, seen, background, scale = unit(5, 8), unit(5, 8), unit(4, 8), torch.randn(5), torch.tensor(3.0)
-    semantic = reserve = 0.0
+    semantic = reserve = frozen = 0.0
     for i in range(5):
+        frozen += 3 * (1 - sum(a * b for a, b in zip(virtual[i].tolist(), own[i].tolist()))) / 5
         cosines = lambda others, i=i: [3 * sum(a * b for a, b in zip(virtual[i].tolist(), o)) for o in others.tolist()]  # noqa: E731
         semantic += plain_cross_entropy(cosines(own) + cosines(seen) + [float(background[i])], i) / 5
         reserve += plain_cross_entropy(cosines(seen) + [float(background[i])], 4) / 5
+    assert frozen_virtual_loss(virtual, own, scale).item() == pytest.approx(frozen, rel=1e-5)
     assert semantic_virtual_loss(virtual, own, seen, background, scale).item() == pytest.approx(semantic, rel=1e-5)
     assert reserve_virtual_loss(virtual, seen, background, scale).item() == pytest.approx(reserve, rel=1e-5)
 
@@ -448,6 +451,13 @@ def test_virtual_losses_pull_where_they_should() -> None:
         reserve_virtual_loss(virtual, seen, background, torch.tensor(1.0)), (virtual, background)
     )
     assert (reserve[1] < 0).all() and (reserve[0] @ seen.mean(0) > 0).float().mean() > 0.5
+
+
+def test_no_virtual_feature_is_no_loss_for_the_frozen_target() -> None:
+    virtual = torch.zeros(0, 8, requires_grad=True)
+    value = frozen_virtual_loss(virtual, torch.zeros(0, 8), torch.tensor(3.0))
+    value.backward()
+    assert value.item() == 0 and virtual.grad is not None
 
 
 @pytest.mark.parametrize("loss", [semantic_virtual_loss, reserve_virtual_loss])

@@ -476,7 +476,7 @@ def test_class_and_background_logits() -> None:
 
 def test_the_training_vocabulary_holds_seen_classes_only() -> None:
     """Another prototype for the unseen class changes its logits and no loss."""
-    for options in ({}, {"feature_expansion_target": "reserve"}, {"indicator_positives": "both"}):
+    for options in ({}, *({"feature_expansion_target": t} for t in ("semantic", "reserve")), {"indicator_positives": "both"}):
         model = learned(tiny_model(**options)).train()
         results = []
         for seed in (1, 2):
@@ -566,7 +566,7 @@ def test_mixing_weights_are_beta_distributed_and_seeded(alpha: float) -> None:
     assert kstest(weights.double().numpy(), beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("target", ["semantic", "reserve"])
+@pytest.mark.parametrize("target", ["frozen", "semantic", "reserve"])
 def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = learned(tiny_model(feature_expansion_target=target)).train()
     calls = []
@@ -579,7 +579,7 @@ def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: p
     monkeypatch.setattr(model, "_virtual_features", recorded)
     torch.manual_seed(0)
     outputs, _, clip_embeds = recorded_forward(model, pixel_values=pixels(), **labels())
-    ((embeds, adapted, classes, prototypes, (_, own, mixed)),) = calls
+    ((embeds, adapted, classes, prototypes, (before, own, mixed)),) = calls
     # Mixed are the matched proposals, three in each image; the vocabulary is the seen one.
     rows = {tuple(row.tolist()) for row in clip_embeds.flatten(0, 1)}
     assert embeds.shape == (6, 24 + 32) and all(tuple(row.tolist()) in rows for row in embeds[:, :24])
@@ -592,7 +592,9 @@ def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: p
     for index, feature in enumerate(mixed):
         placeholder = torch.logsumexp(scale * background @ feature, 0)
         others = [scale * prototypes @ feature, placeholder[None]]
-        if target == "semantic":
+        if target == "frozen":
+            total += scale * (1 - torch.dot(feature, before[index]).item())
+        elif target == "semantic":
             total += F.cross_entropy(torch.cat([scale * own @ feature, *others]), torch.tensor(index)).item()
         else:
             total += F.cross_entropy(torch.cat(others), torch.tensor(3)).item()
