@@ -7,13 +7,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-# The eight colours of Okabe and Ito, told apart by people with any common colour vision, then darker and lighter ones.
-_OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C6BB1")
+# The eight colours of Okabe and Ito, told apart by people with any common colour vision, and eight more; then darker and
+# lighter ones of them.
+_BASE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C6BB1") + (
+    "#A6761D", "#E7298A", "#7FBC41", "#00CED1", "#4D4DFF", "#FB9A99", "#B8B800", "#A50F15"
+)  # fmt: skip
 NONE_COLOR = (120, 120, 120)
 
 
 def _candidates() -> np.ndarray:
-    base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _OKABE_ITO], float)
+    base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _BASE], float)
     shades = [base, base * 0.62, base + (255 - base) * 0.55, base * 0.38, base * 0.8 + 30]
     return np.concatenate(shades).clip(0, 255).round().astype(np.uint8)
 

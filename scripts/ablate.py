@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zeroshot.ablation import ROWS, run_cell, summarize
+from zeroshot.ablation import ROWS, TRAININGS, run_cell, summarize
 from zeroshot.checkpointing import atomic_write_text
 
 
@@ -56,14 +56,16 @@ def main() -> int:
     args, overrides = options.parse_known_args()
     CELLS.mkdir(parents=True, exist_ok=True)
     if args.cell:
-        if args.cell not in ROWS:
-            raise ValueError(f"`--cell` is {args.cell!r}; rows are {', '.join(ROWS)}.")
+        if args.cell not in TRAININGS:
+            raise ValueError(f"`--cell` is {args.cell!r}; rows with a training are {', '.join(TRAININGS)}.")
         result = run_cell(args.cell, args.seed, ["--config", args.config, *overrides])
         atomic_write_text(cell_file(args.cell, args.seed), json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
         return 0
     if not args.summarize:
-        names = args.rows.split(",") if args.rows else list(ROWS)
+        names = args.rows.split(",") if args.rows else TRAININGS
+        if unknown := set(names) - set(TRAININGS):
+            raise ValueError(f"`--rows` names {', '.join(sorted(unknown))}; it takes {', '.join(TRAININGS)}.")
         jobs = [
             (seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
         ]

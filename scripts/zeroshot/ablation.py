@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import proposal_indicator, roc_auc
+from .calibration import GAMMAS, THRESHOLDS, proposal_indicator, roc_auc
 from .checkpointing import atomic_write_text
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model, library_versions
@@ -32,9 +32,17 @@ OFF = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what it says in tables, its overrides of `AlignZegConfig`, its read-out and its number of seeds.
+    """A row: what it says in tables, the training it reads, and how.
 
-    Read-outs: `"plain"`; `"pbc"`, with the checkpoint's θ and γ; `"constant"`, the blind constant at its best value.
+    Attributes:
+        title: Its name in tables.
+        overrides: Of `AlignZegConfig`, for a row with a training of its own.
+        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant at
+            its best value on the test part.
+        seeds: Number of trainings.
+        data: Overrides of the data settings.
+        cells: The row whose trainings it reads instead of its own. The indicator's input is detached, so that a model
+            without PBC is the full one read out plainly.
     """
 
     title: str
@@ -42,6 +50,7 @@ class Row:
     readout: str = "pbc"
     seeds: int = 3
     data: dict[str, Any] = field(default_factory=dict)
+    cells: str | None = None
 
 
 def _without(*parts: str) -> dict[str, Any]:
@@ -52,17 +61,19 @@ ROWS: dict[str, Row] = {
     "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
     "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
     "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
-    "plus_bds": Row("+ BDS", _without("PBC"), "plain"),
+    "plus_bds": Row("+ BDS", readout="plain", cells="full"),
     "full": Row("+ PBC = full model", {}, "pbc", 5),
     "without_mrpe": Row("full − MRPE", _without("MRPE")),
     "without_fes": Row("full − FES", _without("FES")),
     "without_bds": Row("full − BDS", _without("BDS")),
-    "without_pbc": Row("full − PBC", _without("PBC"), "plain"),
+    "without_pbc": Row("full − PBC", readout="plain", cells="full"),
+    "fes_semantic": Row("full, FES target `semantic`", {"feature_expansion_target": "semantic"}),
     "fes_reserve": Row("full, FES target `reserve`", {"feature_expansion_target": "reserve"}),
-    "blind_constant": Row("full − PBC + blind constant", _without("PBC"), "constant"),
-    "baseline_constant": Row("baseline + blind constant", _without("MRPE", "FES", "BDS", "PBC"), "constant", 5),
-    "fully_supervised": Row("full, all classes labelled", {}, "plain", data={"fully_supervised": True}),
+    "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
+    "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
+    "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
 }
+TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 
 
 def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
@@ -79,7 +90,9 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     seconds = time.time() - started
     model = trainer.accelerator.unwrap_model(trainer.network).eval()
     test = SegmentationDataset(open_part(settings.data, "test", None), trainer.split, training=False)
-    readouts = {"plain": Readout(gamma=0.0), "pbc": Readout()}
+    readouts = {"plain": Readout(gamma=0.0)}
+    if model.indicator is not None:
+        readouts |= {f"pbc {g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES}
     prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
     batches = evaluation_batches(test, trainer.processor, 32)
@@ -107,7 +120,14 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
 
 
 def summarize(cells: Path, results: Path) -> None:
-    """Writes ablation.json, ablation.md, ablation.png and misalignment.png from the finished cells."""
+    """Writes ablation.json, ablation.md, ablation.png and misalignment.png from the finished cells.
+
+    Args:
+        cells: Folder of the cells' results.
+        results: Folder to write to; `calibration.json` in it holds the γ and θ of the rows with PBC.
+    """
+    calibration = json.loads((results / "calibration.json").read_text(encoding="utf-8"))
+    corrected = f"pbc {calibration['gamma']}/{calibration['threshold']}" if calibration["gamma"] else "plain"
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(cells.glob("*.json")):
         cell = json.loads(file.read_text(encoding="utf-8"))
@@ -116,16 +136,13 @@ def summarize(cells: Path, results: Path) -> None:
         raise FileNotFoundError(f"There is no finished cell in {cells}; run ablate.py without --summarize first.")
     rows = []
     for name, row in ROWS.items():
-        done = sorted(found.get(name, []), key=lambda cell: cell["seed"])
+        done = sorted(found.get(row.cells or name, []), key=lambda cell: cell["seed"])
         if not done:
             continue
-        readout = row.readout
-        if (
-            readout == "constant"
-        ):  # one value for all seeds, the best of the row: the peers' correction at its strongest
-            readout = max(
-                (f"constant {p}" for p in PENALTIES), key=lambda key: np.mean([c["scores"][key]["hiou"] for c in done])
-            )
+        readout = corrected if row.readout == "pbc" else row.readout
+        if readout == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+            constants = [f"constant {penalty}" for penalty in PENALTIES]
+            readout = max(constants, key=lambda key: np.mean([cell["scores"][key]["hiou"] for cell in done]))
         rows.append(
             {
                 "name": name,
@@ -138,7 +155,13 @@ def summarize(cells: Path, results: Path) -> None:
             }
         )
     some = next(iter(found.values()))[0]
-    report = {"rows": rows, "command": "python scripts/ablate.py", "versions": some["versions"]}
+    report = {
+        "rows": rows,
+        "correction": {name: calibration[name] for name in ("gamma", "threshold")},
+        "command": "python scripts/ablate.py",
+        "steps": some["settings"]["training"]["steps"],
+        "versions": some["versions"],
+    }
     atomic_write_text(results / "ablation.json", json.dumps(report, indent=2) + "\n")
     lines = ["| | mIoU(S) | mIoU(U) | hIoU | seeds |", "|---|---|---|---|---|"]
     for row in rows:

@@ -1,0 +1,87 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The ablation's tables, made from invented cells whose means are known."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeroshot.ablation import PENALTIES, ROWS, SCORES, TRAININGS, summarize
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cell(row: str, seed: int, best_constant: float) -> dict:
+    def scores(value: float) -> dict:
+        return dict(zip(SCORES, (value + 10, value - 10, value + seed, 90.0)))
+
+    readouts = {"plain": scores(40), "pbc 1.0/0.3": scores(45), "pbc 2.0/0.5": scores(80)}
+    readouts |= {f"constant {p}": scores(44 if p == best_constant else 41) for p in PENALTIES}
+    curve = [{"step": s, "miou_seen": s / 10 + seed, "miou_unseen": s / 20, "hiou": s / 15} for s in (100, 200)]
+    return {
+        "row": row,
+        "seed": seed,
+        "scores": readouts,
+        "indicator_roc_auc": 0.9,
+        "curve": curve,
+        "seconds": 1,
+        "settings": {"training": {"steps": 200}},
+        "versions": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "cells").mkdir()
+    (folder / "calibration.json").write_text(json.dumps({"gamma": 1.0, "threshold": 0.3}))
+    for row, seeds in (("baseline", 3), ("full", 3), ("without_bds", 1)):
+        for seed in range(seeds):
+            path = folder / "cells" / f"{row}-{seed}.json"
+            path.write_text(json.dumps(cell(row, seed, PENALTIES[2])))
+    summarize(folder / "cells", folder)
+    return folder
+
+
+def test_every_row_reads_its_own_readout(report: Path) -> None:
+    rows = {row["name"]: row for row in json.loads((report / "ablation.json").read_text())["rows"]}
+    assert set(rows) == {"baseline", "baseline_constant", "full", "plus_bds", "without_pbc", "blind_constant", "without_bds"}
+    readouts = {name: row["readout"] for name, row in rows.items()}
+    assert readouts["baseline"] == readouts["plus_bds"] == readouts["without_pbc"] == "plain"
+    assert readouts["full"] == readouts["without_bds"] == "pbc 1.0/0.3"  # the calibrated one, not the best one
+    assert readouts["blind_constant"] == readouts["baseline_constant"] == f"constant {PENALTIES[2]}"
+    assert rows["full"]["hiou"] == [45, 46, 47] and rows["full"]["miou_unseen"] == [35, 35, 35]
+    assert rows["blind_constant"]["hiou"] == [44, 45, 46]
+    assert rows["full"]["seeds"] == [0, 1, 2] and rows["without_bds"]["seeds"] == [0]
+
+
+def test_the_table_has_means_and_standard_errors(report: Path) -> None:
+    error = statistics.stdev([45, 46, 47]) / 3**0.5
+    table = (report / "ablation.md").read_text()
+    assert f"| {ROWS['full'].title} | 55.0 ± 0.0 | 35.0 ± 0.0 | 46.0 ± {error:.1f} | 3 |" in table
+    assert f"| {ROWS['without_bds'].title} | 55.0 | 35.0 | 45.0 | 1 |" in table
+    for name in ("ablation.png", "misalignment.png"):
+        assert (report / name).stat().st_size > 10_000
+
+
+def test_rows_without_cells_are_said(tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(json.dumps({"gamma": 0.0, "threshold": 0.5}))
+    with pytest.raises(FileNotFoundError, match="no finished cell"):
+        summarize(tmp_path / "cells", tmp_path)
+
+
+def test_rows_share_trainings_of_rows_that_have_them() -> None:
+    assert {"baseline", "full"} <= set(TRAININGS)
+    assert all(row.cells in TRAININGS and not row.overrides for row in ROWS.values() if row.cells)
+    assert ROWS["baseline"].seeds >= 5 and ROWS["full"].seeds >= 5 and min(ROWS[name].seeds for name in TRAININGS) >= 3
+
+
+@pytest.mark.parametrize("flags", [["--rows", "full,nonsense"], ["--cell", "plus_bds"]])
+def test_unknown_rows_are_refused(flags: list[str]) -> None:
+    run = subprocess.run([sys.executable, "scripts/ablate.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1 and flags[-1].split(",")[-1] in run.stderr and "baseline" in run.stderr
+    assert "Traceback" not in run.stderr
