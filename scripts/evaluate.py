@@ -17,12 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from accelerate import Accelerator
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from zeroshot.checkpointing import atomic_write_text
 from zeroshot.data import SegmentationDataset
 from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions
+from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
 from zeroshot.splits import load_split
 from zeroshot.training import evaluation_batches, open_part
@@ -56,7 +56,7 @@ def main() -> None:
     args = parser().parse_args()
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    accelerator = Accelerator()
+    accelerator = start_processes()
     split = load_split(args.split or args.dataset)
     names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
     rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
@@ -108,5 +108,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"evaluate.py: {error}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from .checkpoints import assemble, save_checkpoint
 from .clip_conversion import load_clip
 from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
+from .launching import start_processes
 from .settings import DataSettings, ModelSettings, Settings
 from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .transforms import Collator, TrainTransform, normalize_image
@@ -52,25 +52,13 @@ LOSSES = (
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
-    """The accelerator of this process.
-
-    Raises:
-        RuntimeError: the launcher started another number of processes than training would use. Some of accelerate's
-            flags do so silently.
-    """
-    accelerator = Accelerator(
+    """The accelerator of this process; see [`start_processes`] for what it refuses."""
+    accelerator = start_processes(
         log_with="tensorboard" if settings.training.tensorboard else None,
         project_dir=settings.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
         step_scheduler_with_optimizer=False,
     )
-    asked = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != asked:
-        raise RuntimeError(
-            f"The launcher started {asked} processes, but they would train apart from each other "
-            f"({accelerator.distributed_type}). For several CPU processes: ACCELERATE_USE_CPU=true torchrun "
-            "--nproc_per_node N scripts/train.py …; on GPUs: accelerate launch --multi_gpu --num_processes N …"
-        )
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
     return accelerator
@@ -111,12 +99,22 @@ def open_part(settings: DataSettings, part: str, limit: int | None):
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def evaluation_batches(dataset: SegmentationDataset, processor: AlignZegProcessor, batch_size: int, accelerator=None):
-    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share."""
+def evaluation_batches(
+    dataset: SegmentationDataset,
+    processor: AlignZegProcessor,
+    batch_size: int,
+    accelerator=None,
+    shortest_edge: int | None = None,
+):
+    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share.
+
+    `shortest_edge` takes the place of the image processor's size.
+    """
+    resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
 
     def flush(samples):
-        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt")
+        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt", **resize)
         return {
             **inputs,
             "labels": [torch.from_numpy(s["label"]) for s in samples],
@@ -320,7 +318,8 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 if terms is not None and self.step % settings.log_every == 0:
-                    values = {name: float(value) for name, value in terms.items()}
+                    means = accelerator.reduce(torch.stack([terms[name] for name in LOSSES]), reduction="mean")
+                    values = dict(zip(LOSSES, means.tolist()))
                     self.log({f"train/{name}": value for name, value in values.items()})
                     bar.set_postfix(loss=f"{values['loss']:.3f}")
                 last = self.step == settings.steps
