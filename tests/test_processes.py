@@ -28,7 +28,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def launch(script: str, *arguments: object, processes: int = 2, flags: list[str] | None = None, status: int = 0) -> str:
+def launch(
+    script: str, *arguments: object, processes: int = 2, flags: list[str] | None = None, status: int = 0
+) -> str:
     """Runs a script, with the preset or with `flags` of accelerate's launcher, and returns what it printed."""
     launcher = ["-m", "accelerate.commands.launch", *(flags or ["--config_file", str(PRESET)])]
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "scripts" / script)]
@@ -55,7 +57,9 @@ def train(checkpoint: Path, output: Path, processes: int, batch_size: int) -> li
         "training.save_every": 0,
         "training.tensorboard": False,
     }
-    launch("train.py", *(part for name, value in settings.items() for part in (f"--{name}", value)), processes=processes)
+    launch(
+        "train.py", *(part for name, value in settings.items() for part in (f"--{name}", value)), processes=processes
+    )
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
     return lines

@@ -68,7 +68,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
-            raise ValueError(f"`stride` is {self.stride} but there is no `sliding_window`; give its side in pixels too.")
+            raise ValueError(
+                f"`stride` is {self.stride} but there is no `sliding_window`; give its side in pixels too."
+            )
         if self.window is not None:
             if self.window < 1:
                 raise ValueError(f"`sliding_window` is {self.window}; expected a positive number of pixels.")

@@ -126,6 +126,14 @@ def library_versions() -> dict[str, str]:
     }
 
 
+def without_nan(value: Any) -> Any:
+    """A report in which scores that do not exist, such as the IoU of a class that never occurs, are `None`: JSON has no
+    nan."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
 def format_scores(scores: dict[str, Any]) -> str:
     return (
         f"mIoU(S) {scores['miou_seen']:.1f}  mIoU(U) {scores['miou_unseen']:.1f}  hIoU {scores['hiou']:.1f}  "

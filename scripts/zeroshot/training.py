@@ -186,7 +186,7 @@ class Trainer:
         self.output = Path(settings.output_dir)
         data, training = settings.data, settings.training
 
-        self.split: SegmentationSplit = load_split(data.split or data.dataset)
+        self.split: SegmentationSplit = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
         if data.pseudo_unseen:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
