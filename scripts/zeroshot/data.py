@@ -161,7 +161,14 @@ def _existing_folder(*folders: Path) -> Path:
     raise FileNotFoundError(f"None of these folders exists: {', '.join(map(str, folders))}.")
 
 
-def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
+def open_any_dataset(
+    name: str, split_part: str, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    """One part of a hub id or a local folder, with the columns that it has; streamed without being downloaded first.
+
+    Raises:
+        ValueError: `name` cannot be opened, or has no such part.
+    """
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file():
@@ -172,12 +179,17 @@ def _open_dataset(name: str, split_part: str, image_column: str, label_column: s
         elif (folder / "state.json").is_file():
             dataset = datasets.load_from_disk(name)
         else:
-            dataset = datasets.load_dataset(name, split=split_part)
+            return datasets.load_dataset(name, split=split_part, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"Cannot open the part {split_part!r} of {name!r}, taken for a local folder or a hub id because it is "
             f"none of the named benchmarks. {error}"
         ) from error
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
+    dataset = open_any_dataset(name, split_part)
     for argument, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in dataset.column_names:
             present = ", ".join(dataset.column_names)
