@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import runpy
 import sys
 import tempfile
@@ -88,7 +89,8 @@ def assert_rows_equal(first: list[dict], second: list[dict]) -> None:
     for one, two in zip(first, second):
         assert np.array_equal(*(np.asarray(row["label_map"]) for row in (one, two)))
         assert one["unseen_score"] == pytest.approx(two["unseen_score"], abs=1e-6)  # batches differ in rounding
-        apart = {"label_map": None, "index": None, "unseen_score": None}
+        assert (one["error"] is None) == (two["error"] is None)  # it names the file where that lies
+        apart = dict.fromkeys(("label_map", "index", "unseen_score", "error"))
         assert one | apart == two | apart
 
 
@@ -179,9 +181,9 @@ def test_a_run_goes_on_where_it_was(checkpoint, folder, whole, monkeypatch, tmp_
             raise OSError("the power went out")
         return write(*arguments)
 
-    write = bulk._write_shard
+    write = bulk.write_shard
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "_write_shard", fail)
+        patch.setattr(bulk, "write_shard", fail)
         assert predict(patch, *flags) == 2
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
     assert len(before) == 3
@@ -219,6 +221,8 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER/nowhere"], "Cannot open the part 'train' of '"),
         (["--dataset", "FOLDER", "--image_column", "photo"], "has no column 'photo'"),
         (["--dataset", "FOLDER", "--image_column", "photo", "--streaming"], "has no column 'photo'"),
+        (["--dataset", "FILES", "--image_column", "id"], "'id' of '.*' does not hold images"),
+        (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not hold images"),
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
         (["--dataset", "FOLDER", "--shard_size", 0], "`shard_size` is 0"),
@@ -227,10 +231,10 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         ([], "give an image or a folder, or --dataset"),
     ],
 )
-def test_what_cannot_be_is_named(checkpoint, folder, monkeypatch, tmp_path, capsys, flags, words) -> None:
-    flags = [str(flag).replace("FOLDER", str(folder)) for flag in flags]
+def test_what_cannot_be_is_named(checkpoint, folder, files, monkeypatch, tmp_path, capsys, flags, words) -> None:
+    flags = [str(flag).replace("FOLDER", str(folder)).replace("FILES", str(files)) for flag in flags]
     assert predict(monkeypatch, *flags, "--model", checkpoint, "--output_dir", tmp_path / "out") == 2
-    assert words in capsys.readouterr().err
+    assert re.search(words, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

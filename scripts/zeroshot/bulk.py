@@ -39,7 +39,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 
 from .checkpointing import atomic_file, atomic_folder, atomic_write_text
 from .data import NAMED_BENCHMARKS, load_benchmark, open_any_dataset
@@ -173,7 +173,7 @@ def predict_dataset(
                 count, errors = _read_counts(output, shard, settings.output_format)
             else:
                 results = predictor.predict(shard_rows, pool, bar)
-                _write_shard(output, shard, settings.output_format, results)
+                write_shard(output, shard, settings.output_format, results)
                 count, errors = len(results), sum(result["error"] is not None for result in results)
             images, broken = images + count, broken + errors
     counts = gather_object([(images, broken)])
@@ -198,21 +198,24 @@ def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableD
         rows = open_any_dataset(settings.dataset, settings.part, settings.streaming)
         present = rows.column_names
         if present is None:  # a stream says so with its first row
-            present = list(next(iter(rows), {settings.image_column: None}))
+            present = list(next(iter(rows.decode(False)), {settings.image_column: None}))
         if settings.image_column not in present:
             raise ValueError(
                 f"{settings.dataset!r} has no column {settings.image_column!r}; set `--image_column` to one of "
                 f"{', '.join(present)}."
             )
         rows = rows.select_columns([settings.image_column])
-        if settings.image_column != "image":
-            rows = rows.rename_column(settings.image_column, "image")
+    column = "image" if settings.is_named else settings.image_column
     try:
-        rows = rows.cast_column("image", datasets.Image(decode=False))
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+        if settings.streaming:  # which casts with the first row
+            next(iter(rows), None)
     except (pyarrow.ArrowException, TypeError) as error:
-        raise ValueError(
-            f"The column {settings.image_column!r} of {settings.dataset!r} does not hold images. {error}"
-        ) from error
+        raise ValueError(f"The column {column!r} of {settings.dataset!r} does not hold images. {error}") from error
+    if column != "image":
+        rows = rows.rename_column(
+            column, "image"
+        )  # after the cast: a stream decodes columns that were renamed before it
     if settings.limit is not None:
         rows = rows.take(settings.limit)
     if not settings.streaming and not len(rows):
@@ -311,20 +314,20 @@ class Predictor:
         encoded: list[Future] = []
         while True:
             while len(waiting) <= self.settings.num_threads and (part := list(islice(rows, self.settings.batch_size))):
-                waiting.append(pool.submit(self._read, part))
+                waiting.append(pool.submit(self.read, part))
             if not waiting:
                 return [future.result() for future in encoded]
             results, sizes, inputs = waiting.popleft().result()
-            maps = iter(self._segment(inputs, sizes) if sizes else [])
+            maps = iter(self.read_out(self.forward(inputs), sizes) if sizes else [])
             for result in results:
                 label, unseen = (None, None) if result["error"] is not None else next(maps)
-                encoded.append(pool.submit(self._encode, result, label, unseen))
+                encoded.append(pool.submit(self.encode, result, label, unseen))
                 if result["error"] is not None:
                     tqdm.write(f"Broken: {result['error']}")
             if bar is not None:
                 bar.update(len(results))
 
-    def _read(self, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[dict[str, Any]], list[tuple[int, int]], Any]:
+    def read(self, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[dict[str, Any]], list[tuple[int, int]], Any]:
         """Results without label maps, the sizes of the images that could be read, and the model's inputs for those."""
         images, results = [], []
         for index, row in rows:
@@ -340,12 +343,15 @@ class Predictor:
         return results, [(image.height, image.width) for image in images], inputs
 
     @torch.no_grad()
-    def _segment(self, inputs: Any, sizes: list[tuple[int, int]]) -> Iterator[tuple[np.ndarray, float | None]]:
-        """Label maps and mean unseen scores."""
+    def forward(self, inputs: Any) -> AlignZegOutput:
+        """The model's outputs for the inputs of a batch."""
         with self.accelerator.autocast():
-            outputs = self.model(
+            return self.model(
                 **inputs.to(self.model.device), text_prototypes=self.prototypes, seen_class_mask=self.seen
             )
+
+    def read_out(self, outputs: AlignZegOutput, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, float | None]]:
+        """Label maps of the images' sizes, and their mean unseen scores."""
         maps, unseen = self.processor.post_process_semantic_segmentation(
             outputs,
             target_sizes=sizes,
@@ -354,10 +360,11 @@ class Predictor:
             none_of_these=self.settings.none_of_these,
             return_unseen_scores=True,
         )
-        for index, label in enumerate(maps):
-            yield label.cpu().numpy(), None if unseen is None else unseen[index].mean().item()
+        means = [None] * len(maps) if unseen is None else [scores.mean().item() for scores in unseen]
+        return [(label.cpu().numpy(), mean) for label, mean in zip(maps, means)]
 
-    def _encode(self, result: dict[str, Any], label: np.ndarray | None, unseen: float | None) -> dict[str, Any]:
+    def encode(self, result: dict[str, Any], label: np.ndarray | None, unseen: float | None) -> dict[str, Any]:
+        """A result with its label map as PNG, and what it says in numbers; as it is where there is none."""
         if label is None:
             return result
         class_ids, counts = np.unique(label[label >= 0], return_counts=True)
@@ -378,7 +385,8 @@ def _path(output: Path, shard: Shard, output_format: str) -> Path:
     return output / (f"{shard.name}.parquet" if output_format == "parquet" else shard.name)
 
 
-def _write_shard(output: Path, shard: Shard, output_format: str, results: list[dict[str, Any]]) -> None:
+def write_shard(output: Path, shard: Shard, output_format: str, results: list[dict[str, Any]]) -> None:
+    """Writes a shard, whole or not at all."""
     path = _path(output, shard, output_format)
     if output_format == "parquet":
         table = pyarrow.Table.from_pylist(results, schema=FEATURES.arrow_schema)

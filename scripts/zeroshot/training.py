@@ -331,10 +331,16 @@ class Trainer:
                     self.save()
                 if stopping:
                     break
+        seconds = time.time() - started  # of this process: a resumed run counts from its resumption
         if self.step == settings.steps:
             self.finish(self.output / "final")
-            if accelerator.is_main_process:  # of this process: a resumed run counts from its resumption
-                timing = {"seconds": round(time.time() - started), "steps": settings.steps, "from_step": first}
+            if accelerator.is_main_process:
+                timing = {
+                    "seconds": round(seconds),
+                    "steps": settings.steps,
+                    "from_step": first,
+                    "seconds_per_step": round(seconds / max(settings.steps - first, 1), 4),
+                }
                 atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
             accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
