@@ -30,7 +30,7 @@ from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_
 from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
 from zeroshot.splits import load_split, split_by_training_names
-from zeroshot.training import evaluation_batches, open_part
+from zeroshot.training import check_dataset, evaluation_batches, open_part
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--sliding_window", type=int, metavar="SIZE", help="average the scores of square windows of so many pixels"
     )
     options.add_argument("--stride", type=int, help="distance of windows; default: two thirds of their side")
+    options.add_argument("--skip_validation", action="store_true", help="do not read all files once beforehand")
     options.add_argument("--batch_size", type=int, default=16)
     options.add_argument("--num_threads", type=int, default=0)
     options.add_argument("--output", help="JSON report to write")
@@ -85,6 +86,8 @@ def main() -> None:
     split = load_split(args.split or args.dataset, context_459_ids=args.context_459_ids)
     names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
     rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
+    if not args.skip_validation:
+        check_dataset(accelerator, rows, split)
     model = AlignZegModel.from_pretrained(args.model).to(accelerator.device).eval()
     processor = AlignZegProcessor.from_pretrained(args.model)
     if args.unseen_from == "checkpoint":

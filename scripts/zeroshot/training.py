@@ -16,9 +16,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -28,7 +30,7 @@ from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from .checkpointing import CheckpointStore, SignalStop, atomic_write_text, check_finite
 from .checkpoints import assemble, save_checkpoint
 from .clip_conversion import load_clip
-from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
+from .data import Problem, SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
 from .launching import start_processes
 from .settings import DataSettings, ModelSettings, Settings
@@ -97,6 +99,18 @@ def open_part(settings: DataSettings, part: str, limit: int | None):
         seed=settings.scene_seed,
     )
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> None:
+    """Reads all files of a part once, each process its share.
+
+    Raises:
+        ValueError: On every process, if something is wrong anywhere; the message names the files.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = rows.select(range(len(rows) * rank // world, len(rows) * (rank + 1) // world))
+    problems = validate_dataset(share, split) if len(share) or not len(rows) else []
+    raise_for_problems([Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])])
 
 
 def evaluation_batches(
@@ -193,15 +207,16 @@ class Trainer:
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
-            self.validation = (
-                SegmentationDataset(
-                    open_part(data, data.validation_part, data.num_validation), self.split, training=False
-                )
-                if training.evaluate_every
-                else None
+            validation_rows = (
+                open_part(data, data.validation_part, data.num_validation) if training.evaluate_every else None
             )
-        if data.validate and self.accelerator.is_main_process:
-            raise_for_problems(validate_dataset(train_rows, self.split))
+        if data.validate:
+            for rows in (train_rows, validation_rows):
+                if rows is not None:
+                    check_dataset(self.accelerator, rows, self.split)
+        self.validation = None
+        if validation_rows is not None:
+            self.validation = SegmentationDataset(validation_rows, self.split, training=False)
         transform = TrainTransform(ignore_index=self.split.ignore_index, **data.transform)
         self.dataset = SegmentationDataset(
             train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
