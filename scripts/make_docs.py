@@ -145,8 +145,9 @@ def scaling_feeding() -> str:
     megabytes = report["image_bytes"] / 1e6
     return (
         f"- r × {cores:.3f} cores for `read`, `encode` and `write`, {100 * cores:.1f} cores at 100 images/s;\n"
-        f"- r × {megabytes:.2f} MB/s of images, {100 * megabytes:.0f} MB/s at 100 images/s, if they are like those drawn here: "
-        "put in the size of yours."
+        f"- r × {megabytes:.2f} MB/s of images, {100 * megabytes:.0f} MB/s at 100 images/s, for images like "
+        "those drawn here: "
+        "take the size of yours."
     )
 
 

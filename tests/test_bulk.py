@@ -309,7 +309,7 @@ def test_two_processes_killed_in_the_middle(checkpoint, folder, files, whole, tm
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
     assert 4 <= len(before) < IMAGES
     printed = launch("predict.py", *flags, status=1)
-    assert f"{IMAGES - 1} of {IMAGES} images segmented" in printed and f"photo {BROKEN:02d}.png" in printed
+    assert f"{IMAGES - 1} of {IMAGES} images segmented" in printed
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     assert_rows_equal(read(tmp_path), read(whole))
     assert not list(tmp_path.glob(".*"))

@@ -37,7 +37,7 @@ VOC = (
 UNSEEN = {"pottedplant", "sheep", "sofa", "train", "tvmonitor"}
 # COCO's stuff annotations count from 0 and leave eleven of the 182 categories out, which no file holds.
 COCO_ABSENT = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-COCO_NAMES = {0: "person", 1: "bicycle", 19: "cow", 20: "elephant", 89: "toothbrush", 91: "banner", 181: "wood"}
+COCO_NAMES = {0: "person", 1: "bicycle", 19: "sheep", 20: "cow", 89: "toothbrush", 91: "banner", 181: "wood"}
 
 
 def png_pixels(path: Path) -> np.ndarray:
@@ -70,7 +70,7 @@ def blobs(rng: np.random.Generator, raw_ids: list[int], border: int | None) -> n
     centres = rng.uniform(0, SIZE[0], (12, 2))
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     nearest = np.argmin([(y - a) ** 2 + (x * SIZE[0] / SIZE[1] - b) ** 2 for a, b in centres], 0)
-    label = np.asarray(raw_ids, np.uint8)[rng.permutation(len(raw_ids))[:12].repeat(12)[:12][nearest]]
+    label = np.resize(rng.permutation(np.asarray(raw_ids, np.uint8)), 12)[nearest]
     if border is not None:
         edge = np.zeros(SIZE, bool)
         edge[:, 1:] |= nearest[:, 1:] != nearest[:, :-1]
