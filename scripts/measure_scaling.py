@@ -61,7 +61,7 @@ def processor_name() -> str:
 
 def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: int) -> dict[str, Any]:
     """Seconds of one core for an image, by stage."""
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     model = AlignZegModel(AlignZegConfig()).eval()
     processor = AlignZegImageProcessor(size_divisor=model.config.size_divisor)
@@ -83,7 +83,8 @@ def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: 
             seconds, finished = dict.fromkeys(seconds, 0.0), []
         part = rows[max(start, 0) : max(start, 0) + batch_size]
         results, sizes, inputs = timed("read", predictor.read, part)
-        outputs = timed("model", predictor.forward, inputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            outputs = timed("model", predictor.forward, inputs)
         maps = timed("read_out", predictor.read_out, outputs, sizes)
         finished += [timed("encode", predictor.encode, *pair) for pair in ((r, *m) for r, m in zip(results, maps))]
     with tempfile.TemporaryDirectory() as folder:
