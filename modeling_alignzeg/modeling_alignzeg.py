@@ -1131,8 +1131,16 @@ class AlignZegModel(AlignZegPreTrainedModel):
         matched_inputs = adapter_inputs[match.image, match.query]  # (M, D or D + d)
         matched = matched_inputs[:, : config.projection_dim]
         matched_classes = targets.classes[match.image, match.target]
+        # Where nothing reads them, none are drawn: how many there are depends on a process's share of the batch, and so
+        # would every draw after them.
+        has_readers = config.feature_expansion or config.indicator_positives != "held_out"
+        mixable = slice(None) if has_readers else slice(0)
         virtual, virtual_prototypes, mixed = self._virtual_features(
-            matched_inputs, embeds[match.image, match.query], matched_classes, prototypes, generator
+            matched_inputs[mixable],
+            embeds[match.image, match.query][mixable],
+            matched_classes[mixable],
+            prototypes,
+            generator,
         )
         scale = self.logit_scale.exp()
         loss_virtual = (

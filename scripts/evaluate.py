@@ -2,7 +2,11 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Evaluates a checkpoint: mIoU(S), mIoU(U), hIoU, pixel accuracy and IoU per class, in the generalized label space.
 
-python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
+    python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
+
+Any checkpoint goes with any data set: classes come from --split, by default those of the data set. With
+--unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the data set says.
+The report is written at the end, whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,15 +21,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from accelerate import Accelerator
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from zeroshot.augmentation import Augmentation
 from zeroshot.checkpointing import atomic_write_text
 from zeroshot.data import SegmentationDataset
-from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions
+from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions, without_nan
+from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
-from zeroshot.splits import load_split
-from zeroshot.training import evaluation_batches, open_part
+from zeroshot.splits import load_split, split_by_training_names
+from zeroshot.training import check_dataset, evaluation_batches, open_part
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,11 +39,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dataset", default="embedded_scenes", help="benchmark name, hub id or folder")
     options.add_argument("--root", help="folder of a named benchmark's files")
     options.add_argument("--split", help="classes and unseen classes: a name or a YAML; default: the dataset's")
+    options.add_argument(
+        "--unseen_from",
+        choices=("split", "checkpoint"),
+        default="split",
+        help="what decides which classes are unseen: the split, or what the checkpoint was trained on",
+    )
     options.add_argument("--part", default="test", help="part of the dataset")
     options.add_argument("--limit", type=int, help="first so many images only")
     options.add_argument("--image_column", default="image")
     options.add_argument("--label_column", default="label")
     options.add_argument("--label_folder", help="folder of label files, where a benchmark has several")
+    options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels hold ids 1..459")
     options.add_argument("--scene_seed", type=int, default=0, help="seed of the embedded scenes")
     options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
     options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
@@ -46,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--seen_penalty", type=float, default=0.0, help="constant off every seen class (blind correction)"
     )
+    options.add_argument("--shortest_edge", type=int, help="short side of the images; default: the checkpoint's")
+    options.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
+    options.add_argument(
+        "--sliding_window", type=int, metavar="SIZE", help="average the scores of square windows of so many pixels"
+    )
+    options.add_argument("--stride", type=int, help="distance of windows; default: two thirds of their side")
+    options.add_argument("--skip_validation", action="store_true", help="do not read all files once beforehand")
     options.add_argument("--batch_size", type=int, default=16)
     options.add_argument("--num_threads", type=int, default=0)
     options.add_argument("--output", help="JSON report to write")
@@ -54,28 +73,43 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
+    augmentation = None
+    if args.flip or args.sliding_window is not None or args.stride is not None:
+        augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
+    for name in ("shortest_edge", "batch_size", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name}` is {value}; expected a positive number.")
+    accelerator = start_processes()
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    accelerator = Accelerator()
-    split = load_split(args.split or args.dataset)
+    split = load_split(args.split or args.dataset, context_459_ids=args.context_459_ids)
     names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
     rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
+    if not args.skip_validation:
+        check_dataset(accelerator, rows, split)
     model = AlignZegModel.from_pretrained(args.model).to(accelerator.device).eval()
     processor = AlignZegProcessor.from_pretrained(args.model)
+    if args.unseen_from == "checkpoint":
+        known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
+        split = split_by_training_names(split, known)
     prototypes = model.get_text_prototypes(processor, list(split.classes), args.template_set)
     dataset = SegmentationDataset(rows, split, training=False)
     started = time.time()
     scores = evaluate_model(
         model,
         processor.image_processor,
-        evaluation_batches(dataset, processor, args.batch_size, accelerator),
+        evaluation_batches(dataset, processor, args.batch_size, accelerator, args.shortest_edge),
         split,
         prototypes,
         {"report": Readout(args.gamma, args.threshold, args.seen_penalty)},
         accelerator,
+        progress=accelerator.is_local_main_process,
+        augmentation=augmentation,
     )["report"]
     if not accelerator.is_main_process:
         return
+    gamma = model.config.correction_gamma if args.gamma is None else args.gamma
     report = {
         **{name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")},
         "dataset": args.dataset,
@@ -83,12 +117,22 @@ def main() -> None:
         "images": len(dataset),
         "protocol": {
             "split": split.name,
+            "classes": len(split.classes),
+            "unseen": list(split.unseen),
+            "unseen_from": args.unseen_from,
             "label_space": "generalized",
             "note": split.protocol,
             "template_set": args.template_set or model.config.template_set,
-            "gamma": model.config.correction_gamma if args.gamma is None else args.gamma,
+            "bias_correction": gamma > 0 and bool(split.unseen),
+            "gamma": gamma,
             "threshold": model.config.correction_threshold if args.threshold is None else args.threshold,
             "seen_penalty": args.seen_penalty,
+            "size": {"shortest_edge": args.shortest_edge}
+            if args.shortest_edge
+            else dict(processor.image_processor.size),
+            "flip": args.flip,
+            "sliding_window": augmentation and augmentation.window,
+            "stride": augmentation and augmentation.stride,
             "scene_seed": args.scene_seed if args.dataset == "embedded_scenes" else None,
         },
         "seconds": round(time.time() - started, 1),
@@ -101,12 +145,12 @@ def main() -> None:
     print(format_scores(scores))
     if args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(args.output, json.dumps(report, indent=2) + "\n")
+        atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
         print(f"Report: {args.output}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"evaluate.py: {error}")

@@ -96,7 +96,70 @@ def model_index() -> str:
     ).rstrip()
 
 
-BLOCKS = {"shipped": shipped_table, "ablation": ablation_table, "clip": clip_line, "cost": cost_line}
+def scaling_stages() -> str:
+    report = load("scaling.json")
+    if report is None:
+        return NOT_MEASURED
+    stages = list(report["runs"][0]["seconds_per_image"])
+    lines = [
+        f"{report['model']}; {report['images']}; {report['classes']} classes; {report['device']}.",
+        "",
+        f"| seconds of one core per image | {' | '.join(stages)} | all | share of `model` |",
+        "|---" * (len(stages) + 3) + "|",
+    ]
+    for run in report["runs"]:
+        values = [f"{run['seconds_per_image'][stage]:.3f}" for stage in stages]
+        share = run["seconds_per_image"]["model"] / run["total_seconds_per_image"]
+        precision = "fp32" if run["precision"] == "no" else run["precision"]
+        lines.append(
+            f"| {precision} | {' | '.join(values)} | {run['total_seconds_per_image']:.2f} | {100 * share:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def scaling_costs() -> str:
+    report = load("scaling.json")
+    if report is None:
+        return NOT_MEASURED
+    seconds = min(run["total_seconds_per_image"] for run in report["runs"])
+    lines = [
+        "| | core-hours | one machine of 64 cores | ten | a hundred | images | label maps |",
+        "|---" * 7 + "|",
+    ]
+    for name, images in (("a million images", 1e6), ("a billion images", 1e9)):
+        hours = images * seconds / 3600
+        machine_hours = [hours / (64 * machines) for machines in (1, 10, 100)]
+        cells = [f"{time:,.1f} hours" if time < 48 else f"{time / 24:,.1f} days" for time in machine_hours]
+        terabytes = [images * report[key] / 1e12 for key in ("image_bytes", "label_map_bytes")]
+        cells += [f"{size:,.1f} TB" if size >= 1 else f"{1000 * size:,.0f} GB" for size in terabytes]
+        lines.append(f"| {name} | {hours:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def scaling_feeding() -> str:
+    report = load("scaling.json")
+    if report is None:
+        return NOT_MEASURED
+    seconds = report["runs"][0]["seconds_per_image"]
+    cores = seconds["read"] + seconds["encode"] + seconds["write"]
+    megabytes = report["image_bytes"] / 1e6
+    return (
+        f"- r × {cores:.3f} cores for `read`, `encode` and `write`, {100 * cores:.1f} cores at 100 images/s;\n"
+        f"- r × {megabytes:.2f} MB/s of images, {100 * megabytes:.0f} MB/s at 100 images/s, for images like "
+        "those drawn here: "
+        "take the size of yours."
+    )
+
+
+BLOCKS = {
+    "shipped": shipped_table,
+    "ablation": ablation_table,
+    "clip": clip_line,
+    "cost": cost_line,
+    "scaling-stages": scaling_stages,
+    "scaling-costs": scaling_costs,
+    "scaling-feeding": scaling_feeding,
+}
 
 
 def replace_between(text: str, begin: str, end: str, content: str) -> str:

@@ -7,26 +7,32 @@
 For every image it writes NAME.png (palette PNG, values are positions in --classes), NAME_overlay.png with a legend, and
 NAME_unseen.png, how much each pixel looks like an unseen class. Without --classes the checkpoint's vocabulary is used.
 A file that is no image is reported and skipped; the exit status is then 1.
+
+    accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
+
+segments a whole data set on all processes and machines of the launch, into parquet shards or folders of PNG files; see
+`zeroshot.bulk`. Killed, it goes on where it was when the same command runs again. A broken image is reported, gets a
+row with its error and no label map, and makes the exit status 1 at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_overlay, draw_unseen_map
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor, draw_overlay, draw_unseen_map
+from zeroshot.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
 from zeroshot.checkpointing import atomic_file, atomic_write_text
-from zeroshot.images import open_image
+from zeroshot.images import label_picture, open_image
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -34,7 +40,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("input", help="an image, or a folder of images")
+    options.add_argument("input", nargs="?", help="an image, or a folder of images")
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--classes", help='class names, separated by commas: "a, b, c"')
     options.add_argument("--unseen", help="those of them that count as unseen, separated by commas")
@@ -45,8 +51,21 @@ def parser() -> argparse.ArgumentParser:
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--device", help="default: a GPU if there is one; with --dataset the launcher chooses")
     options.add_argument("--num_threads", type=int, default=0)
+    bulk = options.add_argument_group("a whole data set")
+    bulk.add_argument("--dataset", help="benchmark name, hub id or folder, in place of `input`")
+    bulk.add_argument("--part", default="train", help="part of the data set")
+    bulk.add_argument("--root", help="folder of a named benchmark's files")
+    bulk.add_argument("--image_column", default="image")
+    bulk.add_argument(
+        "--streaming", action="store_true", help="read it from front to back without downloading it first"
+    )
+    bulk.add_argument("--limit", type=int, help="first so many images only")
+    bulk.add_argument("--shard_size", type=int, default=1000, help="images in one shard")
+    bulk.add_argument("--output_format", choices=FORMATS, default="parquet")
+    bulk.add_argument("--batch_size", type=int, default=8)
+    bulk.add_argument("--num_readers", type=int, default=2, help="threads that read images beside the model")
     return options
 
 
@@ -73,25 +92,10 @@ def split_names(text: str | None) -> list[str]:
     return [name.strip() for name in text.rstrip().removesuffix(",").split(",")]
 
 
-def write_label(path: Path, label: np.ndarray, names: list[str]) -> None:
-    """A palette PNG for up to 255 classes, a 16-bit PNG for more."""
-    if len(names) > 255:
-        picture = Image.fromarray(label.astype(np.uint16))
-    else:
-        picture = Image.fromarray(label.astype(np.uint8))
-        colors = np.full((256, 3), 128, np.uint8)
-        colors[: len(names)] = class_colors(names)
-        picture.putpalette(colors.flatten().tolist())
-    with atomic_file(path) as partial:
-        picture.save(partial)
-
-
-def main() -> int:
-    args = parser().parse_args()
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    files = find_images(Path(args.input))
-    model = AlignZegModel.from_pretrained(args.model).to(args.device).eval()
+def load_model(
+    args: argparse.Namespace, device: str | torch.device
+) -> tuple[AlignZegModel, AlignZegProcessor, Vocabulary]:
+    model = AlignZegModel.from_pretrained(args.model).to(device).eval()
     processor = AlignZegProcessor.from_pretrained(args.model)
     names, unseen = split_names(args.classes), split_names(args.unseen)
     if args.classes is None:
@@ -101,6 +105,35 @@ def main() -> int:
     if unknown:
         raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(names[:20])}.")
     prototypes = model.get_text_prototypes(processor, names, args.template_set)
+    return model, processor, Vocabulary(names, unseen, prototypes)
+
+
+def segment_dataset(args: argparse.Namespace) -> int:
+    """A whole data set; returns the exit status."""
+    if args.device is not None:
+        raise ValueError("`--device` does not go with `--dataset`: the launcher gives each process its device.")
+    shared = ("dataset", "part", "root", "image_column", "streaming", "limit", "shard_size", "output_format")
+    readout = ("batch_size", "gamma", "threshold", "none_of_these")
+    settings = BulkSettings(
+        **{name: getattr(args, name) for name in (*shared, *readout)}, num_threads=args.num_readers
+    )
+    accelerator = start_bulk()
+    model, processor, vocabulary = load_model(args, accelerator.device)
+    images, broken = predict_dataset(model, processor, vocabulary, settings, args.output_dir, accelerator)
+    accelerator.print(f"{images - broken} of {images} images segmented: {args.output_dir}")
+    accelerator.wait_for_everyone()  # a process that leaves early can abort the others' communication
+    accelerator.end_training()
+    return 1 if broken else 0
+
+
+def segment_files(args: argparse.Namespace) -> int:
+    """An image or a folder of images, by one process; returns the exit status."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("Several processes would all do the same: pass the folder as `--dataset` to share it out.")
+    files = find_images(Path(args.input))
+    model, processor, (names, unseen, prototypes) = load_model(
+        args, args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     seen = torch.tensor([name not in unseen for name in names], device=model.device)
 
     output = Path(args.output_dir)
@@ -126,21 +159,29 @@ def main() -> int:
             return_unseen_scores=True,
         )
         label = maps[0].cpu().numpy()
-        none_value = 65535 if len(names) > 255 else 255
-        write_label(output / f"{file.stem}.png", np.where(label < 0, none_value, label), names)
-        pictures = {"overlay": draw_overlay(image, label, names)}
+        pictures = {"": label_picture(label, names), "_overlay": draw_overlay(image, label, names)}
         if unseen_maps is not None:
-            pictures["unseen"] = draw_unseen_map(image, unseen_maps[0].float().cpu().numpy())
-        for kind, picture in pictures.items():
-            with atomic_file(output / f"{file.stem}_{kind}.png") as partial:
+            pictures["_unseen"] = draw_unseen_map(image, unseen_maps[0].float().cpu().numpy())
+        for ending, picture in pictures.items():
+            with atomic_file(output / f"{file.stem}{ending}.png") as partial:
                 picture.save(partial)
     print(f"{len(files) - broken} of {len(files)} images segmented: {output}")
     return 1 if broken else 0
 
 
+def main() -> int:
+    options = parser()
+    args = options.parse_args()
+    if (args.input is None) == (args.dataset is None):
+        options.error("give an image or a folder, or --dataset")
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    return segment_files(args) if args.dataset is None else segment_dataset(args)
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         sys.exit(2)

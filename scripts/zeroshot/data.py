@@ -26,6 +26,7 @@ from .splits import SegmentationSplit, load_split
 
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
 
+NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k")
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's names of one integer a pixel
 
 
@@ -51,6 +52,8 @@ def load_benchmark(
       `ImageSets/SegmentationContext`, whose lists are the parts: `train`, `val`.
     - `"coco_stuff"`: `root` holds `train2017` and `val2017`, or both in `images`, and label folders of the same names
       in `stuffthingmaps` or `annotations`. The parts are `train` and `val`.
+    - `"ade20k"`: `root` holds `images` and `annotations`, each with the folders `training` and `validation`. The parts
+      are `train` and `val`.
     - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
     - anything else: a hub id, or a local folder that is an imagefolder, holds parquet files or was made by
       `save_to_disk`. The parts are what the dataset calls them.
@@ -78,7 +81,7 @@ def load_benchmark(
     """
     if name == "embedded_scenes":
         return _draw_scenes("validation" if split_part == "val" else split_part, num_scenes, seed)
-    if name not in ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60"):
+    if name not in NAMED_BENCHMARKS:
         return _open_dataset(name, split_part, image_column, label_column)
 
     if root is None:
@@ -87,7 +90,11 @@ def load_benchmark(
         raise FileNotFoundError(f"`root` is {str(root)!r}, which is not a folder; expected the folder of {name}.")
     part = "val" if split_part == "validation" else split_part
     if name == "coco_stuff":
-        images, labels = _coco_files(Path(root), part)
+        folders = (f"{part}2017", f"images/{part}2017"), (f"stuffthingmaps/{part}2017", f"annotations/{part}2017")
+        images, labels = _paired_files(Path(root), *folders)
+    elif name == "ade20k":
+        part = {"train": "training", "val": "validation"}.get(part, part)
+        images, labels = _paired_files(Path(root), (f"images/{part}",), (f"annotations/{part}",))
     elif name == "voc2012":
         label_folders = [label_folder] if label_folder else ["SegmentationClassAug", "SegmentationClass"]
         images, labels = _voc_files(Path(root), "VOC2012", "Segmentation", label_folders, part)
@@ -133,10 +140,11 @@ def _voc_files(
     return [root / "JPEGImages" / f"{name}.jpg" for name in names], labels
 
 
-def _coco_files(root: Path, part: str) -> tuple[list[Path], list[Path]]:
-    folder = f"{part}2017"
-    image_root = _existing_folder(root / folder, root / "images" / folder)
-    label_root = _existing_folder(root / "stuffthingmaps" / folder, root / "annotations" / folder)
+def _paired_files(
+    root: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]
+) -> tuple[list[Path], list[Path]]:
+    image_root = _existing_folder(*(root / folder for folder in image_folders))
+    label_root = _existing_folder(*(root / folder for folder in label_folders))
     # A name that is in one folder only stays in, so that its missing partner is reported.
     image_names = {Path(file).stem for file in os.listdir(image_root) if file.endswith(".jpg")}
     label_names = {Path(f).stem for f in os.listdir(label_root) if f.endswith(".png") and "TrainIds" not in f}
@@ -153,7 +161,14 @@ def _existing_folder(*folders: Path) -> Path:
     raise FileNotFoundError(f"None of these folders exists: {', '.join(map(str, folders))}.")
 
 
-def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
+def open_any_dataset(
+    name: str, split_part: str, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    """One part of a hub id or a local folder, with the columns that it has; streamed without being downloaded first.
+
+    Raises:
+        ValueError: `name` cannot be opened, or has no such part.
+    """
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file():
@@ -164,12 +179,17 @@ def _open_dataset(name: str, split_part: str, image_column: str, label_column: s
         elif (folder / "state.json").is_file():
             dataset = datasets.load_from_disk(name)
         else:
-            dataset = datasets.load_dataset(name, split=split_part)
+            return datasets.load_dataset(name, split=split_part, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"Cannot open the part {split_part!r} of {name!r}, taken for a local folder or a hub id because it is "
             f"none of the named benchmarks. {error}"
         ) from error
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
+    dataset = open_any_dataset(name, split_part)
     for argument, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in dataset.column_names:
             present = ", ".join(dataset.column_names)

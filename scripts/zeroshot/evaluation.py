@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput
 
+from .augmentation import Augmentation, View, label_map
 from .scoring import confusion_matrix, scores_from_confusion
 from .splits import SegmentationSplit
 
@@ -53,10 +54,19 @@ class Evaluator:
         for name, readout in self.readouts.items():
             maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, **asdict(readout))
             for prediction, label in zip(maps, labels):
-                label = label.to(prediction.device)
-                self.matrices[name] += confusion_matrix(
-                    prediction, label, len(self.split.classes), self.split.ignore_index
-                ).to(self.matrices[name].device)
+                self._count(name, prediction, label)
+
+    def add_views(self, views: list[View], label: Tensor) -> None:
+        """Adds an image by its `views`, whose tables of probabilities are those of the readouts, in their order."""
+        seen = torch.tensor(self.split.seen_class_mask, dtype=torch.float32)
+        for index, (name, readout) in enumerate(self.readouts.items()):
+            self._count(name, label_map(views, index, readout.seen_penalty * seen), label)
+
+    def _count(self, name: str, prediction: Tensor, label: Tensor) -> None:
+        matrix = confusion_matrix(
+            prediction, label.to(prediction.device), len(self.split.classes), self.split.ignore_index
+        )
+        self.matrices[name] += matrix.to(self.matrices[name].device)
 
     def scores(self, accelerator=None) -> dict[str, dict[str, Any]]:
         """Scores of every readout, over all processes."""
@@ -77,26 +87,32 @@ def evaluate_model(
     readouts: dict[str, Readout] | None = None,
     accelerator=None,
     progress: bool = True,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
     Args:
         batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps.
         text_prototypes: `(C, D)`, one per class of `split`.
+        augmentation: Of every image; by default it goes through the model once, as it is.
     """
     was_training = model.training
     model.eval()
     device = model.device
     seen = torch.tensor(split.seen_class_mask, device=device)
+    vocabulary = {"text_prototypes": text_prototypes, "seen_class_mask": seen}
     evaluator = Evaluator(split, readouts or {"default": Readout()}, device)
     for batch in tqdm(batches, desc="evaluate", leave=False, disable=not progress):
-        outputs = model(
-            pixel_values=batch["pixel_values"].to(device),
-            pixel_mask=batch["pixel_mask"].to(device),
-            text_prototypes=text_prototypes,
-            seen_class_mask=seen,
-        )
-        evaluator.add(image_processor, outputs, batch["labels"])
+        pixel_values, pixel_mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
+        if augmentation is None:
+            outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **vocabulary)
+            evaluator.add(image_processor, outputs, batch["labels"])
+            continue
+        corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]
+        for image, mask, label in zip(pixel_values, pixel_mask, batch["labels"]):
+            image = image[:, : int(mask.any(1).sum()), : int(mask.any(0).sum())]
+            views = augmentation.views(model, image, tuple(label.shape), corrections, **vocabulary)
+            evaluator.add_views(views, label)
     model.train(was_training)
     return evaluator.scores(accelerator)
 
@@ -108,6 +124,14 @@ def library_versions() -> dict[str, str]:
         "torch": torch.__version__.split("+")[0],
         "transformers": transformers.__version__,
     }
+
+
+def without_nan(value: Any) -> Any:
+    """A report in which scores that do not exist, such as the IoU of a class that never occurs, are `None`: JSON has no
+    nan."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and value != value else value
 
 
 def format_scores(scores: dict[str, Any]) -> str:

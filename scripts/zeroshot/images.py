@@ -1,13 +1,18 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Reading image files of strangers: every failure is one sentence that names the file and the way out."""
+"""Reading image files of strangers, where every failure is one sentence that names the file and the way out; and
+label maps as pictures."""
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from modeling_alignzeg import class_colors
 from modeling_alignzeg.image_processing_alignzeg import to_rgb
 
 
@@ -37,10 +42,38 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes); save or download it again.")
+    return _decode(path, str(path), max_pixels)
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As [`open_image`], for the contents of a file; `name` is what errors call it."""
+    if not data:
+        raise ValueError(f"{name} is empty (0 bytes); save or download it again.")
+    return _decode(io.BytesIO(data), name, max_pixels)
+
+
+def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """A label map as a palette image for up to 255 classes, as a 16-bit image for more.
+
+    Args:
+        label: Integers of shape (height, width), positions in `names`, or negative for none of them: 255 in a palette
+            image, 65535 in a 16-bit one.
+        names: Class names; they choose the colours.
+    """
+    if len(names) > 255:
+        return Image.fromarray(np.where(label < 0, 65535, label).astype(np.uint16))
+    picture = Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8))
+    colors = np.full((256, 3), 128, np.uint8)
+    colors[: len(names)] = class_colors(names)
+    picture.putpalette(colors.flatten().tolist())
+    return picture
+
+
+def _decode(source: Path | io.BytesIO, path: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
-            image = Image.open(path)
+            image = Image.open(source)
     except UnidentifiedImageError:
         raise ValueError(f"{path} is no image, or PIL cannot read its format; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError as error:

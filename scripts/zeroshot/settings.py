@@ -47,6 +47,7 @@ class DataSettings:
         num_train, num_validation: Use the first so many images only (the embedded scenes draw so many).
         image_column, label_column: Columns of a dataset that is not a named benchmark.
         label_folder: Folder of label files, where a benchmark has several.
+        context_459_ids: PASCAL Context's label files hold the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
         transform: Arguments of `zeroshot.transforms.TrainTransform`.
         in_memory: Decode the training images once and keep them.
@@ -70,6 +71,7 @@ class DataSettings:
     image_column: str = "image"
     label_column: str = "label"
     label_folder: str | None = None
+    context_459_ids: bool = False
     scene_seed: int = 0
     transform: dict[str, Any] = field(default_factory=dict)
     in_memory: bool = False

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SHIPPED_SPLITS: dict[str, str] = {
     "coco_stuff": "coco_stuff_164k.json",
     "pascal_context_59": "pascal_context_59.json",
     "pascal_context_60": "pascal_context_60_with_background.json",
+    "ade20k": "ade20k_150.json",
     "embedded_scenes": "embedded_scenes.json",
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
@@ -198,6 +199,21 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
         raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
         protocol=f"{count} of {len(split.seen)} seen classes of {split.name} play unseen; real unseen classes are ignored",
     )
+
+
+def split_by_training_names(split: SegmentationSplit, names: Sequence[str]) -> SegmentationSplit:
+    """`split` with other unseen classes: those whose names a training did not see, for evaluation across benchmarks.
+
+    Args:
+        split: The benchmark that is evaluated on.
+        names: Classes that were labelled in the training; they match whatever the case of their letters.
+    """
+    known = {name.casefold() for name in names}
+    unseen = tuple(name for name in split.classes if name.casefold() not in known)
+    note = (
+        f"classes count as unseen where the training did not know their names: {len(unseen)} of {len(split.classes)}"
+    )
+    return replace(split, unseen=unseen, protocol="; ".join(filter(None, (split.protocol, note))))
 
 
 def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> SegmentationSplit:

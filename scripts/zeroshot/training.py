@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,8 +30,9 @@ from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from .checkpointing import CheckpointStore, SignalStop, atomic_write_text, check_finite
 from .checkpoints import assemble, save_checkpoint
 from .clip_conversion import load_clip
-from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
+from .data import Problem, SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
+from .launching import start_processes
 from .settings import DataSettings, ModelSettings, Settings
 from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .transforms import Collator, TrainTransform, normalize_image
@@ -52,25 +54,13 @@ LOSSES = (
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
-    """The accelerator of this process.
-
-    Raises:
-        RuntimeError: the launcher started another number of processes than training would use. Some of accelerate's
-            flags do so silently.
-    """
-    accelerator = Accelerator(
+    """The accelerator of this process; see [`start_processes`] for what it refuses."""
+    accelerator = start_processes(
         log_with="tensorboard" if settings.training.tensorboard else None,
         project_dir=settings.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
         step_scheduler_with_optimizer=False,
     )
-    asked = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != asked:
-        raise RuntimeError(
-            f"The launcher started {asked} processes, but they would train apart from each other "
-            f"({accelerator.distributed_type}). For several CPU processes: ACCELERATE_USE_CPU=true torchrun "
-            "--nproc_per_node N scripts/train.py …; on GPUs: accelerate launch --multi_gpu --num_processes N …"
-        )
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
     return accelerator
@@ -111,12 +101,34 @@ def open_part(settings: DataSettings, part: str, limit: int | None):
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def evaluation_batches(dataset: SegmentationDataset, processor: AlignZegProcessor, batch_size: int, accelerator=None):
-    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share."""
+def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> None:
+    """Reads all files of a part once, each process its share.
+
+    Raises:
+        ValueError: On every process, if something is wrong anywhere; the message names the files.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = rows.select(range(len(rows) * rank // world, len(rows) * (rank + 1) // world))
+    problems = validate_dataset(share, split) if len(share) or not len(rows) else []
+    raise_for_problems([Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])])
+
+
+def evaluation_batches(
+    dataset: SegmentationDataset,
+    processor: AlignZegProcessor,
+    batch_size: int,
+    accelerator=None,
+    shortest_edge: int | None = None,
+):
+    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share.
+
+    `shortest_edge` takes the place of the image processor's size.
+    """
+    resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
 
     def flush(samples):
-        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt")
+        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt", **resize)
         return {
             **inputs,
             "labels": [torch.from_numpy(s["label"]) for s in samples],
@@ -188,22 +200,23 @@ class Trainer:
         self.output = Path(settings.output_dir)
         data, training = settings.data, settings.training
 
-        self.split: SegmentationSplit = load_split(data.split or data.dataset)
+        self.split: SegmentationSplit = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
         if data.pseudo_unseen:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
-            self.validation = (
-                SegmentationDataset(
-                    open_part(data, data.validation_part, data.num_validation), self.split, training=False
-                )
-                if training.evaluate_every
-                else None
+            validation_rows = (
+                open_part(data, data.validation_part, data.num_validation) if training.evaluate_every else None
             )
-        if data.validate and self.accelerator.is_main_process:
-            raise_for_problems(validate_dataset(train_rows, self.split))
+        if data.validate:
+            for rows in (train_rows, validation_rows):
+                if rows is not None:
+                    check_dataset(self.accelerator, rows, self.split)
+        self.validation = None
+        if validation_rows is not None:
+            self.validation = SegmentationDataset(validation_rows, self.split, training=False)
         transform = TrainTransform(ignore_index=self.split.ignore_index, **data.transform)
         self.dataset = SegmentationDataset(
             train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
@@ -320,7 +333,8 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 if terms is not None and self.step % settings.log_every == 0:
-                    values = {name: float(value) for name, value in terms.items()}
+                    means = accelerator.reduce(torch.stack([terms[name] for name in LOSSES]), reduction="mean")
+                    values = dict(zip(LOSSES, means.tolist()))
                     self.log({f"train/{name}": value for name, value in values.items()})
                     bar.set_postfix(loss=f"{values['loss']:.3f}")
                 last = self.step == settings.steps
@@ -332,10 +346,16 @@ class Trainer:
                     self.save()
                 if stopping:
                     break
+        seconds = time.time() - started  # of this process: a resumed run counts from its resumption
         if self.step == settings.steps:
             self.finish(self.output / "final")
-            if accelerator.is_main_process:  # of this process: a resumed run counts from its resumption
-                timing = {"seconds": round(time.time() - started), "steps": settings.steps, "from_step": first}
+            if accelerator.is_main_process:
+                timing = {
+                    "seconds": round(seconds),
+                    "steps": settings.steps,
+                    "from_step": first,
+                    "seconds_per_step": round(seconds / max(settings.steps - first, 1), 4),
+                }
                 atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
             accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")

@@ -1,0 +1,46 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""One process or several: what a launcher was asked for and what it started have to agree."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+HOW_TO_LAUNCH = (
+    "For several processes on CPUs: accelerate launch --config_file scripts/configs/accelerate/two_cpu_processes.yaml "
+    "scripts/… (or ACCELERATE_USE_CPU=true torchrun --nproc_per_node N scripts/…); on GPUs: accelerate launch "
+    "--multi_gpu --num_processes N scripts/…"
+)
+
+
+def start_processes(**options: Any) -> Accelerator:
+    """The accelerator of this process, on the CPU where there is nothing else.
+
+    Args:
+        options: Arguments of [`Accelerator`].
+
+    Raises:
+        RuntimeError: The launcher was asked for another number of processes than would work together. Some of
+            accelerate's flags do so silently: `--cpu --num_processes 2` starts one process.
+    """
+    # Without this, several processes that a GPU launcher starts on a machine without a GPU do not find each other.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    asked = os.environ.get("WORLD_SIZE")
+    if asked is None:
+        # accelerate's launcher of one process leaves an address to meet at where it was asked for more than one.
+        alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+        if alone and accelerator.num_processes == 1:
+            raise RuntimeError(
+                "`accelerate launch` was asked for several processes and started one, as it does with `--cpu`. "
+                f"{HOW_TO_LAUNCH} (If one process is what you want, unset MASTER_ADDR.)"
+            )
+    elif int(asked) != accelerator.num_processes:
+        raise RuntimeError(
+            f"The launcher started {asked} processes, but {accelerator.num_processes} would work together "
+            f"({accelerator.distributed_type}). {HOW_TO_LAUNCH}"
+        )
+    return accelerator
