@@ -20,9 +20,9 @@ import torch
 from accelerate import Accelerator
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from zeroshot.checkpointing import atomic_write_text
 from zeroshot.data import SegmentationDataset
 from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions
+from zeroshot.files import atomic_write_text
 from zeroshot.settings import DataSettings
 from zeroshot.splits import load_split
 from zeroshot.training import evaluation_batches, open_part

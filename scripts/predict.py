@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_overlay, draw_unseen_map
-from zeroshot.checkpointing import atomic_file, atomic_write_text
+from zeroshot.files import atomic_file, atomic_write_text
 from zeroshot.images import open_image
 
 

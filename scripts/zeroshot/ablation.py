@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .calibration import proposal_indicator, roc_auc
-from .checkpointing import atomic_write_text
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model, library_versions
+from .files import atomic_write_text
 from .settings import load_settings
 from .training import Trainer, evaluation_batches, open_part
 

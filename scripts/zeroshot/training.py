@@ -26,11 +26,13 @@ from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
-from .checkpointing import CheckpointStore, SignalStop, atomic_write_text, check_finite
+from .checkpointing import CheckpointStore
 from .checkpoints import assemble, save_checkpoint
 from .clip_conversion import load_clip
 from .data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
+from .files import atomic_write_text
+from .guards import SignalStop, check_finite
 from .settings import DataSettings, ModelSettings, Settings
 from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .transforms import Collator, TrainTransform, normalize_image
