@@ -396,8 +396,8 @@ def _problem(path: Path, hashes: bool = True) -> str | None:
     return None
 
 
-def _explain(error: Exception, place: Path) -> str:
-    """An exception as a sentence that names the folder."""
+def explain(error: Exception, place: Path) -> str:
+    """An exception, raised while writing to or reading from the folder `place`, as a sentence that names it."""
     text = str(error)
     full = isinstance(error, OSError) and error.errno in DISK_FULL
     # safetensors gives the number in the text only
@@ -405,7 +405,7 @@ def _explain(error: Exception, place: Path) -> str:
     if full or rust:
         exists = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         return (
-            f"The disk is full: no checkpoint could be written to {place}, {shutil.disk_usage(exists).free} bytes are "
+            f"The disk is full: writing to {place} failed, {shutil.disk_usage(exists).free} bytes are "
             "free. The earlier checkpoints are intact. Make room or choose another folder, then resume."
         )
     if isinstance(error, CheckpointError):
@@ -427,7 +427,7 @@ def _together(
         try:
             result = work()
         except Exception as error:
-            message, cause = _explain(error, place), error
+            message, cause = explain(error, place), error
     if accelerator is not None and accelerator.num_processes > 1:
         reports = gather_object([(result, message)])
         result = reports[0][0]
