@@ -197,6 +197,7 @@ class CheckpointStore:
                     f"The checkpoint {path} is {'of' if manifest['sharded'] else 'not of'} a sharded training, unlike "
                     "this one: resume with the settings of `accelerate` with which the training was started."
                 )
+            self._remove_leftovers()
 
         def read() -> None:
             if accelerator.distributed_type in SHARDED:
@@ -223,9 +224,13 @@ class CheckpointStore:
                     f"{self.folder} holds {path.name}, newer than the {final.name} that is to be written: resume from "
                     "it, remove it, or choose another folder."
                 )
+        self._remove_leftovers()
+        begin_folder(final)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a process was writing or removing when it was killed."""
         for leftover in self.folder.glob(".step-*.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        begin_folder(final)
 
     def _write(
         self,
