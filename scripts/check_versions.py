@@ -24,7 +24,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
-    *("image_processing", "processing", "post_processing", "losses", "modeling", "vocabulary", "remote_code", "pipelines"),
+    *(
+        "image_processing",
+        "processing",
+        "post_processing",
+        "losses",
+        "modeling",
+        "vocabulary",
+        "remote_code",
+        "pipelines",
+    ),
     *("settings", "splits", "data", "transforms", "metric", "checkpointing", "scripts"),
 )
 NEEDED_BY_CORE = ("pytest", "hypothesis", "scikit-learn")
@@ -47,7 +56,9 @@ def pinned_to_lower_bound(requirement: str) -> str:
     """
     match = re.fullmatch(r"([\w.-]+)>=([\w.]+)(,.*)?", requirement)
     if match is None:
-        raise ValueError(f"setup.cfg asks for {requirement!r} without a lower bound: state the oldest that was tested.")
+        raise ValueError(
+            f"setup.cfg asks for {requirement!r} without a lower bound: state the oldest that was tested."
+        )
     return f"{match[1]}=={match[2]}"
 
 

@@ -57,6 +57,9 @@ def test_alpha_is_laid_on_white(mode: str) -> None:
     alpha = np.array([[0, 51, 128, 204, 255]] * 4, np.uint8)
     if mode in ("LA", "La"):
         image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).convert(mode)
+    elif mode == "PA":  # Pillow's own conversion to it loses alpha before version 12
+        image = Image.frombytes("PA", (5, 4), np.dstack([grey, alpha]).tobytes())
+        image.putpalette([value for value in range(256) for _ in range(3)])
     else:
         image = Image.merge("RGBA", [Image.fromarray(band) for band in (grey, grey, grey, alpha)]).convert(mode)
     expected = 100 * (alpha / 255) + 255 * (1 - alpha / 255)
