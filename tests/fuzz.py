@@ -5,13 +5,16 @@
     python tests/fuzz.py -max_total_time=600
 
 Any answer is fine but an exception other than `ValueError`, a result of the wrong shape, or one that is not finite.
-Arguments are those of libFuzzer; atheris is needed, the tests do without it.
+Arguments are those of libFuzzer; without a corpus folder among them it starts from small files of several formats.
+atheris is needed, the tests do without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -111,9 +114,10 @@ def fuzz_array(data: atheris.FuzzedDataProvider) -> None:
     shape = [data.ConsumeIntInRange(0, 9) for _ in range(data.ConsumeIntInRange(0, 4))]
     dtype = np.dtype(data.PickValueInList(list(DTYPES)))
     wanted = int(np.prod(shape)) * dtype.itemsize
-    values = np.frombuffer(data.ConsumeBytes(wanted).ljust(wanted, b"\0"), dtype).reshape(shape)
-    if dtype == bool:
-        values = np.frombuffer(values.tobytes(), np.uint8).reshape(shape) % 2 == 1
+    content = data.ConsumeBytes(wanted).ljust(wanted, b"\0")
+    if dtype.kind == "b":
+        content = bytes(byte % 2 for byte in content)
+    values = np.frombuffer(content, dtype).reshape(shape)
     image = torch.from_numpy(values.copy()) if data.ConsumeBool() else values
     labels = data.ConsumeBool()
     try:
@@ -146,7 +150,21 @@ def fuzz(content: bytes) -> None:
     TARGETS[data.ConsumeIntInRange(0, len(TARGETS) - 1)](data)
 
 
+def write_seeds(folder: Path) -> None:
+    """Small image files; their last byte chooses `fuzz_file`."""
+    picture = Image.fromarray(np.arange(150, dtype=np.uint8).reshape(5, 10, 3))
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"):
+        for mode in ("RGB", "P", "L"):
+            file = io.BytesIO()
+            with contextlib.suppress(OSError):  # not every format has every mode
+                picture.convert(mode).save(file, kind)
+                (folder / f"{kind}-{mode}").write_bytes(file.getvalue() + bytes([TARGETS.index(fuzz_file)]))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if all(argument.startswith("-") for argument in sys.argv[1:]):
+        sys.argv.append(tempfile.mkdtemp())
+        write_seeds(Path(sys.argv[-1]))
     atheris.Setup(sys.argv, fuzz)
     atheris.Fuzz()
