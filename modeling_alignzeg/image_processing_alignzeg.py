@@ -6,6 +6,7 @@ without torchvision. The second half is the method's read-out: predictive bias c
 resize to the picture's own size and the argmax.
 """
 
+import math
 import os
 from typing import Any
 
@@ -139,8 +140,15 @@ def _is_array(value: Any) -> bool:
 def _to_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    try:
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, 8-bit float, without data
+        kind = f"{value.dtype} ({value.layout}, {value.device})".replace("torch.", "")
+        raise ValueError(
+            f"it is a torch tensor of type {kind}, which NumPy does not have; expected a dense tensor of bool, integer "
+            "or float: convert it with `.to_dense()`, `.dequantize()` or `.float()`"
+        ) from error
 
 
 def _open(path: str) -> Image.Image:
@@ -158,6 +166,8 @@ def _open(path: str) -> Image.Image:
 
 def _flatten(images: Any) -> list[Any]:
     """One list of single images from an image, a batch array, or lists of them, nested at will."""
+    if isinstance(images, torch.Tensor) and images.is_nested:
+        images = images.unbind()
     if isinstance(images, (list, tuple)):
         return [image for part in images for image in _flatten(part)]
     if isinstance(images, (str, os.PathLike, Image.Image)):
@@ -235,7 +245,12 @@ def _to_label_map(value: Any, image_size: tuple[int, int], ignore_index: int | N
             raise ValueError(
                 f"it is a picture of mode {value.mode}; expected one class id a pixel (mode L, P, I or I;16)"
             )
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except Exception as error:  # as in to_rgb
+            raise ValueError(
+                f"it cannot be decoded ({error}). The file is truncated or damaged: save it again or leave it out"
+            ) from error
     if not _is_array(value):
         raise ValueError(f"it is a {type(value).__name__}; expected a PIL image, a path, or an array of class ids")
     labels = _to_numpy(value)
@@ -277,8 +292,8 @@ def _binary_masks(
 
 def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> tuple[int, int]:
     """Height and width after resizing; the aspect ratio is kept as far as no side falls below `size_divisor`."""
-    if any(length < 1 for _, length in size):
-        raise ValueError(f"`size` is {dict(size)}; expected lengths of at least 1.")
+    if any(not isinstance(length, int) or length < 1 for _, length in size):
+        raise ValueError(f"`size` is {dict(size)}; expected whole numbers of at least 1.")
     if size.height and size.width:
         return size.height, size.width
     if size.max_height and size.max_width:
@@ -323,7 +338,12 @@ def _padded_size(
 
 def _per_channel(name: str, value: float | list[float], channels: int) -> np.ndarray:
     """One value per channel, (channels,) float64."""
-    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    try:
+        values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        values = np.array([np.nan])
+    if not np.isfinite(values).all():
+        raise ValueError(f"`{name}` is {value!r}; expected a finite number, or one per channel.")
     if values.shape not in ((1,), (channels,)):
         raise ValueError(
             f"`{name}` has {values.size} values for {channels} channels; expected one, or one per channel."
@@ -473,13 +493,20 @@ def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, i
         return None
     try:
         sizes = [(int(height), int(width)) for height, width in target_sizes]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sizes = []
     if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
         raise ValueError(
             f"`target_sizes` is {target_sizes}; expected a list of {batch_size} pairs (height, width), one per image."
         )
     return sizes
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` is {value!r}; expected a number.") from None
 
 
 def _check_correction(
@@ -492,7 +519,12 @@ def _check_correction(
         mask = getattr(outputs, "seen_class_mask", None)
         mask = mask[0] if mask is not None and mask.ndim == 2 else mask
     if mask is not None:
-        mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+        try:
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"`seen_class_mask` is a {type(mask).__name__}; expected a bool tensor of shape ({classes},)."
+            ) from None
         if mask.shape != (classes,):
             raise ValueError(f"`seen_class_mask` has shape {tuple(mask.shape)}; expected ({classes},), one per class.")
     if gamma and mask is None:
@@ -504,8 +536,8 @@ def _check_correction(
         )
     correction = getattr(outputs, "correction", None)
     default_gamma, default_threshold = (0.0, 0.5) if correction is None else correction.flatten()[:2].tolist()
-    gamma = default_gamma if gamma is None else float(gamma)
-    threshold = default_threshold if threshold is None else float(threshold)
+    gamma = default_gamma if gamma is None else _number("gamma", gamma)
+    threshold = default_threshold if threshold is None else _number("threshold", threshold)
     if not 0 <= gamma < float("inf") or not 0 <= threshold <= 1:
         raise ValueError(
             f"`gamma` is {gamma} and `threshold` {threshold}; expected gamma >= 0 and threshold from 0 to 1."
@@ -608,6 +640,9 @@ class AlignZegImageProcessor(PilBackend):
             ValueError: an image cannot be read, is empty or holds values outside its range; a label map does not fit
                 its image. The message names the image.
         """
+        size = kwargs.get("size", self.size)
+        if isinstance(size, (list, tuple)) and len(size) != 2:
+            raise ValueError(f"`size` is {size!r}; as a list it is (height, width).")
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
@@ -616,6 +651,8 @@ class AlignZegImageProcessor(PilBackend):
             raise ValueError(
                 "`do_center_crop` is not supported: every pixel gets a label. Crop the images beforehand."
             )
+        if kwargs["do_rescale"]:
+            _per_channel("rescale_factor", kwargs["rescale_factor"], 1)
         if not isinstance(kwargs["size_divisor"], int) or kwargs["size_divisor"] < 1:
             raise ValueError(f"`size_divisor` is {kwargs['size_divisor']}; expected a whole number of at least 1.")
 
@@ -741,15 +778,27 @@ class AlignZegImageProcessor(PilBackend):
             (height, width), 0 to 1, or `None` where `outputs` hold no `unseen_logits`.
 
         Raises:
-            ValueError: `target_sizes` does not fit the batch, or an argument asks for what `outputs` do not hold.
+            ValueError: `target_sizes` does not fit the batch, an argument is out of its range, or asks for what
+                `outputs` do not hold.
         """
-        masks_queries_logits, class_queries_logits = outputs.masks_queries_logits, outputs.class_queries_logits
+        masks_queries_logits = getattr(outputs, "masks_queries_logits", None)
+        class_queries_logits = getattr(outputs, "class_queries_logits", None)
+        if masks_queries_logits is None or class_queries_logits is None:
+            raise ValueError(
+                f"`outputs` is a {type(outputs).__name__} without `masks_queries_logits` and `class_queries_logits`; "
+                "expected what the model returns."
+            )
         batch_size, _, *grid = masks_queries_logits.shape
         classes = class_queries_logits.shape[-1] - 1
         unseen_logits = getattr(outputs, "unseen_logits", None)
         content_sizes = getattr(outputs, "content_sizes", None)
         targets = _check_target_sizes(target_sizes, batch_size)
         seen_class_mask, gamma, threshold = _check_correction(outputs, classes, seen_class_mask, gamma, threshold)
+        seen_penalty = _number("seen_penalty", seen_penalty)
+        if not math.isfinite(seen_penalty):
+            raise ValueError(f"`seen_penalty` is {seen_penalty}; expected a finite number.")
+        if not isinstance(none_index, int) or abs(none_index) >= 2**63:
+            raise ValueError(f"`none_index` is {none_index!r}; expected a whole number of 64 bits.")
         if seen_penalty != 0 and seen_class_mask is None:
             raise ValueError(
                 "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."

@@ -10,6 +10,7 @@ process with the whole batch takes.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +48,23 @@ class ProposalMatch:
     image: Tensor
     query: Tensor
     target: Tensor
+
+
+class MatchingCostError(FloatingPointError):
+    """A matching cost is not finite. With several processes all of them raise it together, so that none waits.
+
+    Attributes:
+        costs: The first value that is not finite of each term, by name; empty where only other processes have one.
+        images: Indices of the images in this process's batch that have one.
+    """
+
+    def __init__(self, costs: dict[str, float], images: list[int]):
+        self.costs, self.images = costs, images
+        where = f"Matching of image {', '.join(map(str, images))} in the batch" if images else "Another process"
+        super().__init__(
+            f"{where} met a cost that is not finite (term: {', '.join(costs) or 'see there'}). The masks or class "
+            "logits diverged: lower the learning rate, clip gradients or train in bf16/fp32."
+        )
 
 
 def stack_targets(
@@ -138,6 +156,25 @@ def mask_values(mask_logits: Tensor, points: Tensor, image_size: tuple[int, int]
 # --- matching ----------------------------------------------------------------------------------------------------
 
 
+def raise_for_costs(
+    cost_on_host: np.ndarray, terms: dict[str, Tensor], targets: SegmentationTargets, device: torch.device
+) -> None:
+    """Raises [`MatchingCostError`] on every process if a cost `(B, N, T)` of one of them is not finite."""
+    broken = [i for i, count in enumerate(targets.counts) if not np.isfinite(cost_on_host[i, :, :count]).all()]
+    flag = torch.tensor(len(broken), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flag)
+    if not flag:
+        return
+    costs = {}
+    for name, term in terms.items():
+        for image in broken:
+            values = term[image, :, : targets.counts[image]]
+            for value in values[~values.isfinite()][:1].tolist():
+                costs.setdefault(name, value)
+    raise MatchingCostError(costs, broken)
+
+
 @torch.no_grad()
 def match_proposals(
     mask_logits: Tensor,
@@ -156,7 +193,7 @@ def match_proposals(
         weights: Of the class, mask and dice costs.
 
     Raises:
-        FloatingPointError: a cost is not finite; the message names the term and the image.
+        MatchingCostError: a cost of this or another process is not finite; the message names the term and the image.
         ImportError: scipy is missing.
     """
     if linear_sum_assignment is None:
@@ -179,16 +216,10 @@ def match_proposals(
     terms = {"class": class_cost, "mask": mask_cost, "dice": dice_cost}
     cost = sum(weight * term for weight, term in zip(weights, terms.values()))
     cost_on_host = cost.cpu().numpy()  # the one transfer
+    raise_for_costs(cost_on_host, terms, targets, cost.device)
     pairs = [[], [], []]
     for image, count in enumerate(targets.counts):
-        try:
-            queries, objects = linear_sum_assignment(cost_on_host[image, :, :count])
-        except ValueError as error:
-            broken = [name for name, term in terms.items() if not term[image, :, :count].isfinite().all()]
-            raise FloatingPointError(
-                f"Matching of image {image} in the batch met a cost that is not finite (term: {', '.join(broken)}). The "
-                "masks or class logits diverged: lower the learning rate, clip gradients or train in bf16/fp32."
-            ) from error
+        queries, objects = linear_sum_assignment(cost_on_host[image, :, :count])
         pairs[0].append(torch.full((len(queries),), image))
         pairs[1].append(torch.as_tensor(queries, dtype=torch.long))
         pairs[2].append(torch.as_tensor(objects, dtype=torch.long))

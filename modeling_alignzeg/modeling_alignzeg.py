@@ -715,6 +715,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         templates = get_templates(self.config.template_set if template_set is None else template_set)
         key = (tuple(class_names), templates, self._text_weights_key())
         if key not in self._prototype_cache:
+            if not hasattr(processor, "encode_class_names"):
+                raise ValueError(
+                    f"`processor` is a {type(processor).__name__}; expected the AlignZegProcessor of the checkpoint, as "
+                    "from AutoProcessor.from_pretrained."
+                )
             encoded = processor.encode_class_names(class_names, template_set=templates)
             ids, mask = (encoded[name].to(self.device) for name in ("input_ids", "attention_mask"))
             rows = max(1, batch_size // len(templates))
@@ -760,7 +765,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 among them, or neither processor nor prototypes came.
         """
         class_names = check_class_names(class_names)
-        unseen = check_class_names(unseen) if len(unseen) else []
+        unseen = check_class_names(unseen) if unseen is not None and len(unseen) else []
         unknown = [name for name in unseen if name not in class_names]
         if unknown:
             raise ValueError(f"`unseen` names {unknown[0]!r}, which is not among the {len(class_names)} class names.")
@@ -768,6 +773,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             if processor is None:
                 raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
             text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
+        text_prototypes = torch.as_tensor(text_prototypes)
         self._check_prototypes(text_prototypes)
         if len(text_prototypes) != len(class_names):
             raise ValueError(

@@ -27,10 +27,13 @@ def check_class_names(names: Iterable[str]) -> list[str]:
         names: distinct names, or one name as a string.
 
     Raises:
-        ValueError: there are no names, or one is empty, occurs twice or is not a string. The message says which.
+        ValueError: there are no names, they have no order, or one is empty, occurs twice or is not a string. The
+            message says which.
     """
     if isinstance(names, str):
         names = [names]
+    if isinstance(names, (set, frozenset)):
+        raise ValueError("Class names came as a set, which has no order, and their ids are positions; pass a list.")
     try:
         names = list(names)
     except TypeError:
@@ -73,6 +76,11 @@ def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:
                 'sentences such as ["a photo of a {}."].'
             )
         return TEMPLATE_SETS[template_set]
+    if not isinstance(template_set, Iterable):
+        raise ValueError(
+            f"`template_set` is a {type(template_set).__name__}; expected one of {', '.join(TEMPLATE_SETS)}, or a list of "
+            'sentences such as ["a photo of a {}."].'
+        )
     templates = tuple(template_set)
     if not templates:
         raise ValueError("`template_set` is empty; expected at least one sentence with {} in it.")

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zeroshot.ablation import ROWS, TRAININGS, run_cell, summarize
-from zeroshot.checkpointing import atomic_write_text
+from zeroshot.files import atomic_write_text
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from zeroshot.checkpointing import atomic_write_text
+from zeroshot.files import atomic_write_text
 from zeroshot.settings import load_settings
 from zeroshot.training import Trainer
 

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zeroshot.calibration import calibrate, indicator_auc, store_correction
-from zeroshot.checkpointing import atomic_write_text
+from zeroshot.files import atomic_write_text
 from zeroshot.settings import load_settings
 
 

@@ -24,9 +24,9 @@ import torch
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from zeroshot.augmentation import Augmentation
-from zeroshot.checkpointing import atomic_write_text
 from zeroshot.data import SegmentationDataset
 from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions, without_nan
+from zeroshot.files import atomic_write_text
 from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
 from zeroshot.splits import load_split, split_by_training_names

@@ -32,8 +32,8 @@ from PIL import Image
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel
 from zeroshot.bulk import BulkSettings, Predictor, Shard, Vocabulary, write_shard
-from zeroshot.checkpointing import atomic_write_text
 from zeroshot.evaluation import library_versions
+from zeroshot.files import atomic_write_text
 from zeroshot.images import label_picture
 from zeroshot.scenes import draw_scene
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor, draw_overlay, draw_unseen_map
 from zeroshot.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
-from zeroshot.checkpointing import atomic_file, atomic_write_text
+from zeroshot.files import atomic_file, atomic_write_text
 from zeroshot.images import label_picture, open_image
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from zeroshot.checkpointing import atomic_write_text
 from zeroshot.checkpoints import install_as_root
+from zeroshot.files import atomic_write_text
 
 
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")

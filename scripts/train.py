@@ -4,7 +4,8 @@
 
     accelerate launch scripts/train.py --config scripts/configs/embedded.yaml [--any.field value ...]
 
-Fields are those of `zeroshot.settings.Settings`; run it again to resume.
+Fields are those of `zeroshot.settings.Settings`. Run it again to resume: it goes on from the newest complete checkpoint
+and ends with the weights of an uninterrupted training. SIGTERM and Ctrl-C write a checkpoint first.
 """
 
 import sys
@@ -13,6 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from safetensors import SafetensorError
+
+from zeroshot.checkpointing import CheckpointError, explain
 from zeroshot.settings import load_settings
 from zeroshot.training import Trainer
 
@@ -30,7 +34,12 @@ def main() -> None:
         trainer = Trainer(settings)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f"train.py: {error}")
-    trainer.run()
+    try:
+        trainer.run()
+    except (CheckpointError, FloatingPointError) as error:
+        sys.exit(f"train.py: {error}")
+    except (OSError, SafetensorError) as error:
+        sys.exit(f"train.py: {explain(error, trainer.output)}")
 
 
 if __name__ == "__main__":

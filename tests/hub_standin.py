@@ -24,7 +24,7 @@ class HubStandIn:
 
     Attributes:
         url: Value for the environment variable `HF_ENDPOINT`.
-        repositories: For each repository id, its files.
+        repositories: For each repository id, its files; ids of Spaces begin with `spaces/`.
         commits: Repository id and commit message of every commit, in order.
     """
 
@@ -83,13 +83,20 @@ def make_handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
             body, path = self.read_body(), unquote(urlsplit(self.path).path)
             if path == "/api/repos/create":
                 request = json.loads(body)
-                repository = "/".join(part for part in (request.get("organization") or "tester", request["name"]) if part)
+                repository = "/".join(
+                    part for part in (request.get("organization") or "tester", request["name"]) if part
+                )
+                if request.get("type") == "space":
+                    assert request["sdk"], "the Hub makes no Space without one"
+                    repository = f"spaces/{repository}"
                 hub.repositories.setdefault(repository, {})
                 return self.answer_json({"url": f"{hub.url}/{repository}", "name": repository, "id": repository})
             if path == "/api/validate-yaml":
                 return self.answer_json({"errors": [], "warnings": []})
-            parts = path.removeprefix("/api/models/").split("/")
+            parts = path.removeprefix("/api/models/").removeprefix("/api/spaces/").split("/")
             repository, action = "/".join(parts[:2]), parts[2]
+            if path.startswith("/api/spaces/"):
+                repository = f"spaces/{repository}"
             if repository not in hub.repositories:
                 return self.missing("RepoNotFound")
             if action == "preupload":
@@ -106,7 +113,9 @@ def make_handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
                     else:
                         return self.answer_json({"error": f"{line['key']} is not known here"}, 400)
                 revision = hub.revision(repository)
-                return self.answer_json({"commitUrl": f"{hub.url}/{repository}/commit/{revision}", "commitOid": revision})
+                return self.answer_json(
+                    {"commitUrl": f"{hub.url}/{repository}/commit/{revision}", "commitOid": revision}
+                )
             self.missing("EntryNotFound")
 
         def do_GET(self) -> None:

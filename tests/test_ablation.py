@@ -49,7 +49,15 @@ def report(tmp_path_factory) -> Path:
 
 def test_every_row_reads_its_own_readout(report: Path) -> None:
     rows = {row["name"]: row for row in json.loads((report / "ablation.json").read_text())["rows"]}
-    assert set(rows) == {"baseline", "baseline_constant", "full", "plus_bds", "without_pbc", "blind_constant", "without_bds"}
+    assert set(rows) == {
+        "baseline",
+        "baseline_constant",
+        "full",
+        "plus_bds",
+        "without_pbc",
+        "blind_constant",
+        "without_bds",
+    }
     readouts = {name: row["readout"] for name, row in rows.items()}
     assert readouts["baseline"] == readouts["plus_bds"] == readouts["without_pbc"] == "plain"
     assert readouts["full"] == readouts["without_bds"] == "pbc 1.0/0.3"  # the calibrated one, not the best one

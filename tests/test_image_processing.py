@@ -57,6 +57,9 @@ def test_alpha_is_laid_on_white(mode: str) -> None:
     alpha = np.array([[0, 51, 128, 204, 255]] * 4, np.uint8)
     if mode in ("LA", "La"):
         image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).convert(mode)
+    elif mode == "PA":  # Pillow's own conversion to it loses alpha before version 12
+        image = Image.frombytes("PA", (5, 4), np.dstack([grey, alpha]).tobytes())
+        image.putpalette([value for value in range(256) for _ in range(3)])
     else:
         image = Image.merge("RGBA", [Image.fromarray(band) for band in (grey, grey, grey, alpha)]).convert(mode)
     expected = 100 * (alpha / 255) + 255 * (1 - alpha / 255)
@@ -296,9 +299,9 @@ def test_paths_keep_their_mode(processor: AlignZegImageProcessor, tmp_path) -> N
     assert torch.equal(processor(str(tmp_path / "alpha.png"), return_tensors="pt").pixel_values, expected)
 
 
-def truncated() -> Image.Image:
+def truncated(mode: str = "RGB") -> Image.Image:
     file = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(file, "PNG")
+    Image.fromarray(RNG.integers(0, 256, (99, 99, 3), dtype=np.uint8)).convert(mode).save(file, "PNG")
     return Image.open(io.BytesIO(file.getvalue()[:9000]))
 
 
@@ -315,6 +318,12 @@ def truncated() -> Image.Image:
         (np.zeros((5, 4, 7)), {}, r"`images\[0\]` .* 1, 3 or 4 channels"),
         (np.zeros((5, 4, 2)), {"input_data_format": "channels_last"}, "2 channels"),
         (np.full((4, 5, 3), np.nan), {}, "NaN"),
+        (torch.zeros(3, 4, 5, device="meta"), {}, r"`images\[0\]` .* \(strided, meta\), which NumPy does not have"),
+        (torch.zeros(3, 4, 5).to_sparse(), {}, "convert it with `.to_dense"),
+        (torch.zeros(3, 4, 5).to(torch.float8_e4m3fn), {}, "type float8_e4m3fn"),
+        (PICTURE, {"size": [3]}, r"`size` is \[3\]; as a list it is \(height, width\)"),
+        (PICTURE, {"image_std": [1.0, float("nan"), 1.0]}, "`image_std` is .*; expected a finite number"),
+        (PICTURE, {"rescale_factor": float("inf")}, "`rescale_factor` is inf; expected a finite number"),
         (np.zeros((4, 5, 3), complex), {}, "complex128"),
         (np.full((4, 5, 3), 300), {}, "from 300 to 300; expected 0 to 255"),
         (-np.ones((4, 5, 3)), {}, "normalized already"),
@@ -452,6 +461,9 @@ def test_masks_partition_what_is_labelled(data: st.DataObject) -> None:
         (np.full((21, 34), -1), "negative ids"),
         (np.zeros((1, 21, 34, 2)), r"its shape is \(21, 34, 2\)"),
         ([3], "it is a int"),
+        (torch.zeros(21, 34, device="meta"), r"type float32 \(strided, meta\).*expected a dense tensor"),
+        (torch.zeros(21, 34).to_sparse(), "to_dense"),
+        (truncated("L"), "truncated or damaged"),
     ],
 )
 def test_bad_label_maps_are_answered_with_a_sentence(
@@ -459,6 +471,30 @@ def test_bad_label_maps_are_answered_with_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         processor(PICTURE, maps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": {"shortest_edge": 2.5}}, "`size` is {'shortest_edge': 2.5}; expected whole numbers"),
+        ({"size": {"shortest_edge": "x"}}, "expected whole numbers of at least 1"),
+        ({"image_mean": "grey"}, "`image_mean` is 'grey'; expected a finite number"),
+        ({"rescale_factor": "a"}, "`rescale_factor` is 'a'; expected a finite number"),
+    ],
+)
+def test_bad_settings_are_answered_with_a_sentence(options: dict[str, object], message: str) -> None:
+    """Calls are checked by transformers already, constructors are not."""
+    with pytest.raises(ValueError, match=message):
+        AlignZegImageProcessor(**options)(PICTURE)
+
+
+def test_nested_tensors_are_lists(processor: AlignZegImageProcessor) -> None:
+    images = [torch.from_numpy(PICTURE.transpose(2, 0, 1)[:, :rows].copy()) for rows in (21, 12)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype
+        nested = torch.nested.nested_tensor(images)
+    expected = processor(images, return_tensors="pt").pixel_values
+    assert torch.equal(processor(nested, return_tensors="pt").pixel_values, expected)
 
 
 def test_saving_and_loading_keeps_everything(tmp_path) -> None:

@@ -94,6 +94,31 @@ def test_predictions_at_ignored_pixels_count_nowhere(case, random):
 
 
 @settings(deadline=None)
+@given(cases(), st.sampled_from([-1, 254, 65534]), st.randoms(use_true_random=False))
+def test_none_of_these_is_wrong_and_no_class_s_prediction(case, none_index, random):
+    predictions, references, num_classes, unseen_ids, ignore_index = case
+    for prediction in predictions:
+        prediction[[[random.random() < 0.4 for _ in row] for row in prediction]] = none_index
+    matrix = sum(
+        confusion_matrix(p, r, num_classes, ignore_index, none_index)
+        for p, r in zip(predictions, references, strict=True)
+    )
+    assert matrix.shape == (num_classes, num_classes + 1)
+    assert matrix.sum() == sum((r != ignore_index).sum() for r in references)
+    assert_equal_scores(scores_from_confusion(matrix, unseen_ids), slow_scores(*case))
+
+
+def test_none_of_these_has_to_be_announced():
+    labels = torch.tensor([[0, 1], [1, 255]])
+    refused = torch.tensor([[-1, 1], [1, -1]])
+    with pytest.raises(ValueError, match=r"\[-1\] at labelled pixels; expected class ids in 0..1 or `none_index`"):
+        confusion_matrix(refused, labels, 2)
+    assert confusion_matrix(refused, labels, 2, none_index=-1).tolist() == [[0, 0, 1], [0, 2, 0]]
+    with pytest.raises(ValueError, match="`none_index` is 1, the id of a class"):
+        confusion_matrix(labels, labels, 2, none_index=1)
+
+
+@settings(deadline=None)
 @given(cases(), st.randoms(use_true_random=False))
 def test_renaming_classes_does_not_change_the_means(case, random):
     predictions, references, num_classes, unseen_ids, ignore_index = case
@@ -164,7 +189,7 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"`reference` holds the ids \[-1\].*255"):
         confusion_matrix(label, label - 1, 2)
     with pytest.raises(ValueError, match="`matrix` has shape"):
-        scores_from_confusion(np.zeros((2, 3)), [])
+        scores_from_confusion(np.zeros((2, 4)), [])
     with pytest.raises(ValueError, match=r"`unseen_ids` has \[2\]"):
         scores_from_confusion(np.zeros((2, 2)), [2])
     with pytest.raises(ValueError, match="`class_names` has 1"):
@@ -184,7 +209,7 @@ case.update(predictions=arrays[0], references=arrays[1])
 by_image = evaluate.load(sys.argv[1])
 for prediction, reference in zip(*arrays):
     by_image.add(prediction=prediction, reference=reference)
-options = {key: case[key] for key in ("num_classes", "unseen_ids", "ignore_index")}
+options = {key: case[key] for key in ("num_classes", "unseen_ids", "ignore_index", "none_index")}
 print(json.dumps([lists, metric.compute(**case), by_image.compute(**options)]))
 """
 
@@ -194,8 +219,10 @@ def test_evaluate_module_loads_offline_in_a_process_of_its_own(tmp_path):
     references = [rng.integers(0, 300, size) for size in ((20, 30), (31, 17))]  # more classes than 8 bits hold
     predictions = [np.where(rng.random(r.shape) < 0.5, r, rng.integers(0, 300, r.shape)) for r in references]
     references[0][:5] = 65535
+    predictions[1][:3] = -1
     options = {"num_classes": 300, "unseen_ids": [3, 299], "ignore_index": 65535}
-    case = {"predictions": [p.tolist() for p in predictions], "references": [r.tolist() for r in references]} | options
+    case = {"predictions": [p.tolist() for p in predictions], "references": [r.tolist() for r in references]}
+    case |= options | {"none_index": -1}
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     environment.pop("PYTHONPATH", None)
     process = subprocess.run(

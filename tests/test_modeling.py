@@ -476,7 +476,8 @@ def test_class_and_background_logits() -> None:
 
 def test_the_training_vocabulary_holds_seen_classes_only() -> None:
     """Another prototype for the unseen class changes its logits and no loss."""
-    for options in ({}, *({"feature_expansion_target": t} for t in ("semantic", "reserve")), {"indicator_positives": "both"}):
+    targets = [{"feature_expansion_target": target} for target in ("semantic", "reserve")]
+    for options in ({}, *targets, {"indicator_positives": "both"}):
         model = learned(tiny_model(**options)).train()
         results = []
         for seed in (1, 2):

@@ -87,7 +87,9 @@ def test_image_segmentation_is_semantic_only(folder: str) -> None:
 def test_without_labels_the_stored_vocabulary_is_used(
     segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor
 ) -> None:
-    assert isinstance(segmenter, segmenter.__class__) and type(segmenter).__name__ == "ZeroShotImageSegmentationPipeline"
+    assert (
+        isinstance(segmenter, segmenter.__class__) and type(segmenter).__name__ == "ZeroShotImageSegmentationPipeline"
+    )
     image = picture()
     assert np.array_equal(label_map(segmenter(image), list(CLASSES)), segment_by_hand(model, processor, image))
 
@@ -106,7 +108,10 @@ def test_without_labels_the_stored_vocabulary_is_used(
     ],
 )
 def test_candidate_labels(
-    segmenter: ZeroShotImageSegmentationPipeline, model: AlignZegModel, processor: AlignZegProcessor, options: dict[str, Any]
+    segmenter: ZeroShotImageSegmentationPipeline,
+    model: AlignZegModel,
+    processor: AlignZegProcessor,
+    options: dict[str, Any],
 ) -> None:
     image = picture(2, (61, 45))
     segments = segmenter(image, candidate_labels=NAMES, **options)
@@ -166,7 +171,9 @@ def test_labels_in_one_string(segmenter: ZeroShotImageSegmentationPipeline) -> N
 
 def test_options_of_the_constructor_are_defaults(folder: str, segmenter: ZeroShotImageSegmentationPipeline) -> None:
     image = picture()
-    fixed = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True, candidate_labels=NAMES, gamma=0.0)
+    fixed = pipeline(
+        "zero-shot-image-segmentation", model=folder, trust_remote_code=True, candidate_labels=NAMES, gamma=0.0
+    )
     assert fixed(image) == segmenter(image, candidate_labels=NAMES, gamma=0.0)
     assert {segment["label"] for segment in fixed(image, candidate_labels=["x", "y"])} <= {"x", "y"}
 

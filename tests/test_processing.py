@@ -51,6 +51,7 @@ def test_names_are_cleaned_and_stay_in_order() -> None:
         (["cat", 3], "Class name 1 is 3, a int"),
         ([None], "Class name 0 is None"),
         (7, "came as a int"),
+        ({"cat", "dog"}, "came as a set, which has no order"),
     ],
 )
 def test_bad_names_are_answered_with_a_sentence(processor: AlignZegProcessor, names: object, message: str) -> None:
@@ -126,6 +127,7 @@ def test_special_tokens_in_names_are_text(processor: AlignZegProcessor) -> None:
     [
         ("vildd", "`template_set` is 'vildd'; expected one of single, vild, imagenet"),
         ([], "`template_set` is empty"),
+        (5, "`template_set` is a int; expected one of single, vild, imagenet"),
         (["a {}", "a photo"], r"`template_set\[1\]` is 'a photo'"),
         ([3], r"`template_set\[0\]` is 3"),
     ],

@@ -4,17 +4,23 @@ in a process that has neither this package nor the libraries of the training, an
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hub_standin import hub_standin
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint, tiny_config
 from transformers import (
     AutoConfig,
@@ -35,6 +41,8 @@ NEW_NAMES = ["grass", "a new thing", "猫"]
 # Inference needs none of them; and the package must not be found where its copy is to be loaded.
 HIDDEN = ["accelerate", "datasets", "evaluate", "open_clip", "peft", "scipy", "timm", "torchvision"]
 PACKAGE = ["modeling_alignzeg", "zeroshot", "metrics"]
+# Modules of the interpreter's own installation that Python or an editable installation imports at its start.
+NOT_HIDDEN = ("pip", "setuptools", "_distutils_hack", "pkg_resources")
 
 HIDE = """
 import sys
@@ -108,7 +116,9 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
         assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
     kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT") if name in os.environ
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT")
+        if name in os.environ
     }
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-I", str(folder / "script.py")]
@@ -227,6 +237,107 @@ def test_pipelines_load_from_a_clone(alone: dict[str, Any]) -> None:
     assert alone["image-segmentation"] and set(alone["image-segmentation"]) <= set(CLASSES)
 
 
+ALONE = """
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+def predict(source):
+    model = AutoModel.from_pretrained(source, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    image = Image.open(PHOTO)
+    with torch.no_grad():
+        prototypes = model.get_text_prototypes(processor, NEW_NAMES)
+        outputs = model(**processor(images=image, return_tensors="pt"), text_prototypes=prototypes)
+    label = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
+    return model, processor, [*outputs.to_tuple(), label]
+
+model, processor, first = predict(CLONE)
+model.save_pretrained("again")
+processor.save_pretrained("again")
+second = predict("./again")[2]
+assert len(first) == len(second) > 3
+result = {"equal": [torch.equal(*pair) for pair in zip(first, second)], "size": tuple(first[-1].shape)}
+"""
+
+
+def needed_by(*names: str) -> set[str]:
+    """Names of distributions that these need, themselves included, without optional ones."""
+    found: set[str] = set()
+    waiting = [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        with suppress(importlib.metadata.PackageNotFoundError):
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
+            found.add(name)
+            waiting += [
+                canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def test_torch_and_transformers_are_enough(tmp_path: Path) -> None:
+    """This clone's own checkpoint; every package that torch, transformers, NumPy and Pillow do not need is hidden."""
+    allowed = needed_by("torch", "transformers", "numpy", "pillow")
+    providers = importlib.metadata.packages_distributions()
+    hidden = [
+        module
+        for module, distributions in providers.items()
+        if module.isidentifier() and not allowed & {canonicalize_name(name) for name in distributions}
+    ]
+    hidden = [name for name in hidden if importlib.util.find_spec(name) is not None and name not in NOT_HIDDEN]
+    assert {"scipy", "accelerate", "datasets"} <= set(hidden) and not {"torch", "transformers"} & set(hidden)
+    values = {"PHOTO": str(REPOSITORY / "app" / "examples" / "scene_043.png"), "CLONE": str(REPOSITORY)}
+    values |= {"HIDDEN": sorted({*hidden, *PACKAGE}), "NEW_NAMES": NEW_NAMES}
+    result = run_alone(ALONE, tmp_path / "process", **values)
+    assert all(result["equal"]) and result["size"] == (128, 128)
+
+
+def test_the_code_imports_nothing_else() -> None:
+    """At import time; what is optional stands in try/except ImportError. And nothing is unpickled or evaluated."""
+    allowed = {"torch", "numpy", "PIL", "transformers", *sys.stdlib_module_names} - {"pickle", "marshal", "shelve"}
+    for path in sorted((REPOSITORY / "modeling_alignzeg").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        optional = {
+            node
+            for attempt in ast.walk(tree)
+            if isinstance(attempt, ast.Try)
+            and any(isinstance(h.type, ast.Name) and h.type.id == "ImportError" for h in attempt.handlers)
+            for statement in attempt.body
+            for node in ast.walk(statement)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                if node.level:
+                    assert node.level == 1 and (path.parent / f"{node.module}.py").is_file(), (
+                        f"{path.name}: {node.module}"
+                    )
+                names = [] if node.level else [node.module]
+            else:
+                called = getattr(node, "func", None)
+                name = getattr(called, "attr", getattr(called, "id", ""))
+                is_module = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name)
+                where = called.value.id if is_module else ""
+                assert name not in ("exec", "__import__", "import_module"), f"{path.name}:{node.lineno}"
+                assert (where, name) not in (("torch", "load"), ("", "eval")), f"{path.name}:{node.lineno}"
+                continue
+            if node not in optional:
+                assert {name.partition(".")[0] for name in names} <= allowed, f"{path.name}:{node.lineno} {names}"
+
+
+def test_a_checkpoint_s_code_is_the_reviewed_code(saved: Path) -> None:
+    """Every file of a checkpoint is a weight file, JSON, or a copy of one of the repository."""
+    for path in saved.iterdir():
+        if path.suffix == ".py":
+            assert path.read_bytes() == (REPOSITORY / "modeling_alignzeg" / path.name).read_bytes()
+        else:
+            assert path.suffix in (".json", ".safetensors"), path.name
+
+
 # --- the package is imported
 
 
@@ -275,7 +386,9 @@ def test_dtypes(
 ) -> None:
     model = AlignZegModel.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    torch.testing.assert_close(logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3)
+    torch.testing.assert_close(
+        logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3
+    )
     model.save_pretrained(tmp_path)
     assert AlignZegModel.from_pretrained(tmp_path, dtype="auto").dtype == model.dtype
     assert torch.equal(logits(AlignZegModel.from_pretrained(tmp_path, dtype="auto"), pixels), logits(model, pixels))
@@ -290,7 +403,9 @@ def test_device_map(
     assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
 
 
-def test_text_tower_on_disk(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_text_tower_on_disk(
+    saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     pytest.importorskip("accelerate")
     device_map = {name: "cpu" for name, _ in AlignZegModel(tiny_config()).named_children()}
     device_map |= dict.fromkeys(("logit_scale", "position_embedding", "query_embeddings", "query_position"), "cpu")
@@ -317,7 +432,9 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))}
+    kept = {
+        name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))
+    }
     shutil.copy(saved / "config.json", tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = AlignZegModel.from_pretrained(tmp_path)

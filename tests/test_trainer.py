@@ -114,7 +114,9 @@ def test_trainer_resumes_to_the_bit(
     options = {"save_strategy": "steps", "save_steps": 2}
     again = copy.deepcopy(model)
     make_trainer(model, processor, scenes, tmp_path, **options).train()
-    make_trainer(again, processor, scenes, tmp_path, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    make_trainer(again, processor, scenes, tmp_path, **options).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
     expected = weights_of(model)
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(again).items())
 

@@ -56,7 +56,11 @@ DOES_NOT_APPLY = {
     "the model is composite, and `test_sdpa_can_dispatch_composite_models` passes": [
         "test_sdpa_can_dispatch_non_composite_models",
     ],
-    "no rotary embeddings, no sliding windows": ["test_model_rope_*", "test_vision_axial_rope", "test_sliding_window_mask"],
+    "no rotary embeddings, no sliding windows": [
+        "test_model_rope_*",
+        "test_vision_axial_rope",
+        "test_sliding_window_mask",
+    ],
     "the input is an image; class names are tokens of CLIP's vocabulary, which does not change": [
         "test_inputs_embeds",
         "test_resize_tokens_embeddings",
@@ -189,7 +193,9 @@ class ImageSegmentationPipelineTests:
         for image, segments in zip(examples, segmenter(examples)):
             assert segments and {segment["label"] for segment in segments} <= set(CLASSES)
             assert all(segment["mask"].size == image.size and segment["mask"].mode == "L" for segment in segments)
-            covered = sum((torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments)
+            covered = sum(
+                (torch.frombuffer(segment["mask"].tobytes(), dtype=torch.uint8) > 0).int() for segment in segments
+            )
             assert covered.eq(1).all()  # semantic: each pixel has one label
 
 
@@ -225,7 +231,9 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         if return_labels:
             shape = (AlignZegModelTester.num_labels, AlignZegModelTester.image_size, AlignZegModelTester.image_size)
             generator = torch.Generator().manual_seed(0)
-            inputs["mask_labels"] = [(torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]]
+            inputs["mask_labels"] = [
+                (torch.rand(shape, generator=generator) > 0.5).float() for _ in inputs["pixel_values"]
+            ]
             inputs["class_labels"] = [torch.arange(shape[0]) for _ in inputs["pixel_values"]]
         return inputs
 
@@ -307,7 +315,9 @@ def test_every_skip_is_listed(outcomes: Outcomes) -> None:
     unlisted = {name: reason for name, reason in outcomes.skipped.items() if not find(name)}
     assert not unlisted
     always = {pattern for patterns in DOES_NOT_APPLY.values() for pattern in patterns}
-    assert not [name for name in outcomes.passed if always & set(find(name))], "listed as not applicable, yet it passes"
+    assert not [name for name in outcomes.passed if always & set(find(name))], (
+        "listed as not applicable, yet it passes"
+    )
     if len(outcomes.passed) + len(outcomes.skipped) > 300:  # the whole file ran
         stale = always - {pattern for name in outcomes.skipped for pattern in find(name)}
         assert not stale, "no skipped test has such a name any more"

@@ -112,7 +112,9 @@ def test_call_with_names_equals_stored_vocabulary(model: AlignZegModel, processo
             text_prototypes=model.get_text_prototypes(processor, CLASSES),
             seen_class_mask=torch.tensor([name not in UNSEEN for name in CLASSES]),
         )
-        tokens = model(**pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask)
+        tokens = model(
+            **pixels, **processor(text=list(CLASSES), return_tensors="pt"), seen_class_mask=model.seen_class_mask
+        )
     for name in ("class_queries_logits", "unseen_logits", "seen_class_mask"):
         torch.testing.assert_close(stored[name], prototypes[name])
         torch.testing.assert_close(stored[name], tokens[name])

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .calibration import GAMMAS, THRESHOLDS, proposal_indicator, roc_auc
-from .checkpointing import atomic_write_text
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model, library_versions
+from .files import atomic_write_text
 from .settings import load_settings
 from .training import Trainer, evaluation_batches, open_part
 
@@ -140,7 +140,9 @@ def summarize(cells: Path, results: Path) -> None:
         if not done:
             continue
         readout = corrected if row.readout == "pbc" else row.readout
-        if readout == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+        if (
+            readout == "constant"
+        ):  # one value for all seeds, the best of the row: the peers' correction at its strongest
             constants = [f"constant {penalty}" for penalty in PENALTIES]
             readout = max(constants, key=lambda key: np.mean([cell["scores"][key]["hiou"] for cell in done]))
         rows.append(

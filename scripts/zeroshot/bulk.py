@@ -41,8 +41,8 @@ from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 
-from .checkpointing import atomic_file, atomic_folder, atomic_write_text
 from .data import NAMED_BENCHMARKS, load_benchmark, open_any_dataset
+from .files import atomic_file, atomic_folder, atomic_write_text
 from .images import decode_image, label_picture, open_image
 from .launching import start_processes
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
-from .checkpointing import atomic_write_text
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model
+from .files import atomic_write_text
 from .settings import Settings
 from .splits import SegmentationSplit, load_split
 from .training import Trainer, evaluation_batches, open_part

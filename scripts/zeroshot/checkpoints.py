@@ -14,7 +14,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
-from .checkpointing import atomic_file, atomic_folder
+from .files import atomic_file, atomic_folder
 
 
 CODE_FOLDER = "modeling_alignzeg"

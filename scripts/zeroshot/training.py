@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,22 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg.loss_alignzeg import MatchingCostError
 
-from .checkpointing import CheckpointStore, SignalStop, atomic_write_text, check_finite
+from .checkpointing import CheckpointError, CheckpointStore
 from .checkpoints import assemble, save_checkpoint
 from .clip_conversion import load_clip
 from .data import Problem, SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
+from .files import atomic_write_text
+from .guards import SignalStop, check_finite
 from .launching import start_processes
 from .settings import DataSettings, ModelSettings, Settings
 from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .transforms import Collator, TrainTransform, normalize_image
 
 
+METRICS = "metrics.jsonl"
 LOSSES = (
     "loss",
     "loss_class",
@@ -172,6 +176,21 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
 
 def step_seed(seed: int, step: int, micro_step: int) -> int:
     return int(np.random.SeedSequence([seed, step, micro_step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def forget_later_steps(path: Path, step: int) -> None:
+    """Removes from a file of metrics what a run that was killed after its last checkpoint wrote about steps beyond it.
+
+    They are taken, and written, again. So is a line that was cut short.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    atomic_write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 @torch.no_grad()
@@ -312,11 +331,13 @@ class Trainer:
         if self.settings.resume:
             self.resume()
         elif self.store.latest(accelerator) is not None:
-            raise ValueError(
+            raise CheckpointError(
                 f"`resume` is off, but {self.output} holds checkpoints of an earlier run: choose another `output_dir`."
             )
+        if accelerator.is_main_process:
+            forget_later_steps(self.output / METRICS, self.step)
         if settings.tensorboard:
-            accelerator.init_trackers("tensorboard")
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
         scores, first, started = None, self.step, time.time()
         self.network.train()
         bar = tqdm(
@@ -372,8 +393,11 @@ class Trainer:
         accelerator = self.accelerator
         totals: dict[str, Tensor] = {}
         names: list[str] = []
+        broken: MatchingCostError | None = None
         for micro_step in range(settings.gradient_accumulation_steps):
             batch = next(batches)
+            if broken is not None:  # the step is lost, and its batches are used up with it
+                continue
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
             names += batch.pop("names")
             indices = batch.pop("indices")
@@ -381,16 +405,25 @@ class Trainer:
                 batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
             is_last = micro_step == settings.gradient_accumulation_steps - 1
             with nullcontext() if is_last else accelerator.no_sync(self.network):
-                outputs = self.network(**batch)
+                try:
+                    outputs = self.network(**batch)
+                except MatchingCostError as error:  # on all processes or none
+                    broken, names = error, [names[len(names) - len(indices) + image] for image in error.images]
+                    continue
                 accelerator.backward(outputs.loss / settings.gradient_accumulation_steps)
             for name in LOSSES:
                 value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
                 totals[name] = totals.get(name, 0) + value
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
-        checked = totals if accelerator.mixed_precision == "fp16" else {**totals, "gradient norm": norm}
+        if broken is not None:
+            checked = {f"{term} cost of the matching": value for term, value in broken.costs.items()}
+        else:
+            checked = dict(totals)
+            norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
+            if accelerator.mixed_precision != "fp16":
+                checked["gradient norm"] = norm
         if not check_finite(accelerator, self.step, checked, names, settings.on_nan):
             self.optimizer.zero_grad()
-            if accelerator.scaler is not None:  # it has looked at these gradients and waits for its update
+            if accelerator.scaler is not None and broken is None:  # it has seen these gradients and awaits its update
                 accelerator.scaler.update()
             self.scheduler.step()
             return None
@@ -440,5 +473,5 @@ class Trainer:
         if self.settings.training.tensorboard:
             self.accelerator.log(values, step=self.step)
         if self.accelerator.is_main_process:
-            with open(self.output / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.output / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **values}) + "\n")

@@ -15,10 +15,13 @@ gets one of all classes. With it come both means, the IoU of every class and the
 
 _INPUTS = """\
 Args:
-    predictions: list of label maps, each a list of rows (or an integer array) of class ids 0..num_classes-1.
+    predictions: list of label maps, each a list of rows (or an integer array) of class ids 0..num_classes-1, or
+        `none_index`.
     references: list of label maps of the same sizes, class ids 0..num_classes-1 or `ignore_index`.
     num_classes (int): number of classes, seen and unseen.
     unseen_ids (list of int): ids of the unseen classes.
+    none_index (int, optional): id in the predictions that means "none of these": wrong at every labelled pixel, and
+        nowhere a prediction of a class. Without it such an id is an error.
     ignore_index (int, 255): pixels whose reference is this count nowhere, whatever is predicted there.
     class_names (list of str, optional): keys of `per_class`; by default the ids as text.
 Returns:
@@ -30,7 +33,7 @@ Returns:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class HIoU(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int32")))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
@@ -46,11 +49,12 @@ class HIoU(evaluate.Metric):
         unseen_ids: list[int],
         ignore_index: int = 255,
         class_names: list[str] | None = None,
+        none_index: int | None = None,
     ) -> dict[str, float | dict[str, float]]:
-        matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        matrix = torch.zeros(num_classes, num_classes + (none_index is not None), dtype=torch.int64)
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             try:
-                matrix = matrix + confusion_matrix(prediction, reference, num_classes, ignore_index)
+                matrix = matrix + confusion_matrix(prediction, reference, num_classes, ignore_index, none_index)
             except ValueError as error:
                 raise ValueError(f"Image {index}: {error}") from None
         return scores_from_confusion(matrix, unseen_ids, class_names)

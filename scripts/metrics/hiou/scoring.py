@@ -14,6 +14,7 @@ def confusion_matrix(
     reference: np.ndarray | torch.Tensor,
     num_classes: int,
     ignore_index: int = 255,
+    none_index: int | None = None,
 ) -> torch.Tensor:
     """Counts the labelled pixels of one or more images by what they are and what they were taken for.
 
@@ -25,14 +26,20 @@ def confusion_matrix(
         reference: Class ids of the same shape, in `0..num_classes-1` or `ignore_index`.
         num_classes: Number of classes C.
         ignore_index: Id of unlabelled pixels.
+        none_index: Id with which the prediction says "none of these". At a labelled pixel that is wrong, and no
+            class's prediction: the pixel's class misses it, none gains it. Without it such an id is an error.
 
     Returns:
         `int64` of shape (C, C) on the device of `prediction`; entry (i, j) counts the pixels of class i predicted as
-        j.
+        j. With `none_index` of shape (C, C + 1): the last column counts those predicted as none.
 
     Raises:
-        ValueError: The shapes differ, or an id is outside its range.
+        ValueError: The shapes differ, an id is outside its range, or `none_index` is the id of a class.
     """
+    if none_index is not None and 0 <= none_index < num_classes:
+        raise ValueError(
+            f"`none_index` is {none_index}, the id of a class; expected an id outside 0..{num_classes - 1}."
+        )
     prediction = torch.as_tensor(prediction)
     reference = torch.as_tensor(reference, device=prediction.device)
     if prediction.shape != reference.shape:
@@ -43,15 +50,22 @@ def confusion_matrix(
     prediction, reference = prediction.long(), reference.long()
     labelled = reference != ignore_index
     prediction, reference = prediction[labelled], reference[labelled]
-    for argument, ids in (("prediction", prediction), ("reference", reference)):
+    is_none = torch.zeros_like(prediction, dtype=torch.bool) if none_index is None else prediction == none_index
+    others = f" or `none_index`{'' if none_index is None else f' {none_index}'} for pixels that are none of them."
+    for argument, ids, hint in (
+        ("prediction", prediction[~is_none], others),
+        ("reference", reference, f" or `ignore_index` {ignore_index}."),
+    ):
         outside = ids[(ids < 0) | (ids >= num_classes)]
         if outside.numel():
             raise ValueError(
                 f"`{argument}` holds the ids {outside.unique().tolist()} at labelled pixels; expected class ids in "
-                f"0..{num_classes - 1}" + (f" or `ignore_index` {ignore_index}." if argument == "reference" else ".")
+                f"0..{num_classes - 1}{hint}"
             )
-    counts = torch.bincount(reference * num_classes + prediction, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    columns = num_classes + (none_index is not None)
+    prediction = torch.where(is_none, num_classes, prediction)
+    counts = torch.bincount(reference * columns + prediction, minlength=num_classes * columns)
+    return counts.reshape(num_classes, columns)
 
 
 def scores_from_confusion(
@@ -63,7 +77,7 @@ def scores_from_confusion(
     predictions has none (nan) and is left out of the means; one that is only predicted has 0.
 
     Args:
-        matrix: Counts of shape (C, C) as from [`confusion_matrix`].
+        matrix: Counts of shape (C, C), or (C, C + 1), as from [`confusion_matrix`].
         unseen_ids: Ids of the unseen classes; all others are seen.
         class_names: Names of the C classes; by default their ids as text.
 
@@ -73,11 +87,13 @@ def scores_from_confusion(
         so is a `hiou` with such a part, as it is without unseen classes.
 
     Raises:
-        ValueError: `matrix` is not square, or `unseen_ids` or `class_names` does not fit it.
+        ValueError: `matrix` has another shape, or `unseen_ids` or `class_names` does not fit it.
     """
     matrix = torch.as_tensor(matrix).cpu().double().numpy()
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes).")
+    if matrix.ndim != 2 or matrix.shape[1] - matrix.shape[0] not in (0, 1):
+        raise ValueError(
+            f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes), or one column more."
+        )
     num_classes = len(matrix)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"`class_names` has {len(class_names)} names; the matrix has {num_classes} classes.")
@@ -86,7 +102,8 @@ def scores_from_confusion(
         raise ValueError(f"`unseen_ids` has {strangers}; expected class ids in 0..{num_classes - 1}.")
 
     correct = np.diag(matrix)
-    iou = 100 * _ratio(correct, matrix.sum(axis=0) + matrix.sum(axis=1) - correct)
+    predicted, actual = matrix[:, :num_classes].sum(axis=0), matrix.sum(axis=1)
+    iou = 100 * _ratio(correct, predicted + actual - correct)
     is_unseen = np.isin(np.arange(num_classes), unseen_ids)
     seen, unseen = _mean(iou[~is_unseen]), _mean(iou[is_unseen])
     names = class_names if class_names is not None else [str(i) for i in range(num_classes)]

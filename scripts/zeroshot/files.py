@@ -1,0 +1,104 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Files and folders that are never half written: they are written beside their place and renamed when complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Writes `text` (UTF-8) to `path`: at every moment, the file has its old content or the new one."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Gives the name of a file beside `path`, of the same suffix, to write to; it becomes `path` at the end.
+
+    After an exception inside the block, `path` is as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Gives an empty folder beside `path` to write to; at the end it takes the place of `path`, *with all it holds*.
+
+    After an exception inside the block, or when the process is killed, `path` is as it was before. POSIX cannot
+    exchange two folders in one step: killed between the two renames, the old one is left as `.name.replaced` beside
+    it, and the next call puts it back first.
+
+    Raises:
+        ValueError: If `path` holds the working directory or the home directory, or is a file.
+    """
+    path = Path(path).resolve()
+    if any(place.resolve().is_relative_to(path) for place in (Path.cwd(), Path(os.path.expanduser("~")))):
+        raise ValueError(f"{path} would be replaced with all it holds: name a new folder inside it instead.")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file where a folder is to be written: remove it or choose another name.")
+    partial = begin_folder(path)
+    try:
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            sync(file)
+        finish_folder(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the list of names in a folder, is on the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def recover_folder(path: Path) -> None:
+    """Puts an old folder back that [`finish_folder`] moved aside just before it was killed."""
+    aside = beside(path, "replaced")
+    if aside.exists() and not path.exists():
+        os.rename(aside, path)
+
+
+def begin_folder(path: Path) -> Path:
+    recover_folder(path)
+    partial = beside(path, "partial")
+    for leftover in (partial, beside(path, "replaced")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def finish_folder(partial: Path, path: Path) -> None:
+    sync(partial)
+    aside = beside(path, "replaced")
+    if path.exists():
+        os.rename(path, aside)
+    try:
+        os.rename(partial, path)
+    finally:
+        recover_folder(path)  # after a failure
+    sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,110 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""scripts/push_to_hub.py against a stand-in for the Hub: what arrives there is a model that loads and a Space."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_standin import hub_standin
+from huggingface_hub import ModelCard, SpaceCard
+from tiny import tiny_checkpoint
+
+
+ROOT = Path(__file__).resolve().parent.parent
+LOAD = """
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+def predict(source):
+    model = AutoModel.from_pretrained(source, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    with torch.no_grad():
+        outputs = model(**processor(images=Image.open(IMAGE), return_tensors="pt"))
+    return outputs.class_queries_logits, outputs.masks_queries_logits
+
+result = [torch.equal(*pair) for pair in zip(predict("tester/alignzeg"), predict(ROOT))]
+"""
+
+
+def push(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return subprocess.run(command, env=kept | (environment or {}), capture_output=True, text=True, timeout=600)
+
+
+def test_model_and_space_arrive(tmp_path: Path) -> None:
+    from test_remote_code import run_alone
+
+    with hub_standin() as hub:
+        environment = hub.environment() | {"HF_HOME": str(tmp_path / "home")}
+        run = push("--model", "tester/alignzeg", "--space", "tester/demo", "--message", "New", environment=environment)
+        assert run.returncode == 0, run.stderr
+        values = {"IMAGE": str(ROOT / "app" / "examples" / "scene_043.png"), "ROOT": str(ROOT)}
+        assert run_alone(LOAD, tmp_path / "process", hub.environment(), **values) == [True, True]
+        model, space = (hub.repositories[name] for name in ("tester/alignzeg", "spaces/tester/demo"))
+        assert hub.commits == [("tester/alignzeg", "New"), ("spaces/tester/demo", "New")]
+
+    code = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "modeling_alignzeg").glob("*.py")}
+    plain = {name: ROOT / name for name in ("config.json", "model.safetensors", "tokenizer.json", "LICENSE")}
+    for name, path in (code | plain).items():
+        assert model[name] == path.read_bytes(), name
+    assert not [name for name in model if name.startswith(("scripts", "tests", ".", "app/app"))]
+    card = ModelCard(model["README.md"].decode())
+    original = ModelCard.load(ROOT / "model_card.md")
+    assert card.data.to_dict() == original.data.to_dict()
+    assert card.text == original.text.replace('checkpoint = "."', 'checkpoint = "tester/alignzeg"') != original.text
+    assert "app/examples/scene_043.png" in model, "the card's example opens it"
+
+    app = {path.relative_to(ROOT / "app").as_posix(): path for path in (ROOT / "app").rglob("*") if path.is_file()}
+    app = {name: path.read_bytes() for name, path in app.items() if "__pycache__" not in name}
+    readme, shown = app.pop("README.md").decode(), space.pop("README.md").decode()
+    assert space == app
+    assert SpaceCard(shown).data.models == ["tester/alignzeg"]
+    old = yaml.safe_load(readme.split("---")[1])["models"][0]
+    assert shown == readme.replace(old, "tester/alignzeg", 1)
+
+
+def test_another_checkpoint_with_its_own_card(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    card = tmp_path / "card.md"
+    card.write_text("---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n---\n# Tiny\n")
+    run = push("--model", "tester/tiny", "--checkpoint", checkpoint, "--card", card, "--dry_run")
+    assert run.returncode == 0, run.stderr
+    names = {line.strip() for line in run.stdout.splitlines()[1:]}
+    assert names == {path.name for path in checkpoint.iterdir()} | {"README.md", "LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model or --space"),
+        (["--model", "tester/x", "--checkpoint", "EMPTY"], "its own card with --card"),
+        (["--model", "tester/x", "--checkpoint", "EMPTY", "--card", "CARD"], "has no model.safetensors"),
+        (["--model", "tester/x", "--card", "EMPTY"], "is no file"),
+        (["--model", "tester/x", "--card", "BARE"], "`library_name` and `pipeline_tag`"),
+        (["--model", "tester/x", "--card", "BROKEN"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_uploaded_is_named(arguments: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "CARD").write_text("---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n---\n")
+    (tmp_path / "BARE").write_text("# No metadata\n")
+    (tmp_path / "BROKEN").write_text("---\ntags: [\n---\n")
+    run = push(*(tmp_path / part if part.isupper() else part for part in arguments))
+    assert run.returncode != 0 and words in run.stderr and "Traceback" not in run.stderr, run.stderr
+
+
+def test_refusals_of_the_hub_are_sentences(tmp_path: Path) -> None:
+    with hub_standin() as hub:
+        environment = hub.environment() | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url + "/nothing"}
+        run = push("--model", "tester/alignzeg", environment=environment)
+        assert run.returncode == 1 and "the Hub refused" in run.stderr and "Traceback" not in run.stderr
+        environment = {n: v for n, v in hub.environment().items() if n != "HF_TOKEN"} | {"HF_HOME": str(tmp_path)}
+        run = push("--model", "not a name", environment=environment)
+        assert run.returncode == 1 and "Traceback" not in run.stderr
