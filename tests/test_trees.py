@@ -19,6 +19,7 @@ import pytest
 import tiny
 from conftest import ROOT
 from PIL import Image
+from test_processes import launch
 
 from zeroshot.data import SegmentationDataset, load_benchmark, validate_dataset
 from zeroshot.splits import load_split
@@ -277,6 +278,16 @@ def test_all_that_is_wrong_is_named_at_once(checkpoint: Path, monkeypatch: pytes
     message = run(monkeypatch, "evaluate.py", *flags)
     assert "3 problem(s) found" in message
     assert all(name in message for name in ("2007_000000.jpg", "2007_000001.jpg", "2007_000003.png"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_check_and_stop_together(checkpoint: Path, tmp_path: Path) -> None:
+    voc_tree(tmp_path / "voc")
+    cut(tmp_path / "voc" / "JPEGImages" / "2007_000003.jpg")  # in the share of the second process
+    flags = ["--model", checkpoint, "--dataset", "voc2012", "--root", tmp_path / "voc", "--part", "val"]
+    printed = launch("evaluate.py", *flags, "--output", tmp_path / "report.json", status=1)
+    assert printed.count("2007_000003.jpg: the file cannot be decoded") == 2
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_the_training_part_is_checked_and_so_is_validation(
