@@ -71,6 +71,8 @@ class AlignZegConfig(PreTrainedConfig):
         no_object_weight (`float`, defaults to 0.1): Weight of unmatched proposals in the class term.
         ignored_query_threshold (`float`, defaults to 0.5): An unmatched proposal with more than this share of its mask
             on unlabelled pixels takes no part in the class term. 1.0 switches the rule off.
+        unlabelled_pixels (`str`, defaults to `"negative"`): What unlabelled pixels are in matching and mask loss: left out
+            (`"exclude"`), or no part of any labelled object (`"negative"`, as MaskFormer has it).
         virtual_weight, diversity_weight, indicator_weight (`float`, default to 1.0, 1.0, 1.0): Weights of `L_vir`,
             `L_reg` and `L_bc`.
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
@@ -134,6 +136,7 @@ class AlignZegConfig(PreTrainedConfig):
         dice_weight=5.0,
         no_object_weight=0.1,
         ignored_query_threshold=0.5,
+        unlabelled_pixels="negative",
         virtual_weight=1.0,
         diversity_weight=1.0,
         indicator_weight=1.0,
@@ -203,6 +206,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.dice_weight = dice_weight
         self.no_object_weight = no_object_weight
         self.ignored_query_threshold = ignored_query_threshold
+        self.unlabelled_pixels = unlabelled_pixels
         self.virtual_weight = virtual_weight
         self.diversity_weight = diversity_weight
         self.indicator_weight = indicator_weight
@@ -300,6 +304,7 @@ class AlignZegConfig(PreTrainedConfig):
         )
         for name, choices in {
             "feature_expansion_target": ("frozen", "semantic", "reserve"),
+            "unlabelled_pixels": ("exclude", "negative"),
             "feature_expansion_location": ("before_adapter", "after_adapter"),
             "indicator_positives": ("held_out", "virtual", "both"),
         }.items():

@@ -513,9 +513,10 @@ def training_batch(counts: list[int], seed: int = 0, size: tuple[int, int] = (32
     return {"pixel_values": pixels, "mask_labels": masks, "class_labels": [seen[n] for n in names]}
 
 
-def test_objective_equals_the_plain_sum() -> None:
+@pytest.mark.parametrize("unlabelled", ["negative", "exclude"])
+def test_objective_equals_the_plain_sum(unlabelled: str) -> None:
     """Matching by brute force, all points, the training vocabulary without the unseen class, auxiliary masks."""
-    model = tiny_model(**BASELINE, num_queries=4)
+    model = tiny_model(**BASELINE, num_queries=4, unlabelled_pixels=unlabelled)
     batch = training_batch([2, 3])
     with torch.no_grad():
         outputs = model(**batch, output_auxiliary_logits=True)
@@ -525,15 +526,18 @@ def test_objective_equals_the_plain_sum() -> None:
         outputs.class_queries_logits.masked_fill(~torch.cat([SEEN, torch.tensor([True])]), -math.inf),
     )
     points = torch.tensor([(r * 4 + 2) * 32 + c * 4 + 2 for r in range(8) for c in range(8)]).expand(2, -1)
+    assert not targets.labelled.all()
+    everywhere = torch.ones_like(targets.labelled)
+    compared = targets if unlabelled == "exclude" else SegmentationTargets(targets.masks, targets.classes, everywhere)
     layers = [masks, *outputs.auxiliary_masks_queries_logits]
     assert len(layers) == model.config.num_refinement_layers
     sums, pairs = [[0.0, 0.0] for _ in layers], []
     for image in range(2):
-        table = plain_cost(masks, classes, targets, image, points)
+        table = plain_cost(masks, classes, compared, image, points)
         for query, target in brute_force(table, targets.counts[image]).items():
             pairs.append((image, query, target))
             for layer, sums_of_layer in zip(layers, sums):
-                terms = plain_terms(*labelled_values(layer[image, query], targets, image, target, points[image]))
+                terms = plain_terms(*labelled_values(layer[image, query], compared, image, target, points[image]))
                 for i in range(2):
                     sums_of_layer[i] += terms[i] / 5
     match = ProposalMatch(*torch.tensor(pairs).T)
