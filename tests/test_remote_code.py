@@ -116,7 +116,9 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
         assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
     kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT") if name in os.environ
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT")
+        if name in os.environ
     }
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-I", str(folder / "script.py")]
@@ -270,7 +272,9 @@ def needed_by(*names: str) -> set[str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             requirements = map(Requirement, importlib.metadata.requires(name) or [])
             found.add(name)
-            waiting += [canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})]
+            waiting += [
+                canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
+            ]
     return found
 
 
@@ -309,7 +313,9 @@ def test_the_code_imports_nothing_else() -> None:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 if node.level:
-                    assert node.level == 1 and (path.parent / f"{node.module}.py").is_file(), f"{path.name}: {node.module}"
+                    assert node.level == 1 and (path.parent / f"{node.module}.py").is_file(), (
+                        f"{path.name}: {node.module}"
+                    )
                 names = [] if node.level else [node.module]
             else:
                 called = getattr(node, "func", None)
@@ -380,7 +386,9 @@ def test_dtypes(
 ) -> None:
     model = AlignZegModel.from_pretrained(saved, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    torch.testing.assert_close(logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3)
+    torch.testing.assert_close(
+        logits(model, pixels).float(), expected["stored/class_queries_logits"], rtol=0.1, atol=0.3
+    )
     model.save_pretrained(tmp_path)
     assert AlignZegModel.from_pretrained(tmp_path, dtype="auto").dtype == model.dtype
     assert torch.equal(logits(AlignZegModel.from_pretrained(tmp_path, dtype="auto"), pixels), logits(model, pixels))
@@ -395,7 +403,9 @@ def test_device_map(
     assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
 
 
-def test_text_tower_on_disk(saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_text_tower_on_disk(
+    saved: Path, pixels: BatchFeature, expected: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     pytest.importorskip("accelerate")
     device_map = {name: "cpu" for name, _ in AlignZegModel(tiny_config()).named_children()}
     device_map |= dict.fromkeys(("logit_scale", "position_embedding", "query_embeddings", "query_position"), "cpu")
@@ -422,7 +432,9 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))}
+    kept = {
+        name: value for name, value in weights.items() if not name.startswith(("adapter", "background", "class_text"))
+    }
     shutil.copy(saved / "config.json", tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = AlignZegModel.from_pretrained(tmp_path)
