@@ -407,7 +407,7 @@ def _tiles(matrix: torch.Tensor, pixels: int, cells: int) -> list[tuple[slice, s
 def _lowered(floor: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
     """`floor` less more than what rounding takes from a float32 score that should reach it: scores are sums of numbers
     that are not negative, less a penalty."""
-    return floor - 1e-5 * (floor.abs() + 2 * penalty.amax()) - torch.finfo(floor.dtype).tiny
+    return floor - 1e-5 * (floor.abs() + 2 * penalty.abs().amax()) - torch.finfo(floor.dtype).tiny
 
 
 def _floors(values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -432,7 +432,7 @@ def _winners(
     is a mean of the cells around it.
 
     Args:
-        probabilities: (queries, classes).
+        probabilities: (classes, queries).
         cells: (queries, h, w).
         penalty: (classes,).
         expected: (classes,), scores of the mean cell.
@@ -442,12 +442,11 @@ def _winners(
     Returns:
         (H, W), int64.
     """
-    shape = (len(rows), len(columns))
+    shape, flat = (len(rows), len(columns)), cells.flatten(1)
     at_once = max(1, WORKSPACE // max(shape[0] * shape[1], cells[0].numel()))
 
     def score(classes: torch.Tensor) -> torch.Tensor:
-        scores = probabilities[:, classes].T @ cells.flatten(1) - penalty[classes, None]
-        return scores.view(-1, *cells.shape[1:])
+        return (probabilities[classes] @ flat - penalty[classes, None]).view(-1, *cells.shape[1:])
 
     def race(classes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         resized = rows @ (scores @ columns.T)
@@ -455,7 +454,7 @@ def _winners(
         order = torch.arange(len(classes), dtype=torch.int32, device=scores.device)[:, None, None]
         return values, classes[torch.where(resized == values, order, len(classes) - 1).amin(0)]  # argmax, but faster
 
-    leaders = expected.topk(min(LEADERS, at_once, len(expected))).indices
+    leaders = expected.topk(min(LEADERS, at_once, len(expected))).indices.sort().values  # the first of equals wins
     best, labels = race(leaders, score(leaders))
     others = upper >= _lowered(best.amin(), penalty)
     others[leaders] = False
@@ -468,7 +467,8 @@ def _winners(
         alive = (scores >= floors).flatten(1).any(1).nonzero()[:, 0]
         if len(alive):
             values, winners = race(part[alive], scores[alive])
-            labels = torch.where(values > best, winners, labels)
+            better = (values > best) | ((values == best) & (winners < labels))
+            labels = torch.where(better, winners, labels)
             best = torch.maximum(best, values)
     return labels
 
@@ -492,6 +492,7 @@ def _label_map(
     kind = "cpu" if device.type == "cpu" else "other"
     row_tiles, column_tiles = (_tiles(axis, TILE_PIXELS[kind], TILE_CELLS[kind]) for axis in (rows, columns))
     rows, columns = rows.to(device), columns.to(device)
+    by_class = probabilities.T.contiguous()
     labels = torch.empty(len(rows), len(columns), dtype=torch.long, device=device)
     for y, source_rows in row_tiles:
         band = masks[:, source_rows]
@@ -501,7 +502,7 @@ def _label_map(
         bounds = zip(column_tiles, mean @ probabilities - penalty, most @ probabilities - penalty)
         for (x, source), expected, upper in bounds:
             labels[y, x] = _winners(
-                probabilities, band[..., source], penalty, expected, upper, rows[y, source_rows], columns[x, source]
+                by_class, band[..., source], penalty, expected, upper, rows[y, source_rows], columns[x, source]
             )
     return labels
 
