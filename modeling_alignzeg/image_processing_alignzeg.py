@@ -45,7 +45,8 @@ UPRIGHT = {
 # works on tiles of at most so many output pixels and so many cells of the mask grid on a side. Small tiles leave few
 # classes in the race, large ones launch fewer kernels, which is what counts on a GPU.
 WORKSPACE = 2**23
-TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 512}, {"cpu": 8, "other": 64}
+TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 8, "other": 32}
+LEADERS = 16  # classes of a tile that are scored before the others are ruled out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,28 +424,72 @@ def _tiles(matrix: torch.Tensor, pixels: int, cells: int) -> list[tuple[slice, s
     return [(tile, slice(int(first[tile.start]), int(last[tile.stop - 1]))) for tile in tiles]
 
 
-def _rounding(scores: torch.Tensor) -> torch.Tensor:
-    """More than the rounding error of float32 `scores`."""
-    return 1e-5 * scores.abs().amax() + 1e-7
+def _lowered(floor: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """`floor` less more than what rounding takes from a float32 score that should reach it: scores are sums of numbers
+    that are not negative, less a penalty."""
+    return floor - 1e-5 * (floor.abs() + 2 * penalty.abs().amax()) - torch.finfo(floor.dtype).tiny
 
 
-def _winners(scores: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(classes, h, w) scores of a tile's cells, resized by (H, h) and (W, w): the best class of each pixel, (H, W)."""
-    # A resized score lies between the least and the greatest of its cells: a class whose greatest is below the least
-    # of another cannot win.
-    cells = scores.flatten(1)
-    alive = (cells.amax(1) >= cells.amin(1).amax() - _rounding(cells)).nonzero()[:, 0]
-    shape = (len(rows), len(columns))
-    best, labels = None, alive[:1].expand(shape)
-    if len(alive) == 1:
-        return labels
-    for part in alive.split(max(1, WORKSPACE // (shape[0] * shape[1]))):
-        resized = rows @ (scores[part] @ columns.T)
+def _floors(values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The least of `values` (H, W) among the pixels that each cell reaches through the resize matrices: (h, w)."""
+    values = values.new_tensor(torch.inf).where(rows.T[:, :, None] == 0, values).amin(1)  # (h, W)
+    return values.new_tensor(torch.inf).where(columns.T == 0, values[:, None]).amin(2)
+
+
+def _winners(
+    probabilities: torch.Tensor,
+    cells: torch.Tensor,
+    penalty: torch.Tensor,
+    expected: torch.Tensor,
+    upper: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+) -> torch.Tensor:
+    """The best class of each pixel of a tile.
+
+    The classes that are expected to win are scored first. What they reach is a floor: a class stays in the race only
+    if it can reach it somewhere, first by its bound for the whole tile, then in some cell, for the score of a pixel
+    is a mean of the cells around it.
+
+    Args:
+        probabilities: (classes, queries).
+        cells: (queries, h, w).
+        penalty: (classes,).
+        expected: (classes,), scores of the mean cell.
+        upper: (classes,), which no score of the tile exceeds.
+        rows, columns: (H, h) and (W, w).
+
+    Returns:
+        (H, W), int64.
+    """
+    shape, flat = (len(rows), len(columns)), cells.flatten(1)
+    at_once = max(1, WORKSPACE // max(shape[0] * shape[1], cells[0].numel()))
+
+    def score(classes: torch.Tensor) -> torch.Tensor:
+        return (probabilities[classes] @ flat - penalty[classes, None]).view(-1, *cells.shape[1:])
+
+    def race(classes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        resized = rows @ (scores @ columns.T)
         values = resized.amax(0)
-        order = torch.arange(len(part), dtype=torch.int32, device=scores.device)[:, None, None]
-        winners = part[torch.where(resized == values, order, len(part) - 1).amin(0)]  # a faster argmax over axis 0
-        labels = winners if best is None else torch.where(values > best, winners, labels)
-        best = values if best is None else torch.maximum(best, values)
+        order = torch.arange(len(classes), dtype=torch.int32, device=scores.device)[:, None, None]
+        return values, classes[torch.where(resized == values, order, len(classes) - 1).amin(0)]  # argmax, but faster
+
+    leaders = expected.topk(min(LEADERS, at_once, len(expected))).indices.sort().values  # the first of equals wins
+    best, labels = race(leaders, score(leaders))
+    others = upper >= _lowered(best.amin(), penalty)
+    others[leaders] = False
+    others = others.nonzero()[:, 0]
+    if len(others) == 0:
+        return labels
+    floors = _lowered(_floors(best, rows, columns), penalty)
+    for part in others.split(at_once):
+        scores = score(part)
+        alive = (scores >= floors).flatten(1).any(1).nonzero()[:, 0]
+        if len(alive):
+            values, winners = race(part[alive], scores[alive])
+            better = (values > best) | ((values == best) & (winners < labels))
+            labels = torch.where(better, winners, labels)
+            best = torch.maximum(best, values)
     return labels
 
 
@@ -465,26 +510,20 @@ def _label_map(
     """
     device = masks.device
     kind = "cpu" if device.type == "cpu" else "other"
-    pixels, cells = TILE_PIXELS[kind], TILE_CELLS[kind]
-    if len(penalty) * max(len(rows) * len(columns), masks[0].numel()) <= WORKSPACE:
-        pixels = cells = max(*rows.shape, *columns.shape)  # one tile
-    row_tiles, column_tiles = _tiles(rows, pixels, cells), _tiles(columns, pixels, cells)
+    row_tiles, column_tiles = (_tiles(axis, TILE_PIXELS[kind], TILE_CELLS[kind]) for axis in (rows, columns))
     rows, columns = rows.to(device), columns.to(device)
+    by_class = probabilities.T.contiguous()
     labels = torch.empty(len(rows), len(columns), dtype=torch.long, device=device)
     for y, source_rows in row_tiles:
         band = masks[:, source_rows]
-        # Bounds for all classes over the cells of each tile: class c scores at most Σ_n p(c|n)·max(mask_n) anywhere,
-        # and the best class at least the greatest Σ_n p(c|n)·min(mask_n).
+        # In a tile class c scores at most Σ_n p(c|n)·max(mask_n), and Σ_n p(c|n)·mean(mask_n) on average.
         most = torch.stack([band[..., source].amax((1, 2)) for _, source in column_tiles])
-        least = torch.stack([band[..., source].amin((1, 2)) for _, source in column_tiles])
-        upper = most @ probabilities - penalty  # (tiles, classes)
-        lower = (least @ probabilities - penalty).amax(1, keepdim=True)
-        for (x, source), contenders in zip(column_tiles, upper >= lower - _rounding(upper)):
-            contenders = contenders.nonzero()[:, 0]
-            cells = band[..., source]
-            scores = probabilities[:, contenders].T @ cells.flatten(1) - penalty[contenders, None]
-            winners = _winners(scores.view(-1, *cells.shape[1:]), rows[y, source_rows], columns[x, source])
-            labels[y, x] = contenders[winners]
+        mean = torch.stack([band[..., source].mean((1, 2)) for _, source in column_tiles])
+        bounds = zip(column_tiles, mean @ probabilities - penalty, most @ probabilities - penalty)
+        for (x, source), expected, upper in bounds:
+            labels[y, x] = _winners(
+                by_class, band[..., source], penalty, expected, upper, rows[y, source_rows], columns[x, source]
+            )
     return labels
 
 

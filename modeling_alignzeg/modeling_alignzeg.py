@@ -418,7 +418,44 @@ class AlignZegAttentionBias(nn.Module):
         return bias
 
 
-def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Tensor) -> Tensor:
+def attend_in_layer(
+    layer: nn.Module, states: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Tensor:
+    """A frozen CLIP layer for `states (B, n, Dv)`, of which `normed` is the first norm, over projected `keys` and
+    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, n, m)`."""
+    attention = layer.self_attn
+
+    def split(states):
+        return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    output, _ = attend(
+        attention,
+        split(attention.q_proj(normed)),
+        split(keys),
+        split(values),
+        mask,
+        scaling=attention.scale,
+        dropout=0.0,
+    )
+    states = states + attention.out_proj(output.flatten(2))
+    return states + layer.mlp(layer.layer_norm2(states))
+
+
+def patch_layer(layer: nn.Module, states: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One frozen CLIP layer for CLS and patches, `(B, 1 + P, Dv)`, and its keys and values for [`shadow_layer`]."""
+    normed = layer.layer_norm1(states)
+    keys, values = layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
+    return attend_in_layer(layer, states, normed, keys, values, mask), (keys, values)
+
+
+def shadow_layer(
+    layer: nn.Module,
+    shadow: Tensor,
+    clip_state: Tensor,
+    bias: Tensor,
+    keys_values: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """One frozen CLIP layer for the shadow tokens only.
 
     A shadow token attends to itself and, with `bias`, to the patches; nothing attends to it. The patches' own states
@@ -429,25 +466,19 @@ def shadow_layer(layer: nn.Module, shadow: Tensor, clip_state: Tensor, bias: Ten
         shadow: `(B, N, Dv)`.
         clip_state: `(B, 1 + P, Dv)`, the layer's input for CLS and patches.
         bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token see itself alone.
+        keys_values: Those of CLS and patches, where [`patch_layer`] has computed them.
     """
-    attention = layer.self_attn
-
-    def split(states):
-        return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-
-    patches, states = layer.layer_norm1(clip_state[:, 1:]), layer.layer_norm1(shadow)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    output, _ = attend(
-        attention,
-        split(attention.q_proj(states)),
-        split(torch.cat([attention.k_proj(patches), attention.k_proj(states)], 1)),
-        split(torch.cat([attention.v_proj(patches), attention.v_proj(states)], 1)),
-        bias,
-        scaling=attention.scale,
-        dropout=0.0,
+    normed = layer.layer_norm1(shadow)
+    if keys_values is None:
+        patches = layer.layer_norm1(clip_state[:, 1:])
+        keys_values = layer.self_attn.k_proj(patches), layer.self_attn.v_proj(patches)
+    else:
+        keys_values = (states[:, 1:] for states in keys_values)
+    keys, values = (
+        torch.cat([states, projection(normed)], 1)
+        for states, projection in zip(keys_values, (layer.self_attn.k_proj, layer.self_attn.v_proj))
     )
-    shadow = shadow + attention.out_proj(output.flatten(2))
-    return shadow + layer.mlp(layer.layer_norm2(shadow))
+    return attend_in_layer(layer, shadow, normed, keys, values, bias)
 
 
 class AlignZegAdapter(nn.Module):
@@ -706,7 +737,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
             batch_size: Prompts per pass of the text tower.
 
         Returns:
-            Unit vectors `(C, D)`. They are cached: names, templates and the text tower's weights are the key.
+            Unit vectors `(C, D)`, the caller's own. They are cached: names, templates and the text tower's weights are the
+            key.
 
         Raises:
             ValueError: no names, an empty name, a name twice, or a template set that does not exist.
@@ -724,12 +756,13 @@ class AlignZegModel(AlignZegPreTrainedModel):
             ids, mask = (encoded[name].to(self.device) for name in ("input_ids", "attention_mask"))
             rows = max(1, batch_size // len(templates))
             parts = zip(ids.split(rows), mask.split(rows))
-            with torch.inference_mode(False):  # what is cached may meet a training step
+            with torch.inference_mode(False):  # what is returned may meet a training step
                 self._prototype_cache[key] = torch.cat([self.text_prototypes_from_ids(*part) for part in parts])
             while len(self._prototype_cache) > 16:
                 self._prototype_cache.popitem(last=False)
         self._prototype_cache.move_to_end(key)
-        return self._prototype_cache[key]
+        with torch.inference_mode(False):
+            return self._prototype_cache[key].clone()
 
     def _text_weights_key(self) -> tuple:
         """Changes with the weights of the text tower, also where they are written through `.data`, which does not count
@@ -742,7 +775,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
             torch.linalg.vector_norm(w.detach(), dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights
         ]
         places = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in weights)
-        return places, tuple(norm.item() for norm in norms)
+        devices = {norm.device for norm in norms}  # one transfer from each
+        return places, tuple(
+            tuple(torch.stack([n.double() for n in norms if n.device == device]).tolist()) for device in devices
+        )
 
     def set_vocabulary(
         self,
@@ -828,6 +864,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
         Args:
             pixel_values: `(B, 3, H, W)`, sides multiples of `config.size_divisor`.
         """
+        return self._run_clip(pixel_values, content)[0]
+
+    def _run_clip(
+        self, pixel_values: Tensor, content: Tensor | None
+    ) -> tuple[dict[int, Tensor], dict[int, tuple[Tensor, Tensor]]]:
+        """The features of [`clip_hidden_states`], and keys and values of the recognition layers that were run."""
         size = [round(side * self.config.clip_input_scale) for side in pixel_values.shape[-2:]]
         pixels = pixel_values
         if size != list(pixel_values.shape[-2:]):
@@ -849,14 +891,17 @@ class AlignZegModel(AlignZegPreTrainedModel):
             cells = content_cells(content, stride, grid).flatten(1)
             mask = key_mask(F.pad(cells, (1, 0), value=True), states.dtype)
         states = self.vision_model.pre_layrnorm(states)
-        wanted, kept = self.config.clip_hidden_state_layers, {}
+        wanted, kept, keys_values = self.config.clip_hidden_state_layers, {}, {}
         for index, layer in enumerate(self.vision_model.encoder.layers):
             if index in wanted:
                 kept[index] = states
             if index == wanted[-1]:
                 break
-            states = layer(states, mask)
-        return kept
+            if index < self.config.clip_split_layer:
+                states = layer(states, mask)
+            else:
+                states, keys_values[index] = patch_layer(layer, states, mask)
+        return kept, keys_values
 
     def _content(self, pixel_mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor | None, bool]:
         """Heights and widths in pixels `(B, 2)`, and whether a cell of some grid holds no content at all."""
@@ -963,8 +1008,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
         layers = self.config.clip_hidden_state_layers
         clip_stride = self.vision_model.embeddings.patch_size / self.config.clip_input_scale
         clip_grid = tuple(round(side / clip_stride) for side in size)
+        keys_values = {}
         if clip_hidden_states is None:
-            clip = self.clip_hidden_states(pixel_values, content)
+            clip, keys_values = self._run_clip(pixel_values, content)
         else:
             expected = (
                 len(pixel_values),
@@ -1028,7 +1074,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         split = self.config.clip_split_layer
         shadow = clip[split][:, :1].expand(-1, number, -1)
         for index in range(split, self.config.vision_config.num_hidden_layers):
-            shadow = shadow_layer(self.vision_model.encoder.layers[index], shadow, clip[index], bias)
+            layer = self.vision_model.encoder.layers[index]
+            shadow = shadow_layer(layer, shadow, clip[index], bias, keys_values.get(index))
         clip_embeds = F.normalize(self.visual_projection(self.vision_model.post_layernorm(shadow)), dim=-1)
         adapter_inputs = self.adapter.inputs(clip_embeds, queries)
         embeds = self.adapter(adapter_inputs)  # (B, N, D)
@@ -1143,15 +1190,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         matched_classes = targets.classes[match.image, match.target]
         # Where nothing reads them, none are drawn: how many there are depends on a process's share of the batch, and so
         # would every draw after them.
-        has_readers = config.feature_expansion or config.indicator_positives != "held_out"
-        mixable = slice(None) if has_readers else slice(0)
-        virtual, virtual_prototypes, mixed = self._virtual_features(
-            matched_inputs[mixable],
-            embeds[match.image, match.query][mixable],
-            matched_classes[mixable],
-            prototypes,
-            generator,
-        )
+        virtual = None
+        if config.feature_expansion or (self.indicator is not None and config.indicator_positives != "held_out"):
+            virtual, virtual_prototypes, mixed = self._virtual_features(
+                matched_inputs, embeds[match.image, match.query], matched_classes, prototypes, generator
+            )
         scale = self.logit_scale.exp()
         loss_virtual = (
             self._virtual_loss(virtual, mixed, virtual_prototypes, prototypes, scale)
@@ -1168,7 +1211,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 embeds[match.image, match.query].detach(),
                 matched_classes,
                 prototypes,
-                (virtual.detach(), mixed.detach(), virtual_prototypes),
+                None if virtual is None else (virtual.detach(), mixed.detach(), virtual_prototypes),
                 generator,
             )
         loss = (
@@ -1248,7 +1291,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         embeds: Tensor,
         classes: Tensor,
         prototypes: Tensor,
-        virtual: tuple[Tensor, Tensor, Tensor],
+        virtual: tuple[Tensor, Tensor, Tensor] | None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """PBC's training episode: some seen classes are left out of "seen" and play the unseen candidates.

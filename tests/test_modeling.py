@@ -424,6 +424,18 @@ def flops_by_module(model: AlignZegModel, **inputs: Any) -> dict[str, int]:
     return {**counts, "total": counter.get_total_flops()}
 
 
+def test_patch_keys_and_values_are_computed_once() -> None:
+    model, rows = tiny_model(**DEEP), []
+    for layer in model.vision_model.encoder.layers[model.config.clip_split_layer :]:
+        for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            projection.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
+    run(model, pixel_values=pixels(1, 32, 48))
+    patches, queries = 2 * 3, model.config.num_queries
+    depth = len(model.vision_model.encoder.layers) - model.config.clip_split_layer
+    assert len(rows) == 4 * depth
+    assert sum(rows) == 2 * (depth * (patches + queries) + depth - 1)  # the last layer has no use for CLS
+
+
 def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     few, many = (
         flops_by_module(tiny_model(**DEEP, num_queries=number).requires_grad_(False), pixel_values=pixels(1, 64, 64))
@@ -534,6 +546,18 @@ def test_virtual_features_lie_between_two_of_different_classes(location: str) ->
             assert sources(mixture, 8) == pytest.approx(weights, abs=1e-5)
     if location == "before_adapter":
         torch.testing.assert_close(mixed, through_adapter)
+
+
+@pytest.mark.parametrize("expansion", [True, False])
+@pytest.mark.parametrize("positives", ["held_out", "virtual"])
+def test_virtual_features_are_made_only_for_a_loss(
+    expansion: bool, positives: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(feature_expansion=expansion, indicator_positives=positives)
+    made, original = [], model._virtual_features
+    monkeypatch.setattr(model, "_virtual_features", lambda *args: made.append(1) or original(*args))
+    run(model, pixel_values=pixels(), **labels())
+    assert len(made) == (expansion or positives == "virtual")
 
 
 def test_queries_are_mixed_with_the_same_weights() -> None:

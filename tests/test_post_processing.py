@@ -162,12 +162,28 @@ def test_tiles_and_pruning_change_nothing(data: st.DataObject) -> None:
         "TILE_CELLS": {"cpu": data.draw(st.integers(1, 9))},
     }
     limits["WORKSPACE"] = data.draw(st.sampled_from([0, 500]))
+    limits["LEADERS"] = data.draw(st.integers(1, 16))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in limits.items():
             patch.setattr(image_processing_alignzeg, name, value)
         labels = PROCESSOR.post_process_semantic_segmentation(outputs, [size])[0]
     assert labels.shape == size and labels.min() >= 0 and labels.max() < classes
     assert_is_argmax(labels, plain_scores(outputs, 0, size)[:-1])
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+def test_the_best_class_wins_where_every_score_is_small(penalty: float) -> None:
+    """Masks that are nearly off on one side of the image: there the classes differ by millionths."""
+    outputs = make_outputs(1, queries=8, classes=60, grid=(40, 40))
+    outputs.masks_queries_logits[..., 20:] -= 14
+    seen = torch.arange(60) % 2 == 0
+    labels = PROCESSOR.post_process_semantic_segmentation(
+        outputs, [(100, 130)], seen_class_mask=seen, seen_penalty=penalty
+    )[0]
+    scores = plain_scores(outputs, 0, (100, 130))[:-1] - penalty * seen[:, None, None]
+    taken, best = scores.gather(0, labels[None])[0], scores.amax(0)
+    assert best[:, 80:].median() < 1e-4 and (best - taken <= 1e-5 * best.abs() + 4e-6 * penalty).all()
+    assert len(labels[:, 80:].unique()) > 3
 
 
 def test_many_classes_equal_the_plain_formula() -> None:

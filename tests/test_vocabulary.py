@@ -164,6 +164,16 @@ def test_same_question_is_answered_from_the_cache(
     assert len(passes) == 4
 
 
+def test_writing_to_prototypes_leaves_the_cache_alone(model: AlignZegModel, processor: AlignZegProcessor) -> None:
+    first = model.get_text_prototypes(processor, ["grass", "brick"])
+    expected = first.clone()
+    first.zero_()
+    second = model.get_text_prototypes(processor, ["grass", "brick"])
+    assert torch.equal(second, expected)
+    second.zero_()
+    assert torch.equal(model.get_text_prototypes(processor, ["grass", "brick"]), expected)
+
+
 def test_one_name_is_not_its_letters(model: AlignZegModel, processor: AlignZegProcessor) -> None:
     assert model.get_text_prototypes(processor, "abc").shape == (1, 24)
     assert model.get_text_prototypes(processor, ["a", "b", "c"]).shape == (3, 24)
