@@ -71,8 +71,11 @@ class AlignZegConfig(PreTrainedConfig):
         no_object_weight (`float`, defaults to 0.1): Weight of unmatched proposals in the class term.
         ignored_query_threshold (`float`, defaults to 0.5): An unmatched proposal with more than this share of its mask
             on unlabelled pixels takes no part in the class term. 1.0 switches the rule off.
-        unlabelled_pixels (`str`, defaults to `"negative"`): What unlabelled pixels are in matching and mask loss: left out
-            (`"exclude"`), or no part of any labelled object (`"negative"`, as MaskFormer has it).
+        unlabelled_pixels (`str`, defaults to `"nearby"`): What unlabelled pixels are in matching and mask loss: left out
+            (`"exclude"`); no part of any labelled object (`"negative"`, as MaskFormer has it); or the latter only around
+            the object (`"nearby"`), so that no proposal learns to stay off what is unlabelled everywhere.
+        unlabelled_margin (`float`, defaults to 0.25): How far "nearby" reaches beyond an object's bounding box, as a share
+            of the box's sides.
         virtual_weight, diversity_weight, indicator_weight (`float`, default to 1.0, 1.0, 1.0): Weights of `L_vir`,
             `L_reg` and `L_bc`.
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
@@ -136,7 +139,8 @@ class AlignZegConfig(PreTrainedConfig):
         dice_weight=5.0,
         no_object_weight=0.1,
         ignored_query_threshold=0.5,
-        unlabelled_pixels="negative",
+        unlabelled_pixels="nearby",
+        unlabelled_margin=0.25,
         virtual_weight=1.0,
         diversity_weight=1.0,
         indicator_weight=1.0,
@@ -207,6 +211,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.no_object_weight = no_object_weight
         self.ignored_query_threshold = ignored_query_threshold
         self.unlabelled_pixels = unlabelled_pixels
+        self.unlabelled_margin = unlabelled_margin
         self.virtual_weight = virtual_weight
         self.diversity_weight = diversity_weight
         self.indicator_weight = indicator_weight
@@ -261,6 +266,7 @@ class AlignZegConfig(PreTrainedConfig):
         ):
             require(getattr(self, name) >= 1, f"`{name}` is {getattr(self, name)}; use 1 or more.")
         require(self.clip_input_scale > 0, f"`clip_input_scale` is {self.clip_input_scale}; use a positive number.")
+        require(self.unlabelled_margin >= 0, f"`unlabelled_margin` is {self.unlabelled_margin}; use 0 or more.")
         require(self.oversample_ratio >= 1, f"`oversample_ratio` is {self.oversample_ratio}; use 1 or more.")
         require(
             0 <= self.importance_sample_ratio <= 1,
@@ -304,7 +310,7 @@ class AlignZegConfig(PreTrainedConfig):
         )
         for name, choices in {
             "feature_expansion_target": ("frozen", "semantic", "reserve"),
-            "unlabelled_pixels": ("exclude", "negative"),
+            "unlabelled_pixels": ("exclude", "negative", "nearby"),
             "feature_expansion_location": ("before_adapter", "after_adapter"),
             "indicator_positives": ("held_out", "virtual", "both"),
         }.items():

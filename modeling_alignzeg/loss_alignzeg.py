@@ -30,15 +30,68 @@ class SegmentationTargets:
         masks: `bool (batch, targets, height, width)`, one mask per class in the image; images with fewer are padded.
         classes: `int64 (batch, targets)`; -1 on padding.
         labelled: `bool (batch, height, width)`; False where no mask covers the pixel.
+        reach: `int64 (batch, targets, 4)`, top, bottom, left and right (the second and last exclusive) of the rectangle
+            in which an unlabelled pixel is a negative of that target; `None`: nowhere.
     """
 
     masks: Tensor
     classes: Tensor
     labelled: Tensor
+    reach: Tensor | None = None
 
     @property
     def counts(self) -> list[int]:
         return (self.classes >= 0).sum(1).tolist()
+
+
+def compared_points(labelled: Tensor, reach: Tensor | None, points: Tensor, width: int) -> Tensor:
+    """Which points count when a mask is compared with a target: labelled ones and those in the target's reach.
+
+    Args:
+        labelled: `bool (..., P)` or broadcastable, of the points.
+        reach: `int64 (..., 4)`, see [`SegmentationTargets`].
+        points: `int64 (..., P)` into the flattened image of `width`.
+    """
+    if reach is None:
+        return labelled.float()
+    rows, columns = points.div(width, rounding_mode="floor"), points % width
+    top, bottom, left, right = reach[..., None].unbind(-2)
+    return (labelled | ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))).float()
+
+
+def target_reach(masks: Tensor, content: Tensor | None, margin: float | None) -> Tensor:
+    """Where an unlabelled pixel is a negative of a target: `int64 (batch, targets, 4)`.
+
+    Args:
+        masks: `bool (batch, targets, height, width)`.
+        content: `(batch, 2)` height and width of the images inside the padding; default all.
+        margin: The target's bounding box, grown on each side by this share of its own side; `None`: the whole image.
+    """
+    size = masks.new_tensor(masks.shape[-2:], dtype=torch.long)
+    limits = size.expand(len(masks), 2) if content is None else content.long()
+    spans = []
+    for axis, hits in enumerate((masks.any(3), masks.any(2))):  # rows, columns
+        limit = limits[:, axis, None].expand(hits.shape[:2])
+        if margin is None:
+            spans += [torch.zeros_like(limit), limit]
+            continue
+        first = hits.int().argmax(-1)
+        last = hits.shape[-1] - hits.flip(-1).int().argmax(-1)
+        extra = ((last - first) * margin).ceil().long()
+        spans += [(first - extra).clamp(min=0), (last + extra).minimum(limit)]
+    return torch.stack(spans, -1)
+
+
+def reached_pixels(targets: "SegmentationTargets") -> Tensor:
+    """`bool (batch, height, width)`: pixels that count for at least one target."""
+    if targets.reach is None:
+        return targets.labelled
+    height, width = targets.labelled.shape[-2:]
+    top, bottom, left, right = targets.reach[..., None].unbind(-2)  # (batch, targets, 1)
+    row, column = (torch.arange(cells, device=top.device) for cells in (height, width))
+    rows = (row >= top) & (row < bottom) & (targets.classes >= 0)[..., None]
+    columns = (column >= left) & (column < right)
+    return targets.labelled | (rows[..., :, None] & columns[..., None, :]).any(1)
 
 
 @dataclass
@@ -201,17 +254,17 @@ def match_proposals(
     size = targets.labelled.shape[-2:]
     predicted = mask_values(mask_logits.float(), points, size)  # (B, N, P)
     actual = targets.masks.flatten(2).gather(2, points[:, None].expand(-1, targets.masks.shape[1], -1)).float()
-    valid = targets.labelled.flatten(1).gather(1, points)[:, None].float()  # (B, 1, P)
+    labelled = targets.labelled.flatten(1).gather(1, points)[:, None]  # (B, 1, P)
+    valid = compared_points(labelled, targets.reach, points[:, None], size[1])  # (B, T or 1, P)
 
     probability = class_logits.float().softmax(-1)
     class_cost = -probability.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1))
-    negative = F.softplus(predicted) * valid  # cross-entropy against 0; against 1 it is smaller by the logit itself
-    mask_cost = (negative.sum(-1, keepdim=True) - (predicted * valid) @ actual.mT) / valid.sum(-1, keepdim=True).clamp(
-        min=1
-    )
-    chance = predicted.sigmoid() * valid
+    # Cross-entropy against 0; against 1 it is smaller by the logit itself. A target's own pixels always count.
+    entropy = F.softplus(predicted) @ valid.mT - predicted @ actual.mT
+    mask_cost = entropy / valid.sum(-1)[:, None].clamp(min=1)
+    chance = predicted.sigmoid()
     overlap = 2 * chance @ actual.mT
-    dice_cost = 1 - (overlap + 1) / (chance.sum(-1, keepdim=True) + actual.sum(-1)[:, None] + 1)
+    dice_cost = 1 - (overlap + 1) / (chance @ valid.mT + actual.sum(-1)[:, None] + 1)
 
     terms = {"class": class_cost, "mask": mask_cost, "dice": dice_cost}
     cost = sum(weight * term for weight, term in zip(weights, terms.values()))
@@ -267,7 +320,8 @@ def mask_loss(
         logits, points = logits.gather(1, picked), points.gather(1, picked)
     image = match.image[:, None]
     actual = targets.masks.flatten(2)[image, match.target[:, None], points].float()
-    valid = targets.labelled.flatten(1)[image, points].float()
+    reach = None if targets.reach is None else targets.reach[match.image, match.target]
+    valid = compared_points(targets.labelled.flatten(1)[image, points], reach, points, size[1])
 
     number = count_over_processes(torch.tensor(float(len(logits)), device=logits.device))
     entropy = F.binary_cross_entropy_with_logits(logits, actual, reduction="none") * valid

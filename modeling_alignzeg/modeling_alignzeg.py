@@ -43,10 +43,12 @@ from .loss_alignzeg import (
     mask_loss,
     match_proposals,
     prototype_diversity_loss,
+    reached_pixels,
     reserve_virtual_loss,
     sample_labelled_points,
     semantic_virtual_loss,
     stack_targets,
+    target_reach,
 )
 from .processing_alignzeg import check_class_names, get_templates
 
@@ -1152,10 +1154,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
             masks_per_layer = [repeat_border(mask_logits, cells) for mask_logits in masks_per_layer]
         masks = masks_per_layer[-1]
         size = targets.labelled.shape[-2:]
-        mask_targets = targets
-        if config.unlabelled_pixels == "negative":
-            inside = torch.ones_like(targets.labelled) if content is None else content_cells(content, 1, size)
-            mask_targets = SegmentationTargets(targets.masks, targets.classes, inside)
+        if config.unlabelled_pixels != "exclude":
+            margin = config.unlabelled_margin if config.unlabelled_pixels == "nearby" else None
+            targets.reach = target_reach(targets.masks, content, margin)
         # Training draws points, mixtures and held-out classes anew in every step; evaluation draws the same ones each
         # time, so that losses of two checkpoints can be compared.
         generator = None if self.training else torch.Generator(masks.device).manual_seed(0)
@@ -1167,13 +1168,13 @@ class AlignZegModel(AlignZegPreTrainedModel):
             num_uncertain = int(config.importance_sample_ratio * config.train_num_points)
             num_random = config.train_num_points - num_uncertain
             pool = int(config.oversample_ratio * config.train_num_points)
-            points = sample_labelled_points(mask_targets.labelled, pool + num_random, generator)
+            points = sample_labelled_points(reached_pixels(targets), pool + num_random, generator)
             matching_points = points[:, : config.train_num_points]
         weights = (config.class_weight, config.mask_weight, config.dice_weight)
-        match = match_proposals(masks, logits, mask_targets, matching_points, weights)
+        match = match_proposals(masks, logits, targets, matching_points, weights)
 
         def masks_term(mask_logits):
-            return mask_loss(mask_logits, mask_targets, match, points, num_uncertain, num_random)
+            return mask_loss(mask_logits, targets, match, points, num_uncertain, num_random)
 
         loss_mask, loss_dice = masks_term(masks)
         zero = loss_mask.new_zeros(())

@@ -26,10 +26,12 @@ from modeling_alignzeg.loss_alignzeg import (
     mask_values,
     match_proposals,
     prototype_diversity_loss,
+    reached_pixels,
     reserve_virtual_loss,
     sample_labelled_points,
     semantic_virtual_loss,
     stack_targets,
+    target_reach,
 )
 
 
@@ -106,18 +108,39 @@ def labelled_values(mask: Tensor, targets: SegmentationTargets, image: int, targ
     return logits, actual
 
 
-def plain_cost(masks: Tensor, classes: Tensor, targets: SegmentationTargets, image: int, points: Tensor) -> Table:
+def plain_cost(
+    masks: Tensor, classes: Tensor, targets: SegmentationTargets, image: int, points: Tensor, mode: str = "exclude"
+) -> Table:
     """`2·(−p) + 5·BCE + 5·dice` of every pair of a proposal and a target."""
     table = []
     for query in range(masks.shape[1]):
         probability = classes[image, query].softmax(-1)
         row = []
         for target in range(targets.counts[image]):
-            terms = plain_terms(*labelled_values(masks[image, query], targets, image, target, points[image]))
+            compared = plain_compared(targets, image, target, mode)
+            terms = plain_terms(*labelled_values(masks[image, query], compared, image, target, points[image]))
             costs = (-float(probability[targets.classes[image, target]]), *terms)
             row.append(sum(weight * cost for weight, cost in zip(WEIGHTS, costs)))
         table.append(row)
     return table
+
+
+def plain_compared(targets: SegmentationTargets, image: int, target: int, mode: str) -> SegmentationTargets:
+    """`targets` whose labelled pixels are those that count for `target` of `image`."""
+    if mode == "exclude":
+        return targets
+    labelled = targets.labelled.clone()
+    height, width = labelled.shape[1:]
+    rows, columns = (
+        sorted({index[axis] for index in targets.masks[image, target].nonzero().tolist()}) for axis in (0, 1)
+    )
+    for row, column in itertools.product(range(height), range(width)):
+        inside = True
+        for place, used in ((row, rows), (column, columns)):
+            extra = math.ceil((used[-1] + 1 - used[0]) / 4)
+            inside &= used[0] - extra <= place <= used[-1] + extra
+        labelled[image, row, column] |= inside or mode == "negative"
+    return SegmentationTargets(targets.masks, targets.classes, labelled)
 
 
 def cost_of(table: Table, pairs: dict[int, int]) -> float:
@@ -513,7 +536,31 @@ def training_batch(counts: list[int], seed: int = 0, size: tuple[int, int] = (32
     return {"pixel_values": pixels, "mask_labels": masks, "class_labels": [seen[n] for n in names]}
 
 
-@pytest.mark.parametrize("unlabelled", ["negative", "exclude"])
+@pytest.mark.parametrize("margin", [0.0, 0.25, 1.5, None])
+def test_reach_of_targets_equals_loops(margin: float | None) -> None:
+    targets = random_targets([2, 0, 3])
+    content = torch.tensor([[12, 16], [9, 16], [10, 11]])
+    targets.masks &= (torch.arange(12)[:, None] < content[:, 0, None, None, None]) & (
+        torch.arange(16) < content[:, 1, None, None, None]
+    )
+    reach = target_reach(targets.masks, content, margin)
+    expected = targets.labelled.clone()
+    for image, count in enumerate(targets.counts):
+        for target in range(count):
+            places = targets.masks[image, target].nonzero().tolist()
+            for axis in (0, 1):
+                first, last = min(p[axis] for p in places), max(p[axis] for p in places) + 1
+                extra = 1000 if margin is None else math.ceil((last - first) * margin)
+                limit = int(content[image, axis])
+                span = [max(first - extra, 0), min(last + extra, limit)]
+                assert reach[image, target, 2 * axis : 2 * axis + 2].tolist() == span
+            top, bottom, left, right = reach[image, target].tolist()
+            expected[image, top:bottom, left:right] = True
+    targets.reach = reach
+    assert torch.equal(reached_pixels(targets), expected)
+
+
+@pytest.mark.parametrize("unlabelled", ["nearby", "negative", "exclude"])
 def test_objective_equals_the_plain_sum(unlabelled: str) -> None:
     """Matching by brute force, all points, the training vocabulary without the unseen class, auxiliary masks."""
     model = tiny_model(**BASELINE, num_queries=4, unlabelled_pixels=unlabelled)
@@ -527,16 +574,15 @@ def test_objective_equals_the_plain_sum(unlabelled: str) -> None:
     )
     points = torch.tensor([(r * 4 + 2) * 32 + c * 4 + 2 for r in range(8) for c in range(8)]).expand(2, -1)
     assert not targets.labelled.all()
-    everywhere = torch.ones_like(targets.labelled)
-    compared = targets if unlabelled == "exclude" else SegmentationTargets(targets.masks, targets.classes, everywhere)
     layers = [masks, *outputs.auxiliary_masks_queries_logits]
     assert len(layers) == model.config.num_refinement_layers
     sums, pairs = [[0.0, 0.0] for _ in layers], []
     for image in range(2):
-        table = plain_cost(masks, classes, compared, image, points)
+        table = plain_cost(masks, classes, targets, image, points, unlabelled)
         for query, target in brute_force(table, targets.counts[image]).items():
             pairs.append((image, query, target))
             for layer, sums_of_layer in zip(layers, sums):
+                compared = plain_compared(targets, image, target, unlabelled)
                 terms = plain_terms(*labelled_values(layer[image, query], compared, image, target, points[image]))
                 for i in range(2):
                     sums_of_layer[i] += terms[i] / 5
