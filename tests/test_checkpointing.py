@@ -72,9 +72,11 @@ def batches(
     accelerator: Accelerator, loader: torch.utils.data.DataLoader, epoch: int, first: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The batches of an epoch from `first` on. A loader's own draws, when it begins, are taken back."""
-    loader.set_epoch(epoch)
+    rest = accelerator.skip_first_batches(loader, first) if first else loader
+    for each in {loader, rest}:  # as in `Trainer.micro_batches`
+        each.set_epoch(epoch)
     state = torch.get_rng_state()
-    for number, (x,) in enumerate(accelerator.skip_first_batches(loader, first) if first else loader, first):
+    for number, (x,) in enumerate(rest, first):
         if number == first:
             torch.set_rng_state(state)
         yield number, x

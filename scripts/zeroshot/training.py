@@ -315,8 +315,9 @@ class Trainer:
         """Batches without end, from where the run stands; `self.epoch` and `self.batch` follow."""
         while True:
             self.dataset.set_epoch(self.epoch)
-            self.loader.set_epoch(self.epoch)
             loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
+            for each in {self.loader, loader}:  # the one that skips is new, and may begin to count epochs at 0
+                each.set_epoch(self.epoch)
             for batch in loader:
                 self.batch += 1
                 yield batch
