@@ -695,8 +695,21 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`], which makes every loaded weight trainable: CLIP stays frozen."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        """As [`PreTrainedModel.from_pretrained`], which makes every loaded weight trainable: CLIP stays frozen.
+
+        Raises:
+            OSError: also where a weight file is damaged.
+        """
+        try:
+            loaded = super().from_pretrained(*args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # its library is none that this file may import
+                raise
+            source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            raise OSError(
+                f"The weights of {str(source)!r} cannot be read ({error}): a .safetensors file is truncated or damaged. "
+                "Copy or download it again."
+            ) from error
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_clip()
         return loaded
 

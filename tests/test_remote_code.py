@@ -444,6 +444,14 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     assert torch.equal(model.query_embeddings, weights["query_embeddings"])
 
 
+@pytest.mark.parametrize("length", [0, 7, 5000, -1])
+def test_damaged_weights_are_answered_with_a_sentence(saved: Path, tmp_path: Path, length: int) -> None:
+    shutil.copy(saved / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:length])
+    with pytest.raises(OSError, match="(?s)weights of .* cannot be read .* truncated or damaged"):
+        AlignZegModel.from_pretrained(tmp_path)
+
+
 # --- the repository's root
 
 
