@@ -17,7 +17,7 @@ NONE_COLOR = (120, 120, 120)
 
 def _candidates() -> np.ndarray:
     base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _BASE], float)
-    shades = [base, base * 0.62, base + (255 - base) * 0.55, base * 0.38, base * 0.8 + 30]
+    shades = [base, base * 0.65, base + (255 - base) * 0.55, base * 0.8 + 30, base + (255 - base) * 0.3]
     return np.concatenate(shades).clip(0, 255).round().astype(np.uint8)
 
 

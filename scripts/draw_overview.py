@@ -75,9 +75,7 @@ def main() -> None:
             outputs, target_sizes=[scene.label.shape], return_unseen_scores=True
         )
         predicted = labels[0].numpy()
-        shown = [i for i in np.unique([scene.label, predicted]) if i < len(CLASSES)]
-        colors = np.zeros((len(CLASSES), 3), np.uint8)
-        colors[shown] = class_colors([CLASSES[i] for i in shown])
+        colors = class_colors(list(CLASSES))
         pictures = [
             image,
             colored(scene.label, colors),

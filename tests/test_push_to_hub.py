@@ -46,7 +46,7 @@ def test_model_and_space_arrive(tmp_path: Path) -> None:
         environment = hub.environment() | {"HF_HOME": str(tmp_path / "home")}
         run = push("--model", "tester/alignzeg", "--space", "tester/demo", "--message", "New", environment=environment)
         assert run.returncode == 0, run.stderr
-        values = {"IMAGE": str(ROOT / "app" / "examples" / "scene_043.png"), "ROOT": str(ROOT)}
+        values = {"IMAGE": str(ROOT / "app" / "examples" / "scene_148.png"), "ROOT": str(ROOT)}
         assert run_alone(LOAD, tmp_path / "process", hub.environment(), **values) == [True, True]
         model, space = (hub.repositories[name] for name in ("tester/alignzeg", "spaces/tester/demo"))
         assert hub.commits == [("tester/alignzeg", "New"), ("spaces/tester/demo", "New")]
@@ -60,7 +60,7 @@ def test_model_and_space_arrive(tmp_path: Path) -> None:
     original = ModelCard.load(ROOT / "model_card.md")
     assert card.data.to_dict() == original.data.to_dict()
     assert card.text == original.text.replace('checkpoint = "."', 'checkpoint = "tester/alignzeg"') != original.text
-    assert "app/examples/scene_043.png" in model, "the card's example opens it"
+    assert "app/examples/scene_148.png" in model, "the card's example opens it"
 
     app = {path.relative_to(ROOT / "app").as_posix(): path for path in (ROOT / "app").rglob("*") if path.is_file()}
     app = {name: path.read_bytes() for name, path in app.items() if "__pycache__" not in name}

@@ -289,7 +289,7 @@ def test_torch_and_transformers_are_enough(tmp_path: Path) -> None:
     ]
     hidden = [name for name in hidden if importlib.util.find_spec(name) is not None and name not in NOT_HIDDEN]
     assert {"scipy", "accelerate", "datasets"} <= set(hidden) and not {"torch", "transformers"} & set(hidden)
-    values = {"PHOTO": str(REPOSITORY / "app" / "examples" / "scene_043.png"), "CLONE": str(REPOSITORY)}
+    values = {"PHOTO": str(REPOSITORY / "app" / "examples" / "scene_148.png"), "CLONE": str(REPOSITORY)}
     values |= {"HIDDEN": sorted({*hidden, *PACKAGE}), "NEW_NAMES": NEW_NAMES}
     result = run_alone(ALONE, tmp_path / "process", **values)
     assert all(result["equal"]) and result["size"] == (128, 128)
