@@ -397,6 +397,8 @@ class AlignZegAttentionBias(nn.Module):
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.num_heads = config.vision_config.num_attention_heads
+        # Mask cells on a side of one of CLIP's patches. Where it is whole, pooling needs no size, which exports ask for.
+        self.cells = config.vision_config.patch_size / config.clip_input_scale / config.mask_stride
         channels = self.num_heads * config.attention_bias_dim
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
@@ -415,7 +417,11 @@ class AlignZegAttentionBias(nn.Module):
         features = split(self.feature_mlp(self.feature_norm(features)))
         bias = queries @ features.mT * queries.shape[-1] ** -0.5
         if self.mask_scale is not None:
-            inside = F.logsigmoid(F.adaptive_avg_pool2d(masks.detach(), grid)).flatten(2)  # (B, N, P)
+            if self.cells % 1 == 0:
+                inside = F.avg_pool2d(masks.detach(), int(self.cells))
+            else:
+                inside = F.adaptive_avg_pool2d(masks.detach(), grid)
+            inside = F.logsigmoid(inside).flatten(2)  # (B, N, P)
             bias = bias + self.mask_scale[:, None, None] * inside[:, None]
         return bias
 

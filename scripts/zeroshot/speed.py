@@ -1,0 +1,323 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What `scripts/benchmark.py` measures with and what it compares: interleaved timings, multiply-adds, peak memory, and
+AlignZeg beside models of transformers with random weights, which are as fast as trained ones."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPVisionModel,
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    GroupViTConfig,
+    GroupViTModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
+
+from modeling_alignzeg import AlignZegConfig, AlignZegModel
+
+from .scenes import draw_scene
+
+
+TOWERS = {
+    "ViT-B-16": {},
+    "ViT-L-14": {
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+            "image_size": 336,
+        },
+        "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        "projection_dim": 768,
+        "clip_split_layer": 18,
+        "fusion_layers": [0, 6, 12, 18],
+    },
+}
+CLIPSEG_SIZE, GROUPVIT_SIZE = 352, 224  # pixels a side; these two work at the size that they were trained with
+PROMPTS_AT_ONCE = 16  # CLIPSeg sees one copy of the image for each prompt
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Timing:
+    """Seconds of one call: median, quartiles and the least, over `repeats` calls."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    least: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+        return cls(statistics.median(seconds), low, high, min(seconds), len(seconds))
+
+
+def synchronize(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu", budget: float = 60.0
+) -> dict[str, dict[str, float]]:
+    """Times `functions` in turns, so that a slow minute of the machine falls on all of them alike.
+
+    Args:
+        functions: What to call, by name. Each is called once before the clock runs.
+        repeats: Rounds.
+        device: Where they run; the clock waits for its kernels.
+        budget: Seconds after which a function is left out of further rounds; it has been timed at least twice by then.
+
+    Returns:
+        The fields of [`Timing`] for each name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(repeats):
+        for name, function in functions.items():
+            if len(seconds[name]) >= 2 and sum(seconds[name]) > budget:
+                continue
+            synchronize(device)
+            started = time.perf_counter()
+            function()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: asdict(Timing.of(values)) for name, values in seconds.items()}
+
+
+def giga_macs(model: torch.nn.Module, function: Callable[[], Any]) -> float:
+    """Multiply-adds of one call of `function`, in units of 1e9, by torch's counter: matrix products, convolutions and
+    attention. What the counter hooks into `model` fails on weights that want a gradient; they get it back."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    counter = FlopCounterMode(display=False)
+    try:
+        model.requires_grad_(False)
+        with torch.no_grad(), counter:
+            function()
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+    return counter.get_total_flops() / 2e9
+
+
+def peak_memory(device: torch.device | str) -> int:
+    """Largest memory of this process so far, in bytes: of the GPU if `device` is one, else resident."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would also count the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe_machine(device: torch.device | str) -> dict[str, Any]:
+    """What a reader needs to judge a timing."""
+    names, flags = [], set()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            key, _, value = line.partition(":")
+            names += [value.strip()] if key.strip() == "model name" else []
+            flags |= set(value.split()) if key.strip() == "flags" else set()
+    machine = {
+        "cpu": names[0] if names else platform.processor(),
+        "cpu_features": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+    if torch.device(device).type == "cuda":
+        machine["device"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Contestant:
+    """A model and the call that is timed.
+
+    Attributes:
+        title: For tables.
+        model: Random weights, in evaluation mode.
+        call: From normalized images `(batch, 3, side, side)` and a number of classes to the network's outputs.
+        note: What the call does that others do not.
+    """
+
+    title: str
+    model: torch.nn.Module
+    call: Callable[[torch.Tensor, int], Any]
+    note: str = ""
+
+    def parameters(self) -> dict[str, int]:
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return {"parameters": sum(n for n, _ in sizes), "trainable": sum(n for n, wanted in sizes if wanted)}
+
+
+def random_prototypes(classes: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Unit vectors `(classes, width)`."""
+    return F.normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def build_alignzeg(tower: str = "ViT-B-16", **overrides: Any) -> AlignZegModel:
+    """AlignZeg of full size with random weights."""
+    torch.manual_seed(0)
+    return AlignZegModel(AlignZegConfig(**{**TOWERS[tower], **overrides})).eval()
+
+
+def _alignzeg(tower: str) -> Contestant:
+    model = build_alignzeg(tower)
+
+    def call(images, classes):
+        prototypes = random_prototypes(classes, model.config.projection_dim).to(images)
+        return model(pixel_values=images, text_prototypes=prototypes)
+
+    return Contestant("AlignZeg", model, call)
+
+
+def _clip(tower: str) -> Contestant:
+    config = AlignZegConfig(**TOWERS[tower])
+    model = CLIPVisionModel(config.vision_config).eval().requires_grad_(False)
+
+    def call(images, classes):
+        padded = images.shape[-1] + -images.shape[-1] % config.size_divisor
+        side = round(padded * config.clip_input_scale)
+        small = F.interpolate(images, size=(side, side), mode="bilinear")
+        return model(pixel_values=small, interpolate_pos_encoding=True)
+
+    return Contestant("bare CLIP vision tower", model, call, "the floor: half the resolution, as inside AlignZeg")
+
+
+def _clipseg(tower: str) -> Contestant:
+    vision = AlignZegConfig(**TOWERS[tower]).vision_config.to_dict()
+    side = CLIPSEG_SIZE // vision["patch_size"] * vision["patch_size"]
+    config = CLIPSegConfig(
+        vision_config={**vision, "image_size": side},
+        text_config={"hidden_size": 512},
+        extract_layers=[vision["num_hidden_layers"] * part // 4 for part in (1, 2, 3)],
+    )
+    model = CLIPSegForImageSegmentation(config).eval()
+    model.clip.requires_grad_(False)  # as its authors train it
+
+    def call(images, classes):
+        small = F.interpolate(images, size=(side, side), mode="bilinear")
+        prompts = random_prototypes(classes, config.projection_dim).to(images)
+        return [
+            model(pixel_values=image.expand(len(part), -1, -1, -1), conditional_embeddings=part).logits
+            for image in small
+            for part in prompts.split(PROMPTS_AT_ONCE)
+        ]
+
+    return Contestant("CLIPSeg", model, call, f"{side} px, one pass for each class, text embeddings given")
+
+
+def _groupvit(tower: str) -> Contestant:
+    model = GroupViTModel(GroupViTConfig()).eval()
+
+    def call(images, classes):
+        small = F.interpolate(images, size=(GROUPVIT_SIZE, GROUPVIT_SIZE), mode="bilinear")
+        ids = torch.full((classes, 8), 49407, device=images.device)
+        ids[:, 1] = torch.arange(classes, device=images.device)
+        return model(pixel_values=small, input_ids=ids, output_segmentation=True)
+
+    note = f"{GROUPVIT_SIZE} px, ViT-S/16, encodes its class names in every call"
+    return Contestant("GroupViT", model, call, note)
+
+
+def _mask2former(tower: str) -> Contestant:
+    backbone = SwinConfig(
+        image_size=640,
+        embed_dim=96,
+        depths=[2, 2, 6, 2],
+        num_heads=[3, 6, 12, 24],
+        window_size=7,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(backbone_config=backbone, num_labels=171)
+    model = Mask2FormerForUniversalSegmentation(config).eval()
+    return Contestant("Mask2Former, Swin-T", model, lambda images, classes: model(images), "a closed vocabulary")
+
+
+def _eomt(tower: str) -> Contestant:
+    config = EomtConfig(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_blocks=3, num_queries=100, num_labels=171
+    )
+    model = EomtForUniversalSegmentation(config).eval()
+
+    def call(images, classes):
+        side = config.image_size
+        return model(images if images.shape[-1] == side else F.interpolate(images, size=(side, side), mode="bilinear"))
+
+    return Contestant("EoMT, ViT-B/16", model, call, "640 px, a closed vocabulary")
+
+
+CONTESTANTS: dict[str, Callable[[str], Contestant]] = {
+    "alignzeg": _alignzeg,
+    "clip": _clip,
+    "clipseg": _clipseg,
+    "groupvit": _groupvit,
+    "mask2former": _mask2former,
+    "eomt": _eomt,
+}
+
+
+def build_contestant(name: str, tower: str = "ViT-B-16", device: torch.device | str = "cpu") -> Contestant:
+    """One of `CONTESTANTS` with random weights, seeded."""
+    torch.manual_seed(0)
+    contestant = CONTESTANTS[name](tower)
+    contestant.model.to(device)
+    return contestant
+
+
+# --- what they see ---------------------------------------------------------------------------------------------------
+
+
+def sample_image(side: int, index: int = 0) -> Image.Image:
+    """A drawn scene of `side x side` pixels."""
+    return Image.fromarray(draw_scene(0, "test", index, 128).image).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def sample_pixels(batch: int, side: int, device: torch.device | str = "cpu", dtype=torch.float32) -> torch.Tensor:
+    """Drawn scenes `(batch, 3, side, side)`, scaled to about unit variance."""
+    images = np.stack([np.asarray(sample_image(side, index)) for index in range(batch)])
+    return ((torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 64).to(device, dtype)
+
+
+def sample_labels(batch: int, side: int, classes: int, device: torch.device | str) -> dict[str, list[torch.Tensor]]:
+    """Twelve classes in blocks of 32 pixels for each image, as arguments of AlignZeg's forward."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, min(12, classes), (batch, -(-side // 32), -(-side // 32)), generator=generator)
+    maps = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :side, :side].to(device)
+    present = [label.unique() for label in maps]
+    return {
+        "mask_labels": [label == names[:, None, None] for label, names in zip(maps, present)],
+        "class_labels": present,
+    }
