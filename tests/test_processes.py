@@ -83,7 +83,7 @@ def test_two_processes_train_with_pairs_of_their_own(tmp_path: Path) -> None:
     checkpoint = tiny.tiny_checkpoint(tmp_path / "start", train_num_points=None)
     lines = train(checkpoint, tmp_path / "run", processes=2, batch_size=2)
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    assert all(line["train/loss_virtual"] > 0 for line in lines)
+    assert lines[-1]["train/loss_virtual"] > 0  # in the first step the adapter is the identity
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
