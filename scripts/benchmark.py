@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
-from zeroshot.checkpointing import atomic_write_text
+from zeroshot.files import atomic_write_text
 from zeroshot.data import SegmentationDataset, load_benchmark
 from zeroshot.evaluation import library_versions
 from zeroshot.speed import (
