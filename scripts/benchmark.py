@@ -30,9 +30,9 @@ import torch
 from PIL import Image
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
-from zeroshot.files import atomic_write_text
 from zeroshot.data import SegmentationDataset, load_benchmark
 from zeroshot.evaluation import library_versions
+from zeroshot.files import atomic_write_text
 from zeroshot.speed import (
     CONTESTANTS,
     TOWERS,
