@@ -227,10 +227,14 @@ class AlignZegConfig(PreTrainedConfig):
         self._check_unseen_labels()
 
     @property
+    def clip_stride(self) -> int:
+        """Input pixels on a side of one of CLIP's patches."""
+        return round(self.vision_config.patch_size / self.clip_input_scale)
+
+    @property
     def size_divisor(self) -> int:
         """Inputs are padded to a multiple of it, so that both token grids divide the image."""
-        clip_patch = self.vision_config.patch_size / self.clip_input_scale
-        return math.lcm(self.patch_size, math.ceil(clip_patch))
+        return math.lcm(self.patch_size, self.clip_stride)
 
     @property
     def clip_hidden_state_layers(self) -> list[int]:

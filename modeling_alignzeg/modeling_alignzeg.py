@@ -150,7 +150,7 @@ def resample_grid(
         if mode == "bilinear":  # the outermost content cell is repeated, as at the border of an unpadded grid
             position = position.clamp(max=source[:, axis, None] - 0.5)
         axes.append(position * (2 / values.shape[-2 + axis]) - 1)
-    batch = max(len(axes[0]), len(axes[1]))
+    batch = max(axes[0].shape[0], axes[1].shape[0])
     y, x = axes[0][:, :, None].expand(batch, *size), axes[1][:, None, :].expand(batch, *size)
     grid = torch.stack([x, y], -1).to(values.dtype)
     return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
@@ -398,7 +398,8 @@ class AlignZegAttentionBias(nn.Module):
         super().__init__()
         self.num_heads = config.vision_config.num_attention_heads
         # Mask cells on a side of one of CLIP's patches. Where it is whole, pooling needs no size, which exports ask for.
-        self.cells = config.vision_config.patch_size / config.clip_input_scale / config.mask_stride
+        whole = config.clip_stride % config.mask_stride == 0
+        self.cells = config.clip_stride // config.mask_stride if whole else None
         channels = self.num_heads * config.attention_bias_dim
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query_mlp = AlignZegMLP(config, config.hidden_size, config.hidden_size, channels)
@@ -417,8 +418,8 @@ class AlignZegAttentionBias(nn.Module):
         features = split(self.feature_mlp(self.feature_norm(features)))
         bias = queries @ features.mT * queries.shape[-1] ** -0.5
         if self.mask_scale is not None:
-            if self.cells % 1 == 0:
-                inside = F.avg_pool2d(masks.detach(), int(self.cells))
+            if self.cells is not None:
+                inside = F.avg_pool2d(masks.detach(), self.cells)
             else:
                 inside = F.adaptive_avg_pool2d(masks.detach(), grid)
             inside = F.logsigmoid(inside).flatten(2)  # (B, N, P)
@@ -867,7 +868,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
     def _check_prototypes(self, text_prototypes: Tensor) -> None:
         if (
             text_prototypes.ndim != 2
-            or len(text_prototypes) == 0
+            or text_prototypes.shape[0] == 0
             or text_prototypes.shape[1] != self.config.projection_dim
         ):
             raise ValueError(
@@ -891,26 +892,23 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self, pixel_values: Tensor, content: Tensor | None
     ) -> tuple[dict[int, Tensor], dict[int, tuple[Tensor, Tensor]]]:
         """The features of [`clip_hidden_states`], and keys and values of the recognition layers that were run."""
-        size = [round(side * self.config.clip_input_scale) for side in pixel_values.shape[-2:]]
-        pixels = pixel_values
-        if size != list(pixel_values.shape[-2:]):
-            pixels = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
-        embeddings = self.vision_model.embeddings
-        mask = None
-        if content is None:
-            states = embeddings(pixels, interpolate_pos_encoding=True)
-        else:
-            patches = embeddings.patch_embedding(pixels.to(embeddings.patch_embedding.weight.dtype))
-            grid, stride = patches.shape[-2:], embeddings.patch_size / self.config.clip_input_scale
-            table = embeddings.position_embedding.weight
-            side = int(round((len(table) - 1) ** 0.5))
-            position = table[1:].T.reshape(1, -1, side, side)
-            position = resample_grid(position, grid, target=torch.ceil(content / stride), mode="bicubic")
-            tokens = (patches + position).flatten(2).transpose(1, 2)
-            first = (embeddings.class_embedding + table[0]).expand(len(tokens), 1, -1)
-            states = torch.cat([first, tokens], 1)
-            cells = content_cells(content, stride, grid).flatten(1)
-            mask = key_mask(F.pad(cells, (1, 0), value=True), states.dtype)
+        embeddings, stride = self.vision_model.embeddings, self.config.clip_stride
+        grid = [side // stride for side in pixel_values.shape[-2:]]
+        if self.config.clip_input_scale != 1:
+            size = [cells * embeddings.patch_size for cells in grid]
+            pixel_values = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        patches = embeddings.patch_embedding(pixel_values.to(embeddings.patch_embedding.weight.dtype))
+        table = embeddings.position_embedding.weight
+        side = int(round((table.shape[0] - 1) ** 0.5))
+        position = table[1:].T.reshape(1, -1, side, side)
+        cells = None if content is None else torch.ceil(content / stride)
+        position = resample_grid(position, grid, target=cells, mode="bicubic")
+        tokens = (patches + position).flatten(2).transpose(1, 2)
+        first = (embeddings.class_embedding + table[0]).expand(tokens.shape[0], 1, -1)
+        states, mask = torch.cat([first, tokens], 1), None
+        if content is not None:
+            visible = content_cells(content, stride, grid).flatten(1)
+            mask = key_mask(F.pad(visible, (1, 0), value=True), states.dtype)
         states = self.vision_model.pre_layrnorm(states)
         wanted, kept, keys_values = self.config.clip_hidden_state_layers, {}, {}
         for index, layer in enumerate(self.vision_model.encoder.layers):
@@ -980,17 +978,17 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 f"`pixel_values` must have shape (batch, {channels}, height, width) with no empty axis, got {shape}. "
                 "The AlignZegImageProcessor makes it from images."
             )
-        if pixel_mask is not None and pixel_mask.shape != (len(pixel_values), *pixel_values.shape[-2:]):
+        if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[-2:]):
             raise ValueError(
                 f"`pixel_mask` has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) of `pixel_values`, "
-                f"{(len(pixel_values), *pixel_values.shape[-2:])}."
+                f"{(pixel_values.shape[0], *pixel_values.shape[-2:])}."
             )
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask_labels", "class_labels")[:: -1 if mask_labels is None else 1]
             raise ValueError(f"`{missing}` is missing beside `{given}`; a loss needs both, no loss needs neither.")
-        if mask_labels is not None and len(mask_labels) != len(pixel_values):
+        if mask_labels is not None and len(mask_labels) != pixel_values.shape[0]:
             raise ValueError(
-                f"`mask_labels` has {len(mask_labels)} entries for {len(pixel_values)} images; pass one for each image."
+                f"`mask_labels` has {len(mask_labels)} entries for {pixel_values.shape[0]} images; pass one for each image."
             )
         if text_prototypes is None and input_ids is not None:
             text_prototypes = self.text_prototypes_from_ids(input_ids, attention_mask)
@@ -999,11 +997,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
             seen_class_mask = self.seen_class_mask if seen_class_mask is None else seen_class_mask
         self._check_prototypes(text_prototypes)
         if seen_class_mask is None:
-            seen_class_mask = torch.ones(len(text_prototypes), dtype=torch.bool, device=text_prototypes.device)
-        if seen_class_mask.shape != (len(text_prototypes),):
+            seen_class_mask = torch.ones(text_prototypes.shape[0], dtype=torch.bool, device=text_prototypes.device)
+        if seen_class_mask.shape != (text_prototypes.shape[0],):
             raise ValueError(
-                f"`seen_class_mask` has shape {tuple(seen_class_mask.shape)}; expected ({len(text_prototypes)},), one entry "
-                "per text prototype."
+                f"`seen_class_mask` has shape {tuple(seen_class_mask.shape)}; expected ({text_prototypes.shape[0]},), one "
+                "entry per text prototype."
             )
         seen_class_mask = seen_class_mask.bool()
 
@@ -1013,11 +1011,13 @@ class AlignZegModel(AlignZegPreTrainedModel):
         pad = (0, -width % divisor, 0, -height % divisor)
         if any(pad):
             if pixel_mask is None:
-                pixel_mask = torch.ones(len(pixel_values), height, width, dtype=torch.long, device=pixel_values.device)
+                pixel_mask = torch.ones(
+                    pixel_values.shape[0], height, width, dtype=torch.long, device=pixel_values.device
+                )
             pixel_values, pixel_mask = F.pad(pixel_values, pad), F.pad(pixel_mask, pad)
         size = pixel_values.shape[-2:]
         content, has_empty_cells = self._content(pixel_mask, size)
-        content_sizes = torch.tensor([size], device=pixel_values.device).expand(len(pixel_values), -1)
+        content_sizes = torch.tensor([size], device=pixel_values.device).expand(pixel_values.shape[0], -1)
         if content is not None:  # padding is zero, whatever the caller left there
             content_sizes = content
             pixel_values = pixel_values.masked_fill(~content_cells(content, 1, size)[:, None], 0)
@@ -1027,14 +1027,14 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         # Frozen CLIP, layers 1..k (and the patches' part of the others).
         layers = self.config.clip_hidden_state_layers
-        clip_stride = self.vision_model.embeddings.patch_size / self.config.clip_input_scale
-        clip_grid = tuple(round(side / clip_stride) for side in size)
+        clip_stride = self.config.clip_stride
+        clip_grid = tuple(side // clip_stride for side in size)
         keys_values = {}
         if clip_hidden_states is None:
             clip, keys_values = self._run_clip(pixel_values, content)
         else:
             expected = (
-                len(pixel_values),
+                pixel_values.shape[0],
                 len(layers),
                 1 + math.prod(clip_grid),
                 self.config.vision_config.hidden_size,
@@ -1066,7 +1066,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             return resample_grid(states, clip_grid, cells, clip_cells).flatten(2).transpose(1, 2)
 
         features = stages[-1].flatten(2).transpose(1, 2) + position
-        queries = self.query_embeddings.expand(len(features), -1, -1)
+        queries = self.query_embeddings.expand(features.shape[0], -1, -1)
         fusions = iter(zip(self.fusions, self.config.fusion_layers))
         for layer in self.encoder_layers:
             for fusion, index in islice(fusions, 1):
@@ -1090,7 +1090,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if content is not None:
             bias = bias + key_mask(content_cells(content, clip_stride, clip_grid).flatten(1), bias.dtype)
         number = queries.shape[1]
-        own = torch.full((number, number), torch.finfo(dtype).min, dtype=dtype, device=bias.device).fill_diagonal_(0)
+        others = ~torch.eye(number, dtype=torch.bool, device=bias.device)
+        own = torch.zeros(number, number, dtype=dtype, device=bias.device).masked_fill(others, torch.finfo(dtype).min)
         bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
         split = self.config.clip_split_layer
         shadow = clip[split][:, :1].expand(-1, number, -1)
@@ -1130,12 +1131,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
             unseen_logits=unseen_logits,
             proposal_embeds=embeds,
             content_sizes=content_sizes.float() / self.config.mask_stride,
-            seen_class_mask=seen_class_mask.long().expand(len(masks), -1),
+            seen_class_mask=seen_class_mask.long().expand(masks.shape[0], -1),
             correction=torch.tensor(
                 [[self.config.correction_gamma, self.config.correction_threshold]],
                 dtype=torch.float32,
                 device=masks.device,
-            ).expand(len(masks), -1),
+            ).expand(masks.shape[0], -1),
             auxiliary_masks_queries_logits=tuple(masks_per_layer[:-1]) if output_auxiliary_logits else None,
             last_hidden_state=features,
             queries_hidden_state=queries,

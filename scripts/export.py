@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Writes a checkpoint as an ONNX file or a `torch.export` program, its vocabulary an input.
+
+python scripts/export.py --model . --output alignzeg.onnx
+python scripts/export.py --model . --output alignzeg.pt2 --classes "red plain, grass" --prototypes prototypes.npz
+
+Inputs: `pixel_values` (batch, 3, height, width), as the image processor makes them, height and width multiples of
+`config.size_divisor`; `text_prototypes` (classes, projection_dim), unit vectors; `seen_class_mask` (classes,), bool.
+Outputs: `masks_queries_logits`, `class_queries_logits` and, from a model with PBC, `unseen_logits`, as in
+AlignZegOutput. Batch, height, width and the number of classes are free; classes are at least two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+
+
+INPUTS = ("pixel_values", "text_prototypes", "seen_class_mask")
+OUTPUTS = ("masks_queries_logits", "class_queries_logits", "unseen_logits")
+
+
+class ImageTowerAndHead(nn.Module):
+    """AlignZeg without its text tower: tensors in, tensors out."""
+
+    def __init__(self, model: AlignZegModel):
+        super().__init__()
+        self.model = model
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS if self.model.indicator is not None else OUTPUTS[:-1]
+
+    def forward(self, pixel_values: Tensor, text_prototypes: Tensor, seen_class_mask: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(
+            pixel_values=pixel_values, text_prototypes=text_prototypes, seen_class_mask=seen_class_mask
+        )
+        return tuple(outputs[name] for name in self.outputs)
+
+
+def export_program(model: AlignZegModel) -> torch.export.ExportedProgram:
+    """`model`, in evaluation mode, as a `torch.export` program with free batch, height, width and number of classes."""
+    config, device, dtype = model.config, model.device, model.dtype
+    divisor = config.size_divisor
+    sides = [divisor * torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns")]
+    classes = torch.export.Dim("classes", min=2, max=2**24)
+    example = (
+        torch.zeros(2, config.num_channels, 3 * divisor, 4 * divisor, device=device, dtype=dtype),
+        torch.eye(5, config.projection_dim, device=device, dtype=dtype),
+        torch.tensor([True, True, False, True, True], device=device),
+    )
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096), 2: sides[0], 3: sides[1]}, {0: classes}, {0: classes})
+    wanted = {p for p in model.parameters() if p.requires_grad}
+    try:
+        model.requires_grad_(False)
+        with torch.no_grad():
+            return torch.export.export(ImageTowerAndHead(model).eval(), example, dynamic_shapes=shapes, strict=False)
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def export_onnx(model: AlignZegModel, path: str | Path) -> None:
+    """Writes `model` to an ONNX file; more than 2 GB of weights go beside it.
+
+    Raises:
+        ImportError: `onnx` or `onnxscript` is missing.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript") from error
+    program = torch.onnx.export(
+        export_program(model),
+        dynamo=True,
+        input_names=list(INPUTS),
+        output_names=list(ImageTowerAndHead(model).outputs),
+        verbose=False,
+    )
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    program.save(str(path), external_data=size > 1.9e9)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
+    options.add_argument("--output", required=True, help="file to write; it ends in .onnx or .pt2")
+    options.add_argument("--classes", help="class names, separated by commas; default: the checkpoint's vocabulary")
+    options.add_argument(
+        "--prototypes", help=".npz to write with the text prototypes and the seen mask of the classes"
+    )
+    args = options.parse_args()
+    output = Path(args.output)
+    if output.suffix not in (".onnx", ".pt2"):
+        raise ValueError(f"`--output` is {args.output}; its ending chooses the format: .onnx or .pt2.")
+    if args.classes and not args.prototypes:
+        raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
+    model = AlignZegModel.from_pretrained(args.model).eval()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".onnx":
+        export_onnx(model, output)
+    else:
+        torch.export.save(export_program(model), output)
+    print(f"Exported: {output}. Sides of images: multiples of {model.config.size_divisor}.")
+    if args.prototypes:
+        names = list(model.config.id2label.values())
+        prototypes, seen = model.class_text_embeds, model.seen_class_mask
+        if args.classes:
+            names = [name.strip() for name in args.classes.split(",")]
+            prototypes = model.get_text_prototypes(AlignZegProcessor.from_pretrained(args.model), names)
+            seen = torch.ones(len(names), dtype=torch.bool)
+        np.savez(args.prototypes, text_prototypes=prototypes, seen_class_mask=seen, names=np.array(names))
+        print(f"Text prototypes of {len(names)} classes: {args.prototypes}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.exit(f"export.py: {error}")
