@@ -667,6 +667,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
 
+        # torch.compile takes numbers of a module as they are, those of a config as variables.
+        self.clip_stride, self.size_divisor = config.clip_stride, config.size_divisor
         width = config.hidden_size
         self.stem = AlignZegImageStem(config)
         base_grid = max(config.image_size // config.patch_size, 1)
@@ -892,7 +894,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self, pixel_values: Tensor, content: Tensor | None
     ) -> tuple[dict[int, Tensor], dict[int, tuple[Tensor, Tensor]]]:
         """The features of [`clip_hidden_states`], and keys and values of the recognition layers that were run."""
-        embeddings, stride = self.vision_model.embeddings, self.config.clip_stride
+        embeddings, stride = self.vision_model.embeddings, self.clip_stride
         grid = [side // stride for side in pixel_values.shape[-2:]]
         if self.config.clip_input_scale != 1:
             size = [cells * embeddings.patch_size for cells in grid]
@@ -1007,7 +1009,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         # Pad to whole tokens of both grids.
         height, width = pixel_values.shape[-2:]
-        divisor = self.config.size_divisor
+        divisor = self.size_divisor
         pad = (0, -width % divisor, 0, -height % divisor)
         if any(pad):
             if pixel_mask is None:
@@ -1027,7 +1029,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         # Frozen CLIP, layers 1..k (and the patches' part of the others).
         layers = self.config.clip_hidden_state_layers
-        clip_stride = self.config.clip_stride
+        clip_stride = self.clip_stride
         clip_grid = tuple(side // clip_stride for side in size)
         keys_values = {}
         if clip_hidden_states is None:

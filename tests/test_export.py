@@ -101,7 +101,8 @@ def test_export_has_no_unseen_logits_without_an_indicator() -> None:
 
 @pytest.mark.slow
 def test_compiled_model_is_one_graph_for_all_sizes(model: AlignZegModel) -> None:
-    """Two graphs: batches of one are a case of their own in torch."""
+    """Two graphs, for torch makes batches of one a case of its own; the first image is not square, or torch would take
+    height and width for one number."""
     graphs = []
 
     def count(graph, _):
@@ -110,7 +111,7 @@ def test_compiled_model_is_one_graph_for_all_sizes(model: AlignZegModel) -> None
 
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=count, fullgraph=True, dynamic=True)  # fullgraph: a break is an error
-    for size in [*SIZES, (2, 96, 32, 5), (5, 64, 80, 9), (1, 64, 96, 11)]:
+    for size in [(2, 48, 64, 40), (3, 80, 48, 7), (2, 64, 64, 5), (5, 96, 32, 9), (1, 64, 96, 11), (1, 48, 48, 6)]:
         values = inputs(*size)
         with torch.no_grad():
             assert_equal_outputs([compiled(**values)[name] for name in OUTPUTS], model, values)
