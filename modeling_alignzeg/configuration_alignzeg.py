@@ -40,6 +40,8 @@ class AlignZegConfig(PreTrainedConfig):
         mask_stride (`int`, defaults to 4): Stride of the predicted masks; a power-of-two fraction of `patch_size`.
         mask_dim (`int`, defaults to 64): Channels of the mask features.
         num_queries (`int`, defaults to 100): Proposals `N`.
+        unclaimed_proposal (`bool`, defaults to `True`): One more proposal takes what no query claims: its mask is the
+            complement of all others, it counts as unseen, and no loss reads it.
         num_refinement_layers (`int`, defaults to 3): MRPE layers `L_r`.
         mutual_refinement (`bool`, defaults to `True`): MRPE's second direction, queries refine features.
         attention_bias_dim (`int`, defaults to 32): Channels per CLIP head of the predicted attention bias.
@@ -115,6 +117,7 @@ class AlignZegConfig(PreTrainedConfig):
         mask_stride=4,
         mask_dim=64,
         num_queries=100,
+        unclaimed_proposal=True,
         num_refinement_layers=3,
         mutual_refinement=True,
         attention_bias_dim=32,
@@ -183,6 +186,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.mask_dim = mask_dim
 
         self.num_queries = num_queries
+        self.unclaimed_proposal = unclaimed_proposal
         self.num_refinement_layers = num_refinement_layers
         self.mutual_refinement = mutual_refinement
         self.attention_bias_dim = attention_bias_dim

@@ -10,7 +10,7 @@ Read top to bottom, this file follows the data:
                         GEPC: adapter, text prototypes, background prototypes, virtual features ── class logits
                         PBC: class indicator ── unseen logits
 
-Shapes: `B` images of `H x W` pixels; `N` queries; side network of width `d` on a grid of `T = h·w` tokens; CLIP of width
+Shapes: `B` images of `H x W` pixels; `N` queries, one for each proposal but the last, which is what no query claims; side network of width `d` on a grid of `T = h·w` tokens; CLIP of width
 `Dv` on a grid of `P` patches; joint space of width `D`; `C` classes.
 """
 
@@ -53,23 +53,26 @@ from .loss_alignzeg import (
 from .processing_alignzeg import check_class_names, get_templates
 
 
+UNCLAIMED_LOGIT = 20.0  # a chance of one in float32
+
 @dataclass
 class AlignZegOutput(ModelOutput):
     r"""
-    Output of [`AlignZegModel`].
+    Output of [`AlignZegModel`]. `N'` proposals are those of the `N` queries and, with `config.unclaimed_proposal`, the
+    region that no query claims, last.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The objective, when labels were given.
         loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator
             (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a part that is
             switched off. `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
-        masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
+        masks_queries_logits (`torch.FloatTensor` of shape `(B, N', H / mask_stride, W / mask_stride)`): Mask logits, for
             the input padded to a multiple of `config.size_divisor`.
-        class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Temperature-scaled class logits, the
+        class_queries_logits (`torch.FloatTensor` of shape `(B, N', C + 1)`): Temperature-scaled class logits, the
             background last.
-        unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
+        unseen_logits (`torch.FloatTensor` of shape `(B, N')`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
-        proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in CLIP's joint space.
+        proposal_embeds (`torch.FloatTensor` of shape `(B, N', D)`): Unit proposal embeddings in CLIP's joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.
         seen_class_mask (`torch.LongTensor` of shape `(B, C)`): 1 for classes that count as seen, 0 for unseen ones. The
@@ -1085,13 +1088,16 @@ class AlignZegModel(AlignZegPreTrainedModel):
         masks_per_layer = [
             self.mask_head(states, mask_features) for states in (queries_per_layer if wants_auxiliary else [queries])
         ]
-        masks = masks_per_layer[-1]
+        masks, proposal_queries = masks_per_layer[-1], queries
+        if self.config.unclaimed_proposal:  # 1 - max σ(M) = σ(-max M)
+            masks = torch.cat([masks, -masks.amax(1, keepdim=True)], 1)
+            proposal_queries = torch.cat([queries, queries.mean(1, keepdim=True)], 1)
 
         # Proposal embeddings: shadow tokens through CLIP's layers k+1..L.
-        bias = self.attention_bias(queries, to_clip_grid(features), masks, clip_grid)  # (B, heads, N, P)
+        bias = self.attention_bias(proposal_queries, to_clip_grid(features), masks, clip_grid)  # (B, heads, N, P)
         if content is not None:
             bias = bias + key_mask(content_cells(content, clip_stride, clip_grid).flatten(1), bias.dtype)
-        number = queries.shape[1]
+        number = proposal_queries.shape[1]
         others = ~torch.eye(number, dtype=torch.bool, device=bias.device)
         own = torch.zeros(number, number, dtype=dtype, device=bias.device).masked_fill(others, torch.finfo(dtype).min)
         bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
@@ -1101,7 +1107,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             layer = self.vision_model.encoder.layers[index]
             shadow = shadow_layer(layer, shadow, clip[index], bias, keys_values.get(index))
         clip_embeds = F.normalize(self.visual_projection(self.vision_model.post_layernorm(shadow)), dim=-1)
-        adapter_inputs = self.adapter.inputs(clip_embeds, queries)
+        adapter_inputs = self.adapter.inputs(clip_embeds, proposal_queries)
         embeds = self.adapter(adapter_inputs)  # (B, N, D)
 
         # GEPC: class and background logits. PBC: unseen logits.
@@ -1118,12 +1124,20 @@ class AlignZegModel(AlignZegPreTrainedModel):
                     clip_logits, class_logits, background_logits, seen_class_mask, ~seen_class_mask
                 )
             unseen_logits = self.indicator(statistics, embeds.detach())
+            if self.config.unclaimed_proposal:  # queries learned to claim what is seen: what they leave is not
+                certain = unseen_logits.new_full((unseen_logits.shape[0], 1), UNCLAIMED_LOGIT)
+                unseen_logits = torch.cat([unseen_logits[:, :-1], certain], 1)
 
         losses = {}
         if mask_labels is not None and class_labels is not None:
             targets = stack_targets(mask_labels, class_labels, tuple(size), seen_class_mask)
             losses = self._losses(
-                targets, masks_per_layer, logits, adapter_inputs, embeds, prototypes, seen_class_mask, content
+                targets,
+                masks_per_layer,
+                *(states[:, : self.config.num_queries] for states in (logits, adapter_inputs, embeds)),
+                prototypes,
+                seen_class_mask,
+                content,
             )
 
         return AlignZegOutput(

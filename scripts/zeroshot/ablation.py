@@ -38,7 +38,7 @@ class Row:
         title: Its name in tables.
         overrides: Of `AlignZegConfig`, for a row with a training of its own.
         readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant at
-            its best value on the test part.
+            its best value on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
         seeds: Number of trainings.
         data: Overrides of the data settings.
         cells: The row whose trainings it reads instead of its own. The indicator's input is detached, so that a model
@@ -72,6 +72,8 @@ ROWS: dict[str, Row] = {
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
     "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
+    "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
+    "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 
@@ -95,10 +97,17 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
         readouts |= {f"pbc {g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES}
     prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
-    batches = evaluation_batches(test, trainer.processor, 32)
-    scores = evaluate_model(
-        model, trainer.processor.image_processor, batches, trainer.split, prototypes, readouts, progress=False
-    )
+
+    def evaluate(readouts):
+        batches = evaluation_batches(test, trainer.processor, 32)
+        return evaluate_model(
+            model, trainer.processor.image_processor, batches, trainer.split, prototypes, readouts, progress=False
+        )
+
+    scores = evaluate(readouts)
+    model.config.unclaimed_proposal = False
+    scores |= evaluate({"queries": Readout(gamma=0.0)})
+    model.config.unclaimed_proposal = True
     auc = None
     if model.indicator is not None and not settings.data.fully_supervised:
         auc = roc_auc(*proposal_indicator(model, trainer.processor, test, trainer.split))
