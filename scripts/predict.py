@@ -5,7 +5,8 @@
     python scripts/predict.py photo.jpg --classes "cat, sofa, window" --unseen "sofa" --output_dir predictions
 
 For every image it writes NAME.png (palette PNG, values are positions in --classes), NAME_overlay.png with a legend, and
-NAME_unseen.png, how much each pixel looks like an unseen class. Without --classes the checkpoint's vocabulary is used.
+NAME_unseen.png, how much each pixel looks like an unseen class; NAME is the file's without its ending, and with it where
+two files would write the same picture. Without --classes the checkpoint's vocabulary is used.
 A file that is no image is reported and skipped; the exit status is then 1.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 
@@ -36,6 +38,7 @@ from zeroshot.images import label_picture, open_image
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+ENDINGS = ("", "_overlay", "_unseen")  # of the pictures of one image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +86,13 @@ def find_images(path: Path) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
     return [path]
+
+
+def output_stems(files: list[Path]) -> list[str]:
+    """What the names of each file's pictures begin with: its stem, or its whole name where two files share a picture."""
+    taken = Counter(f"{file.stem}{ending}" for file in files for ending in ENDINGS)
+    alone = (all(taken[f"{file.stem}{ending}"] == 1 for ending in ENDINGS) for file in files)
+    return [file.stem if is_alone else file.name for file, is_alone in zip(files, alone)]
 
 
 def split_names(text: str | None) -> list[str]:
@@ -140,7 +150,8 @@ def segment_files(args: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(output / "classes.json", json.dumps({"classes": names, "unseen": unseen}, indent=2) + "\n")
     broken = 0
-    for file in tqdm(files, desc="segment", disable=len(files) == 1):
+    stems = output_stems(files)
+    for file, stem in tqdm(zip(files, stems), desc="segment", total=len(files), disable=len(files) == 1):
         try:
             image = open_image(file)
         except (ValueError, OSError) as error:
@@ -159,11 +170,11 @@ def segment_files(args: argparse.Namespace) -> int:
             return_unseen_scores=True,
         )
         label = maps[0].cpu().numpy()
-        pictures = {"": label_picture(label, names), "_overlay": draw_overlay(image, label, names)}
+        pictures = [label_picture(label, names), draw_overlay(image, label, names)]
         if unseen_maps is not None:
-            pictures["_unseen"] = draw_unseen_map(image, unseen_maps[0].float().cpu().numpy())
-        for ending, picture in pictures.items():
-            with atomic_file(output / f"{file.stem}{ending}.png") as partial:
+            pictures.append(draw_unseen_map(image, unseen_maps[0].float().cpu().numpy()))
+        for ending, picture in zip(ENDINGS, pictures):
+            with atomic_file(output / f"{stem}{ending}.png") as partial:
                 picture.save(partial)
     print(f"{len(files) - broken} of {len(files)} images segmented: {output}")
     return 1 if broken else 0

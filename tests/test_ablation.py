@@ -19,7 +19,7 @@ def cell(row: str, seed: int, best_constant: float) -> dict:
     def scores(value: float) -> dict:
         return dict(zip(SCORES, (value + 10, value - 10, value + seed, 90.0)))
 
-    readouts = {"plain": scores(40), "pbc 1.0/0.3": scores(45), "pbc 2.0/0.5": scores(80)}
+    readouts = {"plain": scores(40), "queries": scores(30), "pbc 1.0/0.3": scores(45), "pbc 2.0/0.5": scores(80)}
     readouts |= {f"constant {p}": scores(44 if p == best_constant else 41) for p in PENALTIES}
     curve = [{"step": s, "miou_seen": s / 10 + seed, "miou_unseen": s / 20, "hiou": s / 15} for s in (100, 200)]
     return {
@@ -57,9 +57,12 @@ def test_every_row_reads_its_own_readout(report: Path) -> None:
         "without_pbc",
         "blind_constant",
         "without_bds",
+        "queries_only",
+        "baseline_queries_only",
     }
     readouts = {name: row["readout"] for name, row in rows.items()}
     assert readouts["baseline"] == readouts["plus_bds"] == readouts["without_pbc"] == "plain"
+    assert readouts["queries_only"] == readouts["baseline_queries_only"] == "queries"
     assert readouts["full"] == readouts["without_bds"] == "pbc 1.0/0.3"  # the calibrated one, not the best one
     assert readouts["blind_constant"] == readouts["baseline_constant"] == f"constant {PENALTIES[2]}"
     assert rows["full"]["hiou"] == [45, 46, 47] and rows["full"]["miou_unseen"] == [35, 35, 35]

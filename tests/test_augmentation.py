@@ -32,8 +32,8 @@ class Decided:
     def __init__(self) -> None:
         self.model = tiny.tiny_model(seed=3)
         self.model.set_vocabulary(list(tiny.CLASSES), list(tiny.UNSEEN), tiny.tiny_processor())
-        self.logits = 3 * torch.randn(1, 6, len(tiny.CLASSES) + 1, generator=torch.Generator().manual_seed(1))
-        self.unseen = torch.tensor([[2.0, -2.0, 1.0, -1.0, 0.5, -0.5]])
+        self.logits = 3 * torch.randn(1, 7, len(tiny.CLASSES) + 1, generator=torch.Generator().manual_seed(1))
+        self.unseen = torch.tensor([[2.0, -2.0, 1.0, -1.0, 0.5, -0.5, 0.0]])
 
     def __call__(self, pixel_values: torch.Tensor, **vocabulary: torch.Tensor) -> AlignZegOutput:
         outputs = self.model(pixel_values=pixel_values, **vocabulary)

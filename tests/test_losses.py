@@ -563,7 +563,7 @@ def test_reach_of_targets_equals_loops(margin: float | None) -> None:
 @pytest.mark.parametrize("unlabelled", ["nearby", "negative", "exclude"])
 def test_objective_equals_the_plain_sum(unlabelled: str) -> None:
     """Matching by brute force, all points, the training vocabulary without the unseen class, auxiliary masks."""
-    model = tiny_model(**BASELINE, num_queries=4, unlabelled_pixels=unlabelled)
+    model = tiny_model(**BASELINE, num_queries=4, unlabelled_pixels=unlabelled, unclaimed_proposal=False)
     batch = training_batch([2, 3])
     with torch.no_grad():
         outputs = model(**batch, output_auxiliary_logits=True)

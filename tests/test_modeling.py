@@ -70,10 +70,10 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
     height, width = (math.ceil(side / 16) * 16 for side in size)  # 16 input pixels are one patch of CLIP
     outputs = run(model, pixel_values=pixels(2, *size), output_auxiliary_logits=True)
     shapes = {
-        "masks_queries_logits": (2, 6, height // 4, width // 4),
-        "class_queries_logits": (2, 6, len(CLASSES) + 1),
-        "unseen_logits": (2, 6),
-        "proposal_embeds": (2, 6, 24),
+        "masks_queries_logits": (2, 7, height // 4, width // 4),
+        "class_queries_logits": (2, 7, len(CLASSES) + 1),
+        "unseen_logits": (2, 7),
+        "proposal_embeds": (2, 7, 24),
         "content_sizes": (2, 2),
         "seen_class_mask": (2, len(CLASSES)),
         "correction": (2, 2),
@@ -83,8 +83,8 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
     for name, shape in shapes.items():
         assert outputs[name].shape == shape, name
         assert outputs[name].isfinite().all(), name
-    assert [masks.shape for masks in outputs.auxiliary_masks_queries_logits] == [shapes["masks_queries_logits"]]
-    torch.testing.assert_close(outputs.proposal_embeds.norm(dim=-1), torch.ones(2, 6))
+    assert [masks.shape for masks in outputs.auxiliary_masks_queries_logits] == [(2, 6, height // 4, width // 4)]
+    torch.testing.assert_close(outputs.proposal_embeds.norm(dim=-1), torch.ones(2, 7))
     torch.testing.assert_close(outputs.content_sizes, torch.tensor([size, size]) / 4)
     assert outputs.seen_class_mask.bool().tolist() == [[name not in UNSEEN for name in CLASSES]] * 2
     assert outputs.correction.tolist() == [[model.config.correction_gamma, model.config.correction_threshold]] * 2
@@ -94,7 +94,7 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("stride", [1, 2, 8])
 def test_masks_have_the_stride_of_the_config(stride: int) -> None:
     outputs = run(tiny_model(mask_stride=stride), pixel_values=pixels(1, 32, 48))
-    assert outputs.masks_queries_logits.shape == (1, 6, 32 // stride, 48 // stride)
+    assert outputs.masks_queries_logits.shape == (1, 7, 32 // stride, 48 // stride)
 
 
 @pytest.mark.parametrize("fusion_layers", [[], [0], [1, 0], [0, 1, 1], [0, 0, 1, 1]], ids=str)
@@ -113,7 +113,7 @@ def test_any_number_of_fusions_that_the_config_allows(fusion_layers: list[int]) 
 def test_clip_scale_one() -> None:
     model = tiny_model(clip_input_scale=1.0)
     assert model.config.size_divisor == 8
-    assert run(model, pixel_values=pixels(1, 24, 40)).masks_queries_logits.shape == (1, 6, 6, 10)
+    assert run(model, pixel_values=pixels(1, 24, 40)).masks_queries_logits.shape == (1, 7, 6, 10)
 
 
 # --- padding ---------------------------------------------------------------------------------------------------------
@@ -354,7 +354,8 @@ def test_attention_bias_is_the_plain_formula(guided: bool) -> None:
     part = model.attention_bias
     assert (part.mask_scale is not None) == guided
     with torch.no_grad():
-        queries = part.query_mlp(part.query_norm(outputs.queries_hidden_state[0]))
+        refined = outputs.queries_hidden_state[0]
+        queries = part.query_mlp(part.query_norm(torch.cat([refined, refined.mean(0, keepdim=True)])))
         pooled = F.avg_pool2d(outputs.last_hidden_state[0].T.view(1, 32, 4, 6), 2).flatten(2)[0].T
         features = part.feature_mlp(part.feature_norm(pooled))
         for head in range(4):
@@ -430,10 +431,10 @@ def test_patch_keys_and_values_are_computed_once() -> None:
         for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
             projection.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
     run(model, pixel_values=pixels(1, 32, 48))
-    patches, queries = 2 * 3, model.config.num_queries
+    patches, proposals = 2 * 3, model.config.num_queries + 1
     depth = len(model.vision_model.encoder.layers) - model.config.clip_split_layer
     assert len(rows) == 4 * depth
-    assert sum(rows) == 2 * (depth * (patches + queries) + depth - 1)  # the last layer has no use for CLS
+    assert sum(rows) == 2 * (depth * (patches + proposals) + depth - 1)  # the last layer has no use for CLS
 
 
 def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
@@ -456,6 +457,29 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
             assert many[name] - few[name] == 2 * 20 * module.in_features * module.out_features, name
             checked += 1
     assert checked == 12
+
+
+def test_the_last_proposal_is_what_no_query_claims() -> None:
+    model = learned(tiny_model())
+    outputs = run(model, pixel_values=pixels())
+    without = learned(tiny_model(unclaimed_proposal=False))
+    without.load_state_dict(model.state_dict())
+    queries = run(without, pixel_values=pixels())
+    for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits", "proposal_embeds"):
+        assert queries[name].shape[1] == 6
+        torch.testing.assert_close(outputs[name][:, :6], queries[name], rtol=1e-4, atol=1e-5)
+    claimed = outputs.masks_queries_logits.sigmoid()
+    torch.testing.assert_close(claimed[:, 6], 1 - claimed[:, :6].amax(1))
+    assert (outputs.unseen_logits[:, 6].sigmoid() == 1).all()
+
+
+def test_no_loss_reads_the_unclaimed_proposal() -> None:
+    losses = []
+    for unclaimed in (True, False):
+        model = learned(tiny_model(unclaimed_proposal=unclaimed, indicator_positives="both"))
+        losses.append(run(model, pixel_values=pixels(), **labels()))
+    for name in ("class", "mask", "dice", "auxiliary", "virtual", "diversity", "indicator"):
+        torch.testing.assert_close(losses[0][f"loss_{name}"], losses[1][f"loss_{name}"], rtol=1e-4, atol=1e-5)
 
 
 def test_adapter_is_the_identity_at_the_start() -> None:

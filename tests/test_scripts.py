@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from predict import output_stems
 from safetensors.torch import load_file
 
 
@@ -169,6 +170,11 @@ def photos(tmp_path_factory) -> Path:
     Image.fromarray(np.asarray(scene.convert("L"), np.uint16) * 257).save(folder / "sixteen.png")
     (folder / "broken.png").write_bytes((folder / "grey.png").read_bytes()[:60])
     return folder
+
+
+def test_files_that_share_a_picture_keep_their_whole_name():
+    files = [Path("in") / name for name in ("a.jpg", "a.png", "b.jpg", "c.png", "c_overlay.png")]
+    assert output_stems(files) == ["a.jpg", "a.png", "b", "c.png", "c_overlay.png"]
 
 
 def test_prediction_of_a_folder_skips_what_is_broken(run: Path, photos: Path, tmp_path: Path):

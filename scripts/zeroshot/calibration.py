@@ -22,13 +22,15 @@ from .splits import SegmentationSplit, load_split
 from .training import Trainer, evaluation_batches, open_part
 
 
-GAMMAS = (0.25, 0.5, 1.0, 2.0, 4.0)
-THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9)
-PSEUDO_FRACTION = 1 / 3
+GAMMAS = (0.25, 0.5, 1.0, 2.0)
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
-    """Trains `folds` models without a third of the seen classes each and sweeps γ and θ on the validation part.
+    """Trains `folds` models without a part of the seen classes each and sweeps γ and θ on the validation part.
+
+    The share of the seen classes that plays unseen is that of the unseen ones among all: how strong the bias is, and with
+    it the best correction, depends on how many names compete on either side.
 
     Returns:
         `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
@@ -36,8 +38,12 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     readouts = {"off": Readout(gamma=0.0)}
     readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
     totals: dict[str, list[float]] = {name: [] for name in readouts}
+    split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
+    share = len(split.unseen) / len(split.classes)
+    if not share:
+        raise ValueError(f"The split of {settings.data.dataset} has no unseen class: there is no bias to correct.")
     for fold in range(folds):
-        data = dataclasses.replace(settings.data, pseudo_unseen=PSEUDO_FRACTION, pseudo_seed=fold)
+        data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_seed=fold)
         training = dataclasses.replace(settings.training, evaluate_every=0, save_every=0, tensorboard=False)
         output = str(Path(settings.output_dir) / f"calibration-{fold}")
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
@@ -65,7 +71,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         "pseudo_hiou": means[best],
         "pseudo_hiou_without_correction": means["off"],
         "folds": folds,
-        "pseudo_unseen_share": PSEUDO_FRACTION,
+        "pseudo_unseen_share": share,
         "grid": means,
     }
 
