@@ -636,6 +636,9 @@ class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, AlignZegAdapter):
             init.zeros_(module.mlp.layers[-1].weight)
+        elif isinstance(module, AlignZegRefinementLayer) and module.mutual:  # what queries add to features starts at none
+            init.zeros_(module.feature_cross_attention.out_proj.weight)
+            init.zeros_(module.feature_mlp.layers[-1].weight)
         elif isinstance(module, AlignZegAttentionBias) and module.mask_scale is not None:
             init.ones_(module.mask_scale)
         elif isinstance(module, AlignZegBackgroundPrototypes):

@@ -51,6 +51,62 @@ def ablation_table() -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else NOT_MEASURED
 
 
+def speed_table() -> str:
+    """AlignZeg beside its peers, and a line for each other question the benchmark answers."""
+    report = load("benchmark_cpu.json")
+    if report is None or "peers" not in report["sections"]:
+        return NOT_MEASURED
+    sections = report["sections"]
+    found = sections["peers"]
+    machine = found["machine"]
+    lines = [
+        f"{report['tower']}, one image of {found['size']} px, {found['classes']} classes, fp32, random weights, "
+        f"{machine['threads']} threads of {machine['cpu']}; medians, all models in turns in one run.",
+        "",
+        "| | seconds | × bare CLIP | × AlignZeg | GMACs | trainable |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["models"].values():
+        macs = f"{row['gmacs']:.0f}" if "gmacs" in row else ""
+        trainable = f"{row['trainable'] / 1e6:.1f} M" if row.get("trainable") else ""
+        title = f"**{row['title']}**" if row["title"].startswith("AlignZeg") else row["title"]
+        lines.append(
+            f"| {title} | {row['median']:.2f} | {row['over_clip']:.2f} | {row['over_alignzeg']:.2f} | {macs} | {trainable} |"
+        )
+    lines.append("")
+    if "classes" in sections:
+        count, last = list(sections["classes"]["vocabularies"].items())[-1]
+        first = next(iter(sections["classes"]["vocabularies"]))
+        lines.append(
+            f"- {int(count):,} classes instead of {first}, label map of {sections['classes']['label_size']} px included: "
+            f"{last['over_first']:.2f} × the time, {last['memory_over_first_mib']:.0f} MiB more."
+        )
+    if "dtypes" in sections:
+        dtypes = sections["dtypes"]
+        lines.append(
+            f"- bfloat16: {dtypes['speedup']['bfloat16']:.2f} × faster, "
+            f"{100 * dtypes['equal_pixels']['bfloat16']:.1f} % of the pixels keep their label (shipped checkpoint)."
+        )
+    if "training" in sections:
+        training = sections["training"]
+        kept, deeper = (training[name]["added_mib"] for name in ("memory", "memory_with_6_more_layers_below_the_split"))
+        lines.append(
+            f"- A training step costs {training['step_over_inference']:.2f} forwards; loss and matching are "
+            f"{100 * training['loss_share']:.0f} % of it. It adds {kept:.0f} MiB to the weights, with six more CLIP layers "
+            f"below the split {deeper:.0f} MiB."
+        )
+    if "compile" in sections:
+        lines.append(f"- `torch.compile`: {sections['compile']['static']['speedup']:.2f} ×.")
+    gpu = load("benchmark_cuda.json")
+    lines.append(
+        "- GPU: **not measured**."
+        if gpu is None
+        else f"- {gpu['sections']['peers']['machine']['device']}: [docs/results/benchmark_cuda.md](docs/results/benchmark_cuda.md)."
+    )
+    lines += ["", "All tables: [docs/results/benchmark_cpu.md](docs/results/benchmark_cpu.md)."]
+    return "\n".join(lines)
+
+
 def pretraining() -> dict:
     return json.loads((ROOT / "scripts" / "assets" / "small_clip" / "pretraining.json").read_text(encoding="utf-8"))
 
@@ -154,6 +210,7 @@ def scaling_feeding() -> str:
 BLOCKS = {
     "shipped": shipped_table,
     "ablation": ablation_table,
+    "speed": speed_table,
     "clip": clip_line,
     "cost": cost_line,
     "scaling-stages": scaling_stages,

@@ -459,6 +459,17 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     assert checked == 12
 
 
+def test_queries_start_to_refine_features_from_nothing() -> None:
+    """Both directions, one of them or none: the same masks at the start, since what queries add to features is zero."""
+    both, one = tiny_model(), tiny_model(mutual_refinement=False)
+    one.load_state_dict(both.state_dict(), strict=False)
+    found, expected = run(both, pixel_values=pixels()), run(one, pixel_values=pixels())
+    torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits)
+    torch.testing.assert_close(found.proposal_embeds, expected.proposal_embeds)
+    found, expected = run(learned(both), pixel_values=pixels()), run(one, pixel_values=pixels())
+    assert not torch.allclose(found.masks_queries_logits, expected.masks_queries_logits, atol=1e-2)
+
+
 def test_the_last_proposal_is_what_no_query_claims() -> None:
     model = learned(tiny_model())
     outputs = run(model, pixel_values=pixels())

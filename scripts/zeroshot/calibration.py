@@ -22,8 +22,8 @@ from .splits import SegmentationSplit, load_split
 from .training import Trainer, evaluation_batches, open_part
 
 
-GAMMAS = (0.25, 0.5, 1.0, 2.0)
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+GAMMAS = (0.25, 0.5, 1.0)
+THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
