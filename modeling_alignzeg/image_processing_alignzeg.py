@@ -45,7 +45,7 @@ UPRIGHT = {
 # works on tiles of at most so many output pixels and so many cells of the mask grid on a side. Small tiles leave few
 # classes in the race, large ones launch fewer kernels, which is what counts on a GPU.
 WORKSPACE = 2**23
-TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 8, "other": 32}
+TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 16, "other": 32}
 LEADERS = 16  # classes of a tile that are scored before the others are ruled out
 
 
