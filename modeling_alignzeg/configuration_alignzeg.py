@@ -39,9 +39,9 @@ class AlignZegConfig(PreTrainedConfig):
             start from Xavier's.
         mask_stride (`int`, defaults to 4): Stride of the predicted masks; a power-of-two fraction of `patch_size`.
         mask_dim (`int`, defaults to 64): Channels of the mask features.
-        num_queries (`int`, defaults to 100): Proposals `N`.
+        num_queries (`int`, defaults to 100): Mask queries `N`, each of which proposes a region.
         unclaimed_proposal (`bool`, defaults to `True`): One more proposal takes what no query claims: its mask is the
-            complement of all others, it counts as unseen, and no loss reads it.
+            complement of all others, it counts as unseen where a class does, and no loss reads it.
         num_refinement_layers (`int`, defaults to 3): MRPE layers `L_r`.
         mutual_refinement (`bool`, defaults to `True`): MRPE's second direction, queries refine features.
         attention_bias_dim (`int`, defaults to 32): Channels per CLIP head of the predicted attention bias.

@@ -10,8 +10,9 @@ Read top to bottom, this file follows the data:
                         GEPC: adapter, text prototypes, background prototypes, virtual features ── class logits
                         PBC: class indicator ── unseen logits
 
-Shapes: `B` images of `H x W` pixels; `N` queries, one for each proposal but the last, which is what no query claims; side network of width `d` on a grid of `T = h·w` tokens; CLIP of width
-`Dv` on a grid of `P` patches; joint space of width `D`; `C` classes.
+Shapes: `B` images of `H x W` pixels; `N` queries, one for each proposal but the last, which is what no query claims; side
+network of width `d` on a grid of `T = h·w` tokens; CLIP of width `Dv` on a grid of `P` patches; joint space of width `D`;
+`C` classes.
 """
 
 import math
@@ -54,6 +55,7 @@ from .processing_alignzeg import check_class_names, get_templates
 
 
 UNCLAIMED_LOGIT = 20.0  # a chance of one in float32
+
 
 @dataclass
 class AlignZegOutput(ModelOutput):
@@ -636,7 +638,9 @@ class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, AlignZegAdapter):
             init.zeros_(module.mlp.layers[-1].weight)
-        elif isinstance(module, AlignZegRefinementLayer) and module.mutual:  # what queries add to features starts at none
+        elif (
+            isinstance(module, AlignZegRefinementLayer) and module.mutual
+        ):  # what queries add to features starts at none
             init.zeros_(module.feature_cross_attention.out_proj.weight)
             init.zeros_(module.feature_mlp.layers[-1].weight)
         elif isinstance(module, AlignZegAttentionBias) and module.mask_scale is not None:
@@ -1097,7 +1101,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             proposal_queries = torch.cat([queries, queries.mean(1, keepdim=True)], 1)
 
         # Proposal embeddings: shadow tokens through CLIP's layers k+1..L.
-        bias = self.attention_bias(proposal_queries, to_clip_grid(features), masks, clip_grid)  # (B, heads, N, P)
+        bias = self.attention_bias(proposal_queries, to_clip_grid(features), masks, clip_grid)  # (B, heads, N', P)
         if content is not None:
             bias = bias + key_mask(content_cells(content, clip_stride, clip_grid).flatten(1), bias.dtype)
         number = proposal_queries.shape[1]
@@ -1111,7 +1115,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             shadow = shadow_layer(layer, shadow, clip[index], bias, keys_values.get(index))
         clip_embeds = F.normalize(self.visual_projection(self.vision_model.post_layernorm(shadow)), dim=-1)
         adapter_inputs = self.adapter.inputs(clip_embeds, proposal_queries)
-        embeds = self.adapter(adapter_inputs)  # (B, N, D)
+        embeds = self.adapter(adapter_inputs)  # (B, N', D)
 
         # GEPC: class and background logits. PBC: unseen logits.
         scale = self.logit_scale.exp()
@@ -1128,8 +1132,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 )
             unseen_logits = self.indicator(statistics, embeds.detach())
             if self.config.unclaimed_proposal:  # queries learned to claim what is seen: what they leave is not
-                certain = unseen_logits.new_full((unseen_logits.shape[0], 1), UNCLAIMED_LOGIT)
-                unseen_logits = torch.cat([unseen_logits[:, :-1], certain], 1)
+                some_unseen = (~seen_class_mask).any()
+                last = unseen_logits[:, -1:].masked_fill(some_unseen, UNCLAIMED_LOGIT)
+                unseen_logits = torch.cat([unseen_logits[:, :-1], last], 1)
 
         losses = {}
         if mask_labels is not None and class_labels is not None:

@@ -7,8 +7,9 @@
     python scripts/ablate.py --summarize                 # tables and figures from the finished cells
 
 Every cell is one training of scripts/configs/ablation.yaml with overrides, evaluated on the test part. A cell's result is
-written to docs/results/cells/NAME-SEED.json; finished cells are skipped. θ, γ and the peers' constant come from
-calibration on seen classes that play unseen (docs/results/calibration.json), never from the test part.
+written to docs/results/cells/NAME-SEED.json; finished cells are skipped, so remove one to train it again. PBC's θ and γ
+come from calibration on seen classes that play unseen (docs/results/calibration.json; made first where it is missing),
+never from the test part. The peers' constant is given its best value on the test part.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from zeroshot.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "docs" / "results" / "cells"
+CALIBRATION = ROOT / "docs" / "results" / "calibration.json"
 
 
 def cell_file(name: str, seed: int) -> Path:
@@ -54,10 +56,10 @@ def main() -> int:
     options.add_argument("--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"))
     options.add_argument("--summarize", action="store_true")
     args, overrides = options.parse_known_args()
-    CELLS.mkdir(parents=True, exist_ok=True)
     if args.cell:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; rows with a training are {', '.join(TRAININGS)}.")
+        CELLS.mkdir(parents=True, exist_ok=True)
         result = run_cell(args.cell, args.seed, ["--config", args.config, *overrides])
         atomic_write_text(cell_file(args.cell, args.seed), json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
@@ -66,6 +68,10 @@ def main() -> int:
         names = args.rows.split(",") if args.rows else TRAININGS
         if unknown := set(names) - set(TRAININGS):
             raise ValueError(f"`--rows` names {', '.join(sorted(unknown))}; it takes {', '.join(TRAININGS)}.")
+        CELLS.mkdir(parents=True, exist_ok=True)
+        if not CALIBRATION.exists():
+            flags = ["--config", args.config, "--folds", "2", "--output", str(CALIBRATION), *overrides]
+            subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
         jobs = [
             (seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
         ]
@@ -91,5 +97,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
         sys.exit(f"ablate.py: {error}")

@@ -3,10 +3,13 @@
 """Chooses PBC's threshold θ and correction γ without labels or names of unseen classes, and stores them in a checkpoint.
 
     python scripts/calibrate.py --config scripts/configs/embedded.yaml --model runs/embedded/final
+    python scripts/calibrate.py --config scripts/configs/ablation.yaml --folds 2 --output docs/results/calibration.json
 
-A third of the *seen* classes plays unseen: a model of the same settings is trained without their labels, and θ and γ are
-those with the best hIoU between the other seen classes and the played ones on the validation part. The real unseen
-classes take part by neither name nor pixel. Any setting of the training can be overridden, as for train.py.
+Some *seen* classes play unseen, as large a share of them as the unseen ones are of all: a model of the same settings is
+trained without their labels, and θ and γ are those with the best hIoU between the other seen classes and the played ones
+on the validation part. The real unseen classes take part by neither name nor pixel. --folds N trains N models, each
+without others, and takes the mean. Any setting of the training can be overridden, as for train.py, but
+data.pseudo_unseen, which is chosen here. --model stores θ and γ in a checkpoint, --output writes the whole report.
 
 --report_on PART additionally measures the indicator's ROC-AUC of the checkpoint on real unseen classes; it is written
 down, never used.

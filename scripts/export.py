@@ -6,9 +6,11 @@ python scripts/export.py --model . --output alignzeg.onnx
 python scripts/export.py --model . --output alignzeg.pt2 --classes "red plain, grass" --prototypes prototypes.npz
 
 Inputs: `pixel_values` (batch, 3, height, width), as the image processor makes them, height and width multiples of
-`config.size_divisor`; `text_prototypes` (classes, projection_dim), unit vectors; `seen_class_mask` (classes,), bool.
+`config.size_divisor` and at least two of them (resize to that; padding would count as image); `text_prototypes` (classes,
+projection_dim), unit vectors; `seen_class_mask` (classes,), bool.
 Outputs: `masks_queries_logits`, `class_queries_logits` and, from a model with PBC, `unseen_logits`, as in
-AlignZegOutput. Batch, height, width and the number of classes are free; classes are at least two.
+AlignZegOutput. Batch, height, width and the number of classes are free; classes are at least two. What
+`post_process_semantic_segmentation` does, PBC's γ and θ included, is left to the caller.
 """
 
 from __future__ import annotations
@@ -97,6 +99,7 @@ def main() -> None:
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--output", required=True, help="file to write; it ends in .onnx or .pt2")
     options.add_argument("--classes", help="class names, separated by commas; default: the checkpoint's vocabulary")
+    options.add_argument("--unseen", help="those of --classes that count as unseen, separated by commas")
     options.add_argument(
         "--prototypes", help=".npz to write with the text prototypes and the seen mask of the classes"
     )
@@ -106,6 +109,10 @@ def main() -> None:
         raise ValueError(f"`--output` is {args.output}; its ending chooses the format: .onnx or .pt2.")
     if args.classes and not args.prototypes:
         raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
+    names = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    unseen = [name.strip() for name in args.unseen.split(",")] if args.unseen else []
+    if unknown := [name for name in unseen if name not in names]:
+        raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among `--classes`.")
     model = AlignZegModel.from_pretrained(args.model).eval()
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".onnx":
@@ -114,12 +121,13 @@ def main() -> None:
         torch.export.save(export_program(model), output)
     print(f"Exported: {output}. Sides of images: multiples of {model.config.size_divisor}.")
     if args.prototypes:
-        names = list(model.config.id2label.values())
-        prototypes, seen = model.class_text_embeds, model.seen_class_mask
-        if args.classes:
-            names = [name.strip() for name in args.classes.split(",")]
+        if names:
             prototypes = model.get_text_prototypes(AlignZegProcessor.from_pretrained(args.model), names)
-            seen = torch.ones(len(names), dtype=torch.bool)
+            seen = torch.tensor([name not in unseen for name in names])
+        else:
+            names = list(model.config.id2label.values())
+            prototypes, seen = model.class_text_embeds, model.seen_class_mask
+        Path(args.prototypes).parent.mkdir(parents=True, exist_ok=True)
         np.savez(args.prototypes, text_prototypes=prototypes, seen_class_mask=seen, names=np.array(names))
         print(f"Text prototypes of {len(names)} classes: {args.prototypes}")
 
@@ -127,5 +135,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"export.py: {error}")

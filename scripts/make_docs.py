@@ -52,6 +52,8 @@ def ablation_table() -> str:
     if report is None:
         return NOT_MEASURED
     rows = {row["name"]: row for row in report["rows"]}
+    if not {"full", "baseline"} <= rows.keys() or min(len(rows[name]["hiou"]) for name in ("full", "baseline")) < 2:
+        return NOT_MEASURED
     full, baseline = rows["full"], rows["baseline"]
 
     def gain(score: str) -> str:
@@ -65,10 +67,11 @@ def ablation_table() -> str:
     lines = [
         (RESULTS / "ablation.md").read_text(encoding="utf-8").strip(),
         "",
-        f"Test part, mean ± standard error over the seeds, {report['steps']} steps each ({seconds / 60:.0f} minutes on one core). Full "
-        f"model against baseline: mIoU(S) {gain('miou_seen')}, mIoU(U) {gain('miou_unseen')}, hIoU {gain('hiou')}. The indicator's "
-        f"ROC-AUC is {statistics.mean(auc):.2f}. PBC's γ = {correction['gamma']} and θ = {correction['threshold']} come from seen classes "
-        "that play unseen ([protocol](docs/experiments.md#protocol)); the blind constant has its best value on the test part.",
+        f"Test part, mean ± standard error over the seeds, {report['steps']} steps each "
+        f"({seconds / 60:.0f} minutes on one core). Full model against baseline: mIoU(S) {gain('miou_seen')}, "
+        f"mIoU(U) {gain('miou_unseen')}, hIoU {gain('hiou')}. The indicator's ROC-AUC is {statistics.mean(auc):.2f}. "
+        f"PBC's γ = {correction['gamma']} and θ = {correction['threshold']} come from seen classes that play unseen "
+        "([protocol](docs/experiments.md#protocol)); the blind constant has its best value on the test part.",
     ]
     return "\n".join(lines)
 
@@ -82,7 +85,7 @@ def speed_table() -> str:
     found = sections["peers"]
     machine = found["machine"]
     lines = [
-        f"{report['tower']}, one image of {found['size']} px, {found['classes']} classes, fp32, random weights, "
+        f"{report['tower']}, one image of {found['size']} px, {found['classes']} classes, {found['dtype']}, random weights, "
         f"{machine['threads']} threads of {machine['cpu']}; medians, all models in turns in one run.",
         "",
         "| | seconds | × bare CLIP | × AlignZeg | GMACs | trainable |",
@@ -111,7 +114,9 @@ def speed_table() -> str:
         )
     if "training" in sections:
         training = sections["training"]
-        kept, deeper = (training[name]["added_mib"] for name in ("memory", "memory_with_6_more_layers_below_the_split"))
+        kept, deeper = (
+            training[name]["added_mib"] for name in ("memory", "memory_with_6_more_layers_below_the_split")
+        )
         lines.append(
             f"- A training step costs {training['step_over_inference']:.2f} forwards; loss and matching are "
             f"{100 * training['loss_share']:.0f} % of it. It adds {kept:.0f} MiB to the weights, with six more CLIP layers "
@@ -123,7 +128,8 @@ def speed_table() -> str:
     lines.append(
         "- GPU: **not measured**."
         if gpu is None
-        else f"- {gpu['sections']['peers']['machine']['device']}: [docs/results/benchmark_cuda.md](docs/results/benchmark_cuda.md)."
+        else f"- {next(iter(gpu['sections'].values()))['machine']['device']}: "
+        "[docs/results/benchmark_cuda.md](docs/results/benchmark_cuda.md)."
     )
     lines += ["", "All tables: [docs/results/benchmark_cpu.md](docs/results/benchmark_cpu.md)."]
     return "\n".join(lines)

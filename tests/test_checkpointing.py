@@ -531,7 +531,9 @@ def test_full_disk_simulated(
             patch.setattr(checkpointing, "save_file", full)
         else:
             patch.setattr(Path, "mkdir" if where == "folder" else "write_text", full)
-        with pytest.raises(CheckpointError, match=rf"disk is full.*{tmp_path} failed, \d+ bytes are free.*earlier.*intact"):
+        with pytest.raises(
+            CheckpointError, match=rf"disk is full.*{tmp_path} failed, \d+ bytes are free.*earlier.*intact"
+        ):
             save_step(store, accelerator, 2)
     assert list(tmp_path.iterdir()) == [first]
     assert_latest_is_whole(tmp_path, accelerator, {1})

@@ -74,18 +74,25 @@ def test_export_script_writes_a_program_and_its_prototypes(tmp_path: Path) -> No
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     flags = ["--model", checkpoint, "--output", tmp_path / "model.pt2", "--prototypes", tmp_path / "names.npz"]
     command = [sys.executable, ROOT / "scripts" / "export.py", *flags, "--classes", "grass, red striped, brick"]
+    command += ["--unseen", "brick"]
     subprocess.run([str(part) for part in command], check=True)
     program = torch.export.load(tmp_path / "model.pt2").module()
     stored, model = np.load(tmp_path / "names.npz"), AlignZegModel.from_pretrained(checkpoint).eval()
     values = {**inputs(1, 48, 48, 3), **{name: torch.from_numpy(stored[name]) for name in INPUTS[1:]}}
-    assert stored["names"].tolist() == ["grass", "red striped", "brick"] and values["seen_class_mask"].all()
+    assert stored["names"].tolist() == ["grass", "red striped", "brick"]
+    assert values["seen_class_mask"].tolist() == [True, True, False]
     with torch.no_grad():
         assert_equal_outputs(program(*(values[name] for name in INPUTS)), model, values)
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--output", "model.bin"], ".onnx or .pt2"), (["--output", "a.pt2", "--classes", "a"], ".npz")],
+    [
+        (["--output", "model.bin"], ".onnx or .pt2"),
+        (["--output", "a.pt2", "--classes", "a"], ".npz"),
+        (["--output", "a.pt2", "--classes", "a", "--prototypes", "a.npz", "--unseen", "b"], "'b'"),
+        (["--output", "a.pt2", "--model", "no/such/folder"], "no/such/folder"),
+    ],
 )
 def test_wrong_arguments_of_the_script_are_named(flags: list[str], words: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "export.py"), *flags]

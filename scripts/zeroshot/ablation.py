@@ -41,16 +41,14 @@ class Row:
         readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant at
             its best value on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
         seeds: Number of trainings.
-        data: Overrides of the data settings.
-        cells: The row whose trainings it reads instead of its own. The indicator's input is detached, so that a model
-            without PBC is the full one read out plainly.
+        cells: The row whose trainings it reads instead of its own. The indicator's input is detached: a model without PBC
+            is the full one read out plainly, but for its share in gradient clipping.
     """
 
     title: str
     overrides: dict[str, Any] = field(default_factory=dict)
     readout: str = "pbc"
     seeds: int = 3
-    data: dict[str, Any] = field(default_factory=dict)
     cells: str | None = None
 
 
@@ -83,7 +81,6 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     """Trains one cell and evaluates it on the test part, with every read-out of interest."""
     row = ROWS[name]
     flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
-    flags += [f"--data.{key}={json.dumps(value)}" for key, value in row.data.items()]
     output = f"runs/ablation/{name}-{seed}"
     if name not in CURVES:
         flags.append("--training.evaluate_every=0")
@@ -109,9 +106,9 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
 
     scores = evaluate(readouts)
     scores["constant 0.0"] = scores["plain"]
-    model.config.unclaimed_proposal = False
+    unclaimed, model.config.unclaimed_proposal = model.config.unclaimed_proposal, False
     scores |= evaluate({"queries": Readout(gamma=0.0)})
-    model.config.unclaimed_proposal = True
+    model.config.unclaimed_proposal = unclaimed
     auc = None
     if model.indicator is not None and not settings.data.fully_supervised:
         auc = roc_auc(*proposal_indicator(model, trainer.processor, test, trainer.split))
@@ -153,6 +150,11 @@ def summarize(cells: Path, results: Path) -> None:
         if not done:
             continue
         readout = corrected if row.readout == "pbc" else row.readout
+        if row.readout == "pbc" and any(readout not in cell["scores"] for cell in done):
+            raise ValueError(
+                f"Cells of {name!r} were not read out with the γ and θ of calibration.json ({readout}): run "
+                "calibrate.py with the grid of this version, or remove the cells."
+            )
         if (
             readout == "constant"
         ):  # one value for all seeds, the best of the row: the peers' correction at its strongest

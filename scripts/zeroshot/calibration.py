@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg.image_processing_alignzeg import resize_matrix
 
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model
@@ -46,6 +47,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_seed=fold)
         training = dataclasses.replace(settings.training, evaluate_every=0, save_every=0, tensorboard=False)
         output = str(Path(settings.output_dir) / f"calibration-{fold}")
+        shutil.rmtree(output, ignore_errors=True)
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
         trainer.run()
         model = trainer.accelerator.unwrap_model(trainer.network)
@@ -90,35 +92,28 @@ def proposal_indicator(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indicator scores of the proposals that show something, and whether it is unseen.
 
-    For every class in an image the proposal that covers it best (largest IoU of the binary mask) is looked at.
+    For every class in an image the query whose proposal covers it best (largest IoU of the binary mask) is looked at; the
+    unclaimed region, which counts as unseen whatever the indicator says, is not.
 
     Returns:
         `float (P,)` chances to be unseen and `bool (P,)`, the truth.
     """
-    seen = torch.tensor(split.seen_class_mask)
+    queries, seen = model.config.num_queries, torch.tensor(split.seen_class_mask, device=model.device)
     prototypes = model.get_text_prototypes(processor, list(split.classes))
     scores, truth = [], []
     for batch in evaluation_batches(dataset, processor, 32):
         outputs = model(
-            pixel_values=batch["pixel_values"],
-            pixel_mask=batch["pixel_mask"],
+            pixel_values=batch["pixel_values"].to(model.device),
+            pixel_mask=batch["pixel_mask"].to(model.device),
             text_prototypes=prototypes,
             seen_class_mask=seen,
         )
-        for masks, unseen, label in zip(outputs.masks_queries_logits, outputs.unseen_logits, batch["labels"]):
-            binary = (
-                F.interpolate(masks[None], size=batch["pixel_values"].shape[-2:], mode="bilinear")[0] > 0
-            ).flatten(1)
-            label = F.pad(
-                label,
-                (
-                    0,
-                    batch["pixel_values"].shape[-1] - label.shape[1],
-                    0,
-                    batch["pixel_values"].shape[-2] - label.shape[0],
-                ),
-                value=split.ignore_index,
-            ).flatten()
+        values = (outputs.masks_queries_logits[:, :queries], outputs.unseen_logits[:, :queries], outputs.content_sizes)
+        for masks, unseen, content, label in zip(*(value.float().cpu() for value in values), batch["labels"]):
+            sizes = zip(masks.shape[1:], label.shape, content.tolist())
+            rows, columns = (resize_matrix(*axis) for axis in sizes)
+            binary = (rows @ masks @ columns.T > 0).flatten(1)
+            label = label.flatten()
             for class_id in label.unique().tolist():
                 if class_id == split.ignore_index:
                     continue
@@ -142,7 +137,7 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     """ROC-AUC of a checkpoint's indicator on a part of the dataset, unseen against seen classes."""
-    split = load_split(settings.data.split or settings.data.dataset)
+    split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
     model, processor = AlignZegModel.from_pretrained(folder).eval(), AlignZegProcessor.from_pretrained(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
     return roc_auc(*proposal_indicator(model, processor, dataset, split))

@@ -1,0 +1,124 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Choosing θ and γ without unseen labels: no unseen name or pixel takes part."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from tiny import tiny_checkpoint
+
+from modeling_alignzeg import AlignZegProcessor
+from zeroshot import calibration, data, training
+from zeroshot.calibration import GAMMAS, THRESHOLDS, calibrate, proposal_indicator, roc_auc, store_correction
+from zeroshot.data import SegmentationDataset
+from zeroshot.settings import Settings, load_settings
+from zeroshot.splits import load_split
+
+
+SPLIT = load_split("embedded_scenes")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    values = {
+        "model.checkpoint": tiny_checkpoint(tmp_path / "start"),
+        "output_dir": tmp_path / "runs",
+        "data.dataset": "embedded_scenes",
+        "data.num_train": 6,
+        "data.num_validation": 4,
+        "data.transform": "{crop_size: 32, scale_range: [0.25, 0.5]}",
+        "training.steps": 1,
+        "training.batch_size": 2,
+    }
+    return load_settings([f"--{name}={value}" for name, value in values.items()])
+
+
+def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name that is tokenized, every label that is trained on or compared with, and the result with unseen pixels
+    painted over by other unseen classes."""
+    names: set[str] = set()
+    tokenized = AlignZegProcessor.encode_class_names
+
+    def encode(self, class_names, *args, **kwargs):
+        names.update(class_names)
+        return tokenized(self, class_names, *args, **kwargs)
+
+    labels: list[tuple[tuple[str, ...], np.ndarray]] = []
+    sample = SegmentationDataset.__getitem__
+
+    def look(self, index):
+        found = sample(self, index)
+        labels.append((self.spec.classes, np.unique(np.asarray(found["label"]))))
+        return found
+
+    monkeypatch.setattr(AlignZegProcessor, "encode_class_names", encode)
+    monkeypatch.setattr(SegmentationDataset, "__getitem__", look)
+    scores: list[dict] = []
+    evaluate = calibration.evaluate_model
+
+    def evaluated(*args, **kwargs):
+        scores.append(evaluate(*args, **kwargs))
+        return scores[-1]
+
+    monkeypatch.setattr(calibration, "evaluate_model", evaluated)
+    calibrate(settings)
+    assert names == set(SPLIT.seen)
+    assert len(labels) > 4
+    for classes, found in labels:
+        assert classes == SPLIT.seen
+        assert {classes[i] for i in found if i != SPLIT.ignore_index} <= set(SPLIT.seen)
+
+    unseen = np.array(SPLIT.unseen_ids)
+    read = data._label_array
+
+    def paint(ids):
+        def repainted(value):
+            label = read(value)
+            label[np.isin(label, ids)] = ids[-1]
+            return label
+
+        monkeypatch.setattr(data, "_label_array", repainted)
+
+    paint(unseen)
+    calibrate(settings)
+    paint(np.array(SPLIT.seen_ids))
+    calibrate(settings)
+    first, other_unseen, other_seen = (json.dumps(found, default=str) for found in scores)
+    assert first == other_unseen != other_seen
+
+
+def test_the_report_has_the_whole_grid_and_its_best(settings: Settings) -> None:
+    report = calibrate(settings, folds=2)
+    assert set(report["grid"]) == {"off", *(f"{g}/{t}" for g in GAMMAS for t in THRESHOLDS)}
+    assert report["pseudo_hiou"] == max(report["grid"].values())
+    assert report["pseudo_hiou_without_correction"] == report["grid"]["off"]
+    assert report["pseudo_unseen_share"] == pytest.approx(18 / 70)
+    assert calibrate(settings)["folds"] == 1  # what an earlier run left is no obstacle
+
+
+def test_roc_auc_is_that_of_sklearn() -> None:
+    generator = np.random.default_rng(0)
+    for decimals in (1, 8):  # with ties and without
+        scores, truth = generator.random(200).round(decimals), generator.random(200) < 0.3
+        assert roc_auc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_the_indicator_is_asked_about_the_best_query_of_each_class(settings: Settings) -> None:
+    trainer = training.Trainer(settings)
+    part = SegmentationDataset(training.open_part(settings.data, "validation", 3), SPLIT, training=False)
+    scores, truth = proposal_indicator(trainer.model.eval(), trainer.processor, part, SPLIT)
+    present = [np.unique(np.asarray(part[i]["label"])) for i in range(3)]
+    expected = [c in SPLIT.unseen_ids for classes in present for c in classes if c != SPLIT.ignore_index]
+    assert truth.tolist() == expected and ((scores > 0) & (scores < 1)).all()  # the unclaimed region would have 1
+
+
+def test_the_correction_is_stored_beside_everything_else(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "checkpoint")
+    before = json.loads((folder / "config.json").read_text())
+    store_correction(folder, 0.25, 0.7)
+    after = json.loads((folder / "config.json").read_text())
+    assert (after.pop("correction_gamma"), after.pop("correction_threshold")) == (0.25, 0.7)
+    before.pop("correction_gamma", None), before.pop("correction_threshold", None)
+    assert after == before
