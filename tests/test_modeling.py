@@ -769,7 +769,7 @@ OFF = {
 @pytest.mark.parametrize("off", [*OFF, "everything"])
 def test_a_part_that_is_switched_off_is_gone(off: str) -> None:
     switches = {name: off not in (name, "everything") for name in OFF}
-    model, whole = tiny_model(**switches).train(), tiny_model()
+    model, whole = learned(tiny_model(**switches)).train(), tiny_model()
     torch.manual_seed(0)
     outputs = model(pixel_values=pixels(), **labels())
     outputs.loss.backward()
