@@ -137,7 +137,9 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(
 ) -> None:
     peft = pytest.importorskip("peft")
     with torch.no_grad():
-        for layer in model.refinement_layers:  # zero in a fresh model, which lets no gradient through to what is before
+        for (
+            layer
+        ) in model.refinement_layers:  # zero in a fresh model, which lets no gradient through to what is before
             layer.feature_cross_attention.out_proj.weight.normal_(std=0.1)
     before = weights_of(model)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r"refinement_layers\..*\.(q_proj|v_proj)")
