@@ -87,7 +87,8 @@ def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
     torch.testing.assert_close(outputs.proposal_embeds.norm(dim=-1), torch.ones(2, 7))
     torch.testing.assert_close(outputs.content_sizes, torch.tensor([size, size]) / 4)
     assert outputs.seen_class_mask.bool().tolist() == [[name not in UNSEEN for name in CLASSES]] * 2
-    assert outputs.correction.tolist() == [[model.config.correction_gamma, model.config.correction_threshold]] * 2
+    correction = torch.tensor([[model.config.correction_gamma, model.config.correction_threshold]] * 2)
+    assert outputs.correction.equal(correction)
     assert "loss" not in outputs and outputs.loss is None
 
 
