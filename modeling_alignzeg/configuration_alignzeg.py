@@ -31,7 +31,9 @@ class AlignZegConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 240): Width `d` of the side network.
         num_hidden_layers (`int`, defaults to 2): Self-attention layers of its image encoder.
         num_attention_heads (`int`, defaults to 6): Attention heads of the side network.
-        intermediate_size (`int`, defaults to 720): Width of its feed-forward layers.
+        sequence_reduction_ratio (`int`, defaults to 2): Side of the blocks of tokens whose means are the keys and values of
+            those self-attention layers; 1 for every token.
+        intermediate_size (`int`, defaults to 480): Width of its feed-forward layers.
         hidden_act (`str`, defaults to `"gelu"`): Activation of its feed-forward layers.
         layer_norm_eps (`float`, defaults to 1e-5): Epsilon of its layer norms.
         attention_dropout (`float`, defaults to 0.0): Dropout on its attention weights.
@@ -110,7 +112,8 @@ class AlignZegConfig(PreTrainedConfig):
         hidden_size=240,
         num_hidden_layers=2,
         num_attention_heads=6,
-        intermediate_size=720,
+        sequence_reduction_ratio=2,
+        intermediate_size=480,
         hidden_act="gelu",
         layer_norm_eps=1e-5,
         attention_dropout=0.0,
@@ -178,6 +181,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
+        self.sequence_reduction_ratio = sequence_reduction_ratio
         self.intermediate_size = intermediate_size
         self.hidden_act = hidden_act
         self.layer_norm_eps = layer_norm_eps
@@ -272,6 +276,7 @@ class AlignZegConfig(PreTrainedConfig):
             "adapter_dim",
             "attention_bias_dim",
             "indicator_dim",
+            "sequence_reduction_ratio",
         ):
             require(getattr(self, name) >= 1, f"`{name}` is {getattr(self, name)}; use 1 or more.")
         require(self.clip_input_scale > 0, f"`clip_input_scale` is {self.clip_input_scale}; use a positive number.")

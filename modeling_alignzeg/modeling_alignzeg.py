@@ -144,6 +144,8 @@ def resample_grid(
         target: `(B, 2)` rows and columns of the result that hold content; default all.
     """
     if source is None and target is None:
+        if not torch.compiler.is_compiling() and values.shape[-2:] == tuple(size):
+            return values
         return F.interpolate(values, size=size, mode=mode, align_corners=False)
     height, width = values.shape[-2:]
     full_source, full_target = (torch.tensor(full, device=values.device)[None] for full in ((height, width), size))
@@ -159,6 +161,15 @@ def resample_grid(
     y, x = axes[0][:, :, None].expand(batch, *size), axes[1][:, None, :].expand(batch, *size)
     grid = torch.stack([x, y], -1).to(values.dtype)
     return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def pool_cells(values: Tensor, ratio: int, cells: Tensor | None) -> Tensor:
+    """Means of the `ratio x ratio` blocks of `values (B, c, h, w)` over `bool (B, h, w)` cells, all of them if `None`."""
+    if cells is None:  # blocks that reach over the border are means of what lies inside
+        return F.avg_pool2d(values, ratio, ceil_mode=True)
+    weight = cells[:, None].to(values.dtype)
+    total, count = (F.avg_pool2d(states, ratio, ceil_mode=True) for states in (values * weight, weight))
+    return total / count.clamp(min=1 / ratio**2)
 
 
 def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
@@ -278,6 +289,8 @@ class AlignZegFusion(nn.Module):
 
 
 class AlignZegEncoderLayer(GradientCheckpointingLayer):
+    """Self-attention and feed-forward. Keys and values are means of cells (spatial reduction, PVT, Wang et al. 2021)."""
+
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -285,9 +298,11 @@ class AlignZegEncoderLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = AlignZegMLP(config, config.hidden_size, config.intermediate_size, config.hidden_size)
 
-    def forward(self, features: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(self, features: Tensor, pool, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        """`features (B, T, d)`; `pool` maps them to `(B, T', d)`, which `attention_mask (B, 1, 1, T')` belongs to."""
         states = self.attention_norm(features)
-        features = features + self.attention(states, states, states, attention_mask, **kwargs)[0]
+        pooled = pool(states)
+        features = features + self.attention(states, pooled, pooled, attention_mask, **kwargs)[0]
         return features + self.mlp(self.mlp_norm(features))
 
 
@@ -371,7 +386,8 @@ class AlignZegMaskHead(nn.Module):
     def features(
         self, features: Tensor, stages: list[Tensor], grid: tuple[int, int], strides: list[int], content
     ) -> Tensor:
-        """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`."""
+        """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`; for
+        inference without their last, linear layer, which [`forward`] then applies to the queries: they are fewer."""
         states = self.feature_projection(self.feature_norm(features)).transpose(1, 2).unflatten(2, grid)
         finer = list(zip(stages, strides))[:-1][::-1]
         coarse_stride = strides[-1]
@@ -382,12 +398,16 @@ class AlignZegMaskHead(nn.Module):
                 states = states * content_cells(content, stride, states.shape[-2:])[:, None].to(states.dtype)
             states = states + self.activation(convolution(states))
             coarse_stride = stride
-        return self.output(states)
+        return self.output(states) if self.training else states
 
     def forward(self, queries: Tensor, mask_features: Tensor) -> Tensor:
         """`(B, N, d)` and `(B, c, h, w)` to mask logits `(B, N, h, w)`."""
-        kernels = self.query_mlp(self.query_norm(queries))
-        return (kernels @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        kernels, size = self.query_mlp(self.query_norm(queries)), mask_features.shape[-2:]
+        mask_features = mask_features.flatten(2)
+        if self.training:
+            return (kernels @ mask_features).unflatten(2, size)
+        bias = (kernels @ self.output.bias)[..., None]
+        return torch.baddbmm(bias, kernels @ self.output.weight[:, :, 0, 0], mask_features).unflatten(2, size)
 
 
 # --- proposal embeddings -------------------------------------------------------------------------------------------
@@ -433,10 +453,17 @@ class AlignZegAttentionBias(nn.Module):
 
 
 def attend_in_layer(
-    layer: nn.Module, states: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    layer: nn.Module,
+    states: Tensor,
+    normed: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    queries: int,
 ) -> Tensor:
     """A frozen CLIP layer for `states (B, n, Dv)`, of which `normed` is the first norm, over projected `keys` and
-    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, n, m)`."""
+    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, queries, m)`. n may be 1 for `queries`
+    equal states."""
     attention = layer.self_attn
 
     def split(states):
@@ -445,7 +472,7 @@ def attend_in_layer(
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     output, _ = attend(
         attention,
-        split(attention.q_proj(normed)),
+        split(attention.q_proj(normed).expand(-1, queries, -1).contiguous()),
         split(keys),
         split(values),
         mask,
@@ -460,7 +487,7 @@ def patch_layer(layer: nn.Module, states: Tensor, mask: Tensor | None) -> tuple[
     """One frozen CLIP layer for CLS and patches, `(B, 1 + P, Dv)`, and its keys and values for [`shadow_layer`]."""
     normed = layer.layer_norm1(states)
     keys, values = layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
-    return attend_in_layer(layer, states, normed, keys, values, mask), (keys, values)
+    return attend_in_layer(layer, states, normed, keys, values, mask, states.shape[1]), (keys, values)
 
 
 def shadow_layer(
@@ -477,7 +504,7 @@ def shadow_layer(
 
     Args:
         layer: A `CLIPEncoderLayer`.
-        shadow: `(B, N, Dv)`.
+        shadow: `(B, N, Dv)`, or `(B, 1, Dv)` where all N are still equal, as before the first of these layers.
         clip_state: `(B, 1 + P, Dv)`, the layer's input for CLS and patches.
         bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token see itself alone.
         keys_values: Those of CLS and patches, where [`patch_layer`] has computed them.
@@ -489,10 +516,10 @@ def shadow_layer(
     else:
         keys_values = (states[:, 1:] for states in keys_values)
     keys, values = (
-        torch.cat([states, projection(normed)], 1)
+        torch.cat([states, projection(normed).expand(-1, bias.shape[2], -1)], 1)
         for states, projection in zip(keys_values, (layer.self_attn.k_proj, layer.self_attn.v_proj))
     )
-    return attend_in_layer(layer, shadow, normed, keys, values, bias)
+    return attend_in_layer(layer, shadow, normed, keys, values, bias, bias.shape[2])
 
 
 class AlignZegAdapter(nn.Module):
@@ -1061,10 +1088,16 @@ class AlignZegModel(AlignZegPreTrainedModel):
         # Image encoder, fused with CLIP, and MRPE.
         stages = self.stem(pixel_values, content)
         grid = stages[-1].shape[-2:]
-        cells = clip_cells = token_mask = None
+        ratio = self.config.sequence_reduction_ratio
+        cells = clip_cells = tokens = token_mask = pooled_mask = None
         if content is not None:
             cells, clip_cells = (torch.ceil(content / stride) for stride in (self.config.patch_size, clip_stride))
-            token_mask = key_mask(content_cells(content, self.config.patch_size, grid).flatten(1), dtype)
+            tokens = content_cells(content, self.config.patch_size, grid)
+            token_mask = key_mask(tokens.flatten(1), dtype)
+            pooled_grid = tuple(-(-side // ratio) for side in grid)
+            pooled_mask = key_mask(
+                content_cells(content, self.config.patch_size * ratio, pooled_grid).flatten(1), dtype
+            )
         position = (
             resample_grid(self.position_embedding, grid, target=cells, mode="bicubic").flatten(2).transpose(1, 2)
         )
@@ -1077,13 +1110,19 @@ class AlignZegModel(AlignZegPreTrainedModel):
             states = states.transpose(1, 2).unflatten(2, grid)
             return resample_grid(states, clip_grid, cells, clip_cells).flatten(2).transpose(1, 2)
 
+        def pool(states):  # (B, T, d) -> (B, T', d)
+            if ratio == 1:
+                return states
+            states = states.transpose(1, 2).unflatten(2, grid)
+            return pool_cells(states, ratio, tokens).flatten(2).transpose(1, 2)
+
         features = stages[-1].flatten(2).transpose(1, 2) + position
         queries = self.query_embeddings.expand(features.shape[0], -1, -1)
         fusions = iter(zip(self.fusions, self.config.fusion_layers))
         for layer in self.encoder_layers:
             for fusion, index in islice(fusions, 1):
                 features = fusion(features, clip[index], to_side_grid)
-            features = layer(features, token_mask, **kwargs)
+            features = layer(features, pool, pooled_mask, **kwargs)
         queries_per_layer = []
         for layer in self.refinement_layers:
             for fusion, index in islice(fusions, 1):
@@ -1109,7 +1148,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         own = torch.zeros(number, number, dtype=dtype, device=bias.device).masked_fill(others, torch.finfo(dtype).min)
         bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
         split = self.config.clip_split_layer
-        shadow = clip[split][:, :1].expand(-1, number, -1)
+        shadow = clip[split][:, :1]
         for index in range(split, self.config.vision_config.num_hidden_layers):
             layer = self.vision_model.encoder.layers[index]
             shadow = shadow_layer(layer, shadow, clip[index], bias, keys_values.get(index))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionModel
 
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
-from modeling_alignzeg.modeling_alignzeg import AlignZegClassIndicator, shadow_layer
+from modeling_alignzeg.modeling_alignzeg import AlignZegClassIndicator, pool_cells, shadow_layer
 
 
 DEEP = {"vision_config": {**TOWER, "num_hidden_layers": 4, "image_size": 16, "patch_size": 8}, "clip_split_layer": 2}
@@ -138,9 +138,9 @@ def assert_same_content(single: AlignZegOutput, batch: AlignZegOutput, index: in
     torch.testing.assert_close(*masks, rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_padding_changes_nothing(attention: str) -> None:
-    model = learned(tiny_model(**DEEP, attn_implementation=attention))
+@pytest.mark.parametrize("attention, ratio", [("eager", 2), ("sdpa", 2), ("eager", 1), ("sdpa", 3)])
+def test_padding_changes_nothing(attention: str, ratio: int) -> None:
+    model = learned(tiny_model(**DEEP, attn_implementation=attention, sequence_reduction_ratio=ratio))
     sizes = [(64, 64), (32, 48), (48, 32), (16, 16), (62, 63), (23, 41), (5, 3)]
     images = [pixels(1, *size, seed=seed)[0] for seed, size in enumerate(sizes)]
     batch = run(model, **padded(images, (64, 64)))
@@ -435,7 +435,8 @@ def test_patch_keys_and_values_are_computed_once() -> None:
     patches, proposals = 2 * 3, model.config.num_queries + 1
     depth = len(model.vision_model.encoder.layers) - model.config.clip_split_layer
     assert len(rows) == 4 * depth
-    assert sum(rows) == 2 * (depth * (patches + proposals) + depth - 1)  # the last layer has no use for CLS
+    # Before the first of these layers all proposals are the same CLS token; the last layer's patches have no use for CLS.
+    assert sum(rows) == 2 * (depth * patches + (depth - 1) + 1 + (depth - 1) * proposals)
 
 
 def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
@@ -447,7 +448,8 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     frozen = [name for name in many if name.startswith(vision)]
     below = [name for name in frozen if ".embeddings" in name or ".layers.0" in name or ".layers.1" in name]
     assert below and all(few[name] == many[name] for name in below)
-    # From the split on, every linear layer works for 20 more tokens: the shadow tokens, each once.
+    # From the split on, every linear layer works for 20 more tokens, the shadow tokens, each once; but where the first
+    # attention projects them they are still one and the same.
     linear = {
         name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)
     }
@@ -455,9 +457,67 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     for name in frozen:
         module = linear.get(name.removeprefix("AlignZegModel."))
         if module is not None and (".layers.2." in name or ".layers.3." in name):
-            assert many[name] - few[name] == 2 * 20 * module.in_features * module.out_features, name
+            equal = ".layers.2." in name and name.endswith(("q_proj", "k_proj", "v_proj"))
+            more = 0 if equal else 20
+            assert many[name] - few[name] == 2 * more * module.in_features * module.out_features, name
             checked += 1
     assert checked == 12
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 2)], ids=str)
+def test_pooled_cells_are_means_of_what_holds_content(ratio: int, grid: tuple[int, int]) -> None:
+    """Blocks that reach over the border of the grid or of the content are means of the rest."""
+    torch.manual_seed(0)
+    values = torch.randn(2, 3, *grid)
+    content = torch.tensor([grid, ((grid[0] + 1) // 2, max(grid[1] - 2, 1))])
+    cells = torch.zeros(2, *grid, dtype=torch.bool)
+    for index, (rows, columns) in enumerate(content.tolist()):
+        cells[index, :rows, :columns] = True
+    pooled, without = pool_cells(values, ratio, cells), pool_cells(values, ratio, None)
+    assert pooled.shape == without.shape == (2, 3, math.ceil(grid[0] / ratio), math.ceil(grid[1] / ratio))
+    for index, (rows, columns) in enumerate(content.tolist()):
+        for y in range(math.ceil(rows / ratio)):
+            for x in range(math.ceil(columns / ratio)):
+                block = (slice(y * ratio, (y + 1) * ratio), slice(x * ratio, (x + 1) * ratio))
+                inside = values[index, :, :rows, :columns][:, *block]
+                torch.testing.assert_close(pooled[index, :, y, x], inside.mean((1, 2)))
+                torch.testing.assert_close(without[index, :, y, x], values[index][:, *block].mean((1, 2)))
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_image_encoder_attends_to_means_of_tokens(ratio: int) -> None:
+    """Against transformers' eager attention written out: every token asks, blocks of `ratio x ratio` tokens answer."""
+    model = learned(tiny_model(sequence_reduction_ratio=ratio))
+    layer = model.encoder_layers[0]
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    run(model, pixel_values=pixels(1, 48, 32))
+    features, found = seen[0]
+    grid, heads = (6, 4), model.config.num_attention_heads
+    states = layer.attention_norm(features)
+    blocks = [
+        states.unflatten(1, grid)[0, y : y + ratio, x : x + ratio].flatten(0, 1).mean(0)
+        for y in range(0, grid[0], ratio)
+        for x in range(0, grid[1], ratio)
+    ]
+    pooled, attention, outputs = torch.stack(blocks), layer.attention, []
+    projected = attention.q_proj(states[0]), attention.k_proj(pooled), attention.v_proj(pooled)
+    for query, key, value in zip(*(part.chunk(heads, -1) for part in projected)):
+        outputs.append(((query @ key.T) * query.shape[-1] ** -0.5).softmax(-1) @ value)
+    expected = features[0] + attention.out_proj(torch.cat(outputs, -1))
+    expected = expected + layer.mlp(layer.mlp_norm(expected))
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_for_inference_equal_those_of_training() -> None:
+    """Training applies the mask features' last layer, inference moves it to the queries."""
+    model = learned(tiny_model())
+    image, masks = pixels(2, 32, 48), {}
+    for training in (False, True):
+        masks[training] = run(model.train(training), pixel_values=image, output_auxiliary_logits=True)
+    torch.testing.assert_close(masks[True].masks_queries_logits, masks[False].masks_queries_logits)
+    torch.testing.assert_close(masks[True].auxiliary_masks_queries_logits, masks[False].auxiliary_masks_queries_logits)
 
 
 def test_queries_start_to_refine_features_from_nothing() -> None:

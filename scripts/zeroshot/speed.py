@@ -252,18 +252,25 @@ def _groupvit(tower: str) -> Contestant:
     return Contestant("GroupViT", model, call, note)
 
 
-def _mask2former(tower: str) -> Contestant:
+def _mask2former(tower: str, depth: int = 6, title: str = "Mask2Former, Swin-T") -> Contestant:
     backbone = SwinConfig(
         image_size=640,
         embed_dim=96,
-        depths=[2, 2, 6, 2],
+        depths=[2, 2, depth, 2],
         num_heads=[3, 6, 12, 24],
         window_size=7,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
     config = Mask2FormerConfig(backbone_config=backbone, num_labels=171)
     model = Mask2FormerForUniversalSegmentation(config).eval()
-    return Contestant("Mask2Former, Swin-T", model, lambda images, classes: model(images), "a closed vocabulary")
+    return Contestant(title, model, lambda images, classes: model(images), "a closed vocabulary")
+
+
+def _mask2former_default(tower: str) -> Contestant:
+    """The depths of `Mask2FormerConfig()`, which are Swin-S's."""
+    contestant = _mask2former(tower, 18, "Mask2Former, Swin-S")
+    contestant.note = "a closed vocabulary; the default configuration of transformers"
+    return contestant
 
 
 def _eomt(tower: str) -> Contestant:
@@ -285,6 +292,7 @@ CONTESTANTS: dict[str, Callable[[str], Contestant]] = {
     "clipseg": _clipseg,
     "groupvit": _groupvit,
     "mask2former": _mask2former,
+    "mask2former_default": _mask2former_default,
     "eomt": _eomt,
 }
 
