@@ -123,7 +123,9 @@ def speed_table() -> str:
             f"below the split {deeper:.0f} MiB."
         )
     if "compile" in sections:
-        lines.append(f"- `torch.compile`: {sections['compile']['static']['speedup']:.2f} ×.")
+        rows = ((name, found) for name, found in sections["compile"].items() if isinstance(found, dict))
+        speedups = [f"{found['speedup']:.2f} × ({name})" for name, found in rows if "speedup" in found]
+        lines.append(f"- `torch.compile` against eager: {', '.join(speedups)}.")
     gpu = load("benchmark_cuda.json")
     lines.append(
         "- GPU: **not measured**."

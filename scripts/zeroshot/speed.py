@@ -267,10 +267,8 @@ def _mask2former(tower: str, depth: int = 6, title: str = "Mask2Former, Swin-T")
 
 
 def _mask2former_default(tower: str) -> Contestant:
-    """The depths of `Mask2FormerConfig()`, which are Swin-S's."""
-    contestant = _mask2former(tower, 18, "Mask2Former, Swin-S")
-    contestant.note = "a closed vocabulary; the default configuration of transformers"
-    return contestant
+    """With the depths of `Mask2FormerConfig()`'s backbone."""
+    return _mask2former(tower, 18, "Mask2Former, Swin-S (transformers' default)")
 
 
 def _eomt(tower: str) -> Contestant:
