@@ -4,7 +4,6 @@
 import difflib
 import inspect
 import math
-from numbers import Real
 from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
@@ -164,7 +163,8 @@ class AlignZegConfig(PreTrainedConfig):
         unseen_labels (`list[str]`, *optional*): Names in `id2label` that count as unseen.
 
     Raises:
-        ValueError: a value is outside its range or two of them contradict each other; the message names both.
+        ValueError: a value is of another type or outside its range, two of them contradict each other, or a name is
+            misspelt; the message names them.
     """
 
     model_type = "alignzeg"
@@ -378,7 +378,7 @@ class AlignZegConfig(PreTrainedConfig):
         for name, (least, largest) in NUMBERS.items():
             value = getattr(self, name)
             require(
-                isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+                isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
                 f"`{name}` is {value!r}; expected a finite number.",
             )
             span = f"{least} or more" if largest == math.inf else f"a number from {least} to {largest}"

@@ -53,7 +53,7 @@ from .loss_alignzeg import (
     stack_targets,
     target_reach,
 )
-from .processing_alignzeg import check_class_names, get_templates
+from .processing_alignzeg import check_class_names, check_unseen_names, get_templates
 
 
 UNCLAIMED_LOGIT = 20.0  # a chance of one in float32
@@ -911,7 +911,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 Nothing has changed then.
         """
         class_names = check_class_names(class_names)
-        unseen = check_class_names(unseen) if unseen is not None and len(unseen) else []
+        unseen = check_unseen_names(unseen)
         unknown = [name for name in unseen if name not in class_names]
         if unknown:
             raise ValueError(f"`unseen` names {unknown[0]!r}, which is not among the {len(class_names)} class names.")
@@ -1139,6 +1139,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 self.config.vision_config.hidden_size,
             )
             if isinstance(clip_hidden_states, dict) and list(clip_hidden_states) == layers:
+                for layer, states in clip_hidden_states.items():
+                    check_tensor(f"clip_hidden_states[{layer}]", states, "floating-point numbers", device)
                 clip_hidden_states = torch.stack(list(clip_hidden_states.values()), 1)
             check_tensor("clip_hidden_states", clip_hidden_states, "floating-point numbers", device)
             if clip_hidden_states.shape != expected:

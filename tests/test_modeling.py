@@ -1082,6 +1082,7 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         ({"seen_class_mask": [True] * 4}, "seen_class_mask` is a list"),
         ({"seen_class_mask": torch.tensor([0, 1, 2, 3])}, "seen_class_mask` is a tensor of type int64"),
         ({"clip_hidden_states": {0: torch.zeros(1, 5, 32)}}, "clip_hidden_states"),
+        ({"clip_hidden_states": {0: 1, 1: 2}}, r"clip_hidden_states\[0\]` is a int"),
         ({"mask_labels": 3}, "mask_labels` is a int; expected a list"),
         ({"mask_labels": [0]}, r"mask_labels\[0\]` is a int"),
         ({"class_labels": [0]}, r"class_labels\[0\]` is a int"),

@@ -254,6 +254,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         ({"class_names": ["grass", "brick", "grass"]}, "Class names 0 and 2 are both 'grass'"),
         ({"class_names": ["grass", "grass "]}, "Class names 0 and 1"),
         ({"class_names": ["grass"], "unseen": ["sand"]}, "`unseen` names 'sand'"),
+        ({"class_names": ["grass"], "unseen": 5}, "Class names came as a int"),
         ({"class_names": ["grass"], "processor": None}, "`processor`"),
         ({"class_names": ["grass"], "template_set": "vlid"}, "`template_set` is 'vlid'"),
         ({"class_names": ["grass"], "template_set": ["a photo"]}, r"`template_set\[0\]`"),
