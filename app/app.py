@@ -81,9 +81,11 @@ def split_names(text: str | None) -> list[str]:
     """Class names from text: one per line, or with commas. Blank lines and a comma at the end of a line are forgiven.
 
     Raises:
-        Refused: the text is longer than `MAX_TEXT_LENGTH`.
+        Refused: it is no text, or longer than `MAX_TEXT_LENGTH`.
     """
     text = text or ""
+    if not isinstance(text, str):
+        raise Refused("The class names must be text, with commas between them.")
     if len(text) > MAX_TEXT_LENGTH:
         raise Refused(f"The class names are {len(text):,} characters long; at most {MAX_TEXT_LENGTH:,} are allowed.")
     lines = [line.strip().removesuffix(",") for line in text.splitlines() if line.strip()]
@@ -164,6 +166,8 @@ def open_picture(path: str | None) -> Image.Image:
     """
     if not path:
         raise Refused("There is no picture yet. Upload, paste or take one, or choose an example.")
+    if not isinstance(path, (str, Path)) or "\0" in str(path):
+        raise Refused("The picture must be uploaded; this is the path of no file.")
     file = Path(path).resolve()
     if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
         raise Refused("The picture must be uploaded; a path or an address is not opened.")

@@ -1,9 +1,81 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Configuration of AlignZeg: the one place where a default lives."""
 
+import difflib
+import inspect
 import math
+from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .prompts_alignzeg import TEMPLATE_SETS
+
+
+# Which values a field takes: whole numbers with their least, numbers with their least and largest.
+WHOLE_NUMBERS = {
+    "num_hidden_layers": 0,
+    **dict.fromkeys(
+        (
+            "projection_dim image_size clip_split_layer patch_size num_channels hidden_size num_attention_heads "
+            "sequence_reduction_ratio intermediate_size mask_stride mask_dim num_queries num_refinement_layers "
+            "attention_bias_dim adapter_dim num_background_prototypes indicator_dim train_num_points"
+        ).split(),
+        1,
+    ),
+}
+NUMBERS = {
+    "logit_scale_init_value": (-math.inf, math.inf),
+    "oversample_ratio": (1, math.inf),
+    **dict.fromkeys(
+        (
+            "clip_input_scale layer_norm_eps initializer_range feature_expansion_alpha correction_gamma class_weight "
+            "mask_weight dice_weight no_object_weight unlabelled_margin virtual_weight diversity_weight indicator_weight"
+        ).split(),
+        (0, math.inf),
+    ),
+    **dict.fromkeys(
+        (
+            "attention_dropout held_out_fraction correction_threshold ignored_query_threshold importance_sample_ratio"
+        ).split(),
+        (0, 1),
+    ),
+}
+SWITCHES = (
+    "unclaimed_proposal mutual_refinement mask_guided_attention query_fusion feature_expansion background_diversity "
+    "bias_correction indicator_embedding use_auxiliary_loss"
+).split()
+CHOICES = {
+    "hidden_act": tuple(ACT2FN),
+    "feature_expansion_target": ("frozen", "semantic", "reserve"),
+    "feature_expansion_location": ("before_adapter", "after_adapter"),
+    "indicator_positives": ("held_out", "virtual", "both"),
+    "unlabelled_pixels": ("exclude", "negative", "nearby"),
+    "template_set": tuple(TEMPLATE_SETS),
+}
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_id2label(id2label: Any) -> None:
+    """
+    Raises:
+        ValueError: class names are not numbered 0, 1, 2, …, or one is no string.
+    """
+    hint = 'expected a dict from the ids 0, 1, 2, … to names, such as {0: "grass", 1: "water"}.'
+    require(isinstance(id2label, dict), f"`id2label` is a {type(id2label).__name__}; {hint}")
+    ids = {str(key) for key in id2label}
+    for index in range(len(id2label)):
+        require(str(index) in ids, f"`id2label` has {len(id2label)} entries and none for the id {index}; {hint}")
+    for key, name in id2label.items():
+        require(isinstance(name, str), f"`id2label[{key!r}]` is {name!r}; expected a name.")
 
 
 class AlignZegConfig(PreTrainedConfig):
@@ -91,7 +163,8 @@ class AlignZegConfig(PreTrainedConfig):
         unseen_labels (`list[str]`, *optional*): Names in `id2label` that count as unseen.
 
     Raises:
-        ValueError: a value is outside its range or two of them contradict each other; the message names both.
+        ValueError: a value is of another type or outside its range, two of them contradict each other, or a name is
+            misspelt; the message names them.
     """
 
     model_type = "alignzeg"
@@ -159,6 +232,29 @@ class AlignZegConfig(PreTrainedConfig):
         unseen_labels=None,
         **kwargs,
     ):
+        fields = inspect.signature(AlignZegConfig.__init__).parameters
+        for name in kwargs.keys() - set(dir(PreTrainedConfig)):  # others are those of transformers
+            close = difflib.get_close_matches(name, fields, 1, cutoff=0.85)
+            require(not close, f"`{name}` is no field of AlignZegConfig, but `{''.join(close)}` is; correct the name.")
+        if kwargs.get("id2label") is not None:
+            check_id2label(kwargs["id2label"])
+        for name, value, kind in (
+            ("vision_config", vision_config, CLIPVisionConfig),
+            ("text_config", text_config, CLIPTextConfig),
+        ):
+            require(
+                value is None or isinstance(value, (dict, kind)),
+                f"`{name}` is a {type(value).__name__}; expected a dict or a {kind.__name__}.",
+            )
+        require(
+            isinstance(fusion_layers, (list, tuple)) and all(map(is_whole, fusion_layers)),
+            f"`fusion_layers` is {fusion_layers!r}; expected a list of whole numbers, such as [0, 3, 6, 9].",
+        )
+        require(
+            unseen_labels is None
+            or (isinstance(unseen_labels, (list, tuple)) and all(isinstance(name, str) for name in unseen_labels)),
+            f"`unseen_labels` is {unseen_labels!r}; expected a list of names in `id2label`.",
+        )
         if vision_config is None:
             vision_config = {"image_size": 224, "patch_size": 16}
         if text_config is None:
@@ -250,6 +346,15 @@ class AlignZegConfig(PreTrainedConfig):
         """CLIP hidden states that the model reads: those that are fused and the inputs of the recognition layers."""
         return sorted({*self.fusion_layers, *range(self.clip_split_layer, self.vision_config.num_hidden_layers)})
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        values = super()._dict_from_json_file(json_file)
+        if not isinstance(values, dict):
+            raise OSError(
+                f"'{json_file}' holds {str(values)[:40]}; expected the fields of an AlignZegConfig in braces."
+            )
+        return values
+
     def _check_unseen_labels(self) -> None:
         names = list(self.id2label.values())
         if all(
@@ -264,28 +369,29 @@ class AlignZegConfig(PreTrainedConfig):
             )
 
     def _check(self) -> None:
-        def require(condition, message):
-            if not condition:
-                raise ValueError(message)
-
-        for name in (
-            "hidden_size",
-            "mask_dim",
-            "mask_stride",
-            "patch_size",
-            "adapter_dim",
-            "attention_bias_dim",
-            "indicator_dim",
-            "sequence_reduction_ratio",
-        ):
-            require(getattr(self, name) >= 1, f"`{name}` is {getattr(self, name)}; use 1 or more.")
+        for name, least in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if name == "train_num_points" and value is None:
+                continue
+            require(is_whole(value), f"`{name}` is {value!r}; expected a whole number.")
+            require(value >= least, f"`{name}` is {value}; use {least} or more.")
+        for name, (least, largest) in NUMBERS.items():
+            value = getattr(self, name)
+            require(
+                isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+                f"`{name}` is {value!r}; expected a finite number.",
+            )
+            span = f"{least} or more" if largest == math.inf else f"a number from {least} to {largest}"
+            require(least <= value <= largest, f"`{name}` is {value}; use {span}.")
+        for name in SWITCHES:
+            value = getattr(self, name)
+            require(isinstance(value, bool), f"`{name}` is {value!r}; expected True or False.")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            require(
+                isinstance(value, str) and value in choices, f"`{name}` is {value!r}; use one of {', '.join(choices)}."
+            )
         require(self.clip_input_scale > 0, f"`clip_input_scale` is {self.clip_input_scale}; use a positive number.")
-        require(self.unlabelled_margin >= 0, f"`unlabelled_margin` is {self.unlabelled_margin}; use 0 or more.")
-        require(self.oversample_ratio >= 1, f"`oversample_ratio` is {self.oversample_ratio}; use 1 or more.")
-        require(
-            0 <= self.importance_sample_ratio <= 1,
-            f"`importance_sample_ratio` is {self.importance_sample_ratio}; it is a share of the points, from 0 to 1.",
-        )
         depth = self.vision_config.num_hidden_layers
         require(
             0 < self.clip_split_layer < depth,
@@ -304,10 +410,6 @@ class AlignZegConfig(PreTrainedConfig):
             "(`num_hidden_layers` + `num_refinement_layers`): drop some or add blocks.",
         )
         require(
-            self.num_refinement_layers >= 1, f"`num_refinement_layers` is {self.num_refinement_layers}; use 1 or more."
-        )
-        require(self.num_queries >= 1, f"`num_queries` is {self.num_queries}; use 1 or more.")
-        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` ({self.num_attention_heads}).",
         )
@@ -322,16 +424,6 @@ class AlignZegConfig(PreTrainedConfig):
             f"`clip_input_scale` is {self.clip_input_scale}; CLIP's patch of {self.vision_config.patch_size} pixels must "
             "cover a whole number of input pixels (0.5 and 1.0 always do).",
         )
-        for name, choices in {
-            "feature_expansion_target": ("frozen", "semantic", "reserve"),
-            "unlabelled_pixels": ("exclude", "negative", "nearby"),
-            "feature_expansion_location": ("before_adapter", "after_adapter"),
-            "indicator_positives": ("held_out", "virtual", "both"),
-        }.items():
-            require(
-                getattr(self, name) in choices,
-                f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.",
-            )
         require(
             self.feature_expansion_alpha > 0,
             f"`feature_expansion_alpha` is {self.feature_expansion_alpha}; a Beta distribution needs a positive number.",
@@ -339,10 +431,6 @@ class AlignZegConfig(PreTrainedConfig):
         require(
             0 < self.held_out_fraction < 1,
             f"`held_out_fraction` is {self.held_out_fraction}; it is a share of the seen classes between 0 and 1.",
-        )
-        require(
-            self.num_background_prototypes >= 1,
-            f"`num_background_prototypes` is {self.num_background_prototypes}; use 1 or more.",
         )
 
 

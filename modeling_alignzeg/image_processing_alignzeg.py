@@ -28,6 +28,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .checks_alignzeg import check_tensor
+
 
 EXIF_ORIENTATION = 0x0112
 # EXIF orientation to the turn that makes the picture upright.
@@ -46,6 +48,8 @@ UPRIGHT = {
 # classes in the race, large ones launch fewer kernels, which is what counts on a GPU.
 WORKSPACE = 2**23
 TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 16, "other": 32}
+LARGEST_INPUT = 2**28  # pixels of a model input, which are 3 GiB
+LARGEST_MAP = 2**31  # pixels of a label map, which are 16 GiB
 LEADERS = 16  # classes of a tile that are scored before the others are ruled out
 
 
@@ -68,7 +72,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         A PIL image of mode `RGB` without EXIF data; `image` itself where nothing had to change.
 
     Raises:
-        ValueError: the image has no pixels, or its file is truncated or damaged.
+        ValueError: the image has no pixels, its file is truncated or damaged, or its transparency makes no sense.
     """
     if 0 in image.size:
         raise ValueError(f"it has no pixels: its size is {image.width} x {image.height}")
@@ -90,11 +94,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_uint8(np.asarray(image), any_range=True)[0]).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("LA") if image.mode == "La" else image
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:  # what `image.info` says about transparency may be anything
+        raise ValueError(
+            f"its mode {image.mode} cannot be converted to RGB ({error}). Save it again as PNG or JPEG"
+        ) from error
 
 
 def _to_uint8(values: np.ndarray, any_range: bool = False) -> tuple[np.ndarray, bool]:
@@ -152,15 +161,19 @@ def _to_numpy(value: np.ndarray | torch.Tensor) -> np.ndarray:
         ) from error
 
 
-def _open(path: str) -> Image.Image:
+def _open(path: str, timeout: float | None = None) -> Image.Image:
     """A local file with its own mode, or what Transformers loads: an address or base64 text."""
     is_file = os.path.isfile(path)
     try:
-        return Image.open(path) if is_file else load_image(path)
+        return Image.open(path) if is_file else load_image(path, timeout)
     except Exception as error:  # PIL's and httpx's errors have no common base
         if is_file:
             raise ValueError(
                 f"it cannot be opened as an image ({error}). Convert it to PNG or JPEG, or leave it out"
+            ) from error
+        if path.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{path[:80]!r} cannot be fetched as an image ({error}). Check the address, or download the file"
             ) from error
         raise ValueError(f"{path[:80]!r} is no existing file, nor the address or base64 text of an image") from error
 
@@ -230,8 +243,12 @@ def _to_planes(
     return [plane.convert("RGB") for plane in planes] if do_convert_rgb else planes, is_unit
 
 
-def _flatten_maps(maps: Any) -> list[Any]:
+def _flatten_maps(maps: Any, images: int) -> list[Any]:
     """One list of single label maps from a map, a batch array of maps, or a list of maps."""
+    if isinstance(maps, torch.Tensor) and maps.is_nested:
+        return list(maps.unbind())
+    if images == 1 and _is_array(maps) and maps.ndim == 3 and maps.shape[2] == 1:
+        return [maps]
     if isinstance(maps, (list, tuple)) or (_is_array(maps) and maps.ndim > 2):
         return list(maps)
     return [maps]
@@ -256,11 +273,14 @@ def _to_label_map(value: Any, image_size: tuple[int, int], ignore_index: int | N
         raise ValueError(f"it is a {type(value).__name__}; expected a PIL image, a path, or an array of class ids")
     labels = _to_numpy(value)
     if labels.ndim == 3 and 1 in (labels.shape[0], labels.shape[2]):
-        labels = labels[0] if labels.shape[0] == 1 else labels[..., 0]
+        first = labels.shape[0] == 1 and (labels.shape[2] != 1 or labels.shape[1:] == image_size)
+        labels = labels[0] if first else labels[..., 0]
     if labels.ndim != 2:
         raise ValueError(f"its shape is {labels.shape}; expected (height, width)")
     if labels.dtype.kind not in "biuf" or not (np.isfinite(labels).all() and np.array_equal(labels, np.rint(labels))):
         raise ValueError(f"it holds {labels.dtype} values that are no whole numbers; expected class ids")
+    if labels.max(initial=0) >= 2**63:
+        raise ValueError(f"it holds the id {labels.max()}; expected class ids, whole numbers of 64 bits")
     labels = labels.astype(np.int64)
     if labels.shape != image_size:
         hint = ": the map seems to belong to the picture before it was turned upright (EXIF orientation)"
@@ -291,10 +311,20 @@ def _binary_masks(
     return masks, present
 
 
+def _check_pairs(settings: dict[str, Any]) -> None:
+    for name in ("size", "pad_size"):
+        if isinstance(settings.get(name), (list, tuple)) and len(settings[name]) != 2:
+            raise ValueError(f"`{name}` is {settings[name]!r}; as a list it is (height, width).")
+
+
+def _check_lengths(name: str, size: SizeDict) -> None:
+    if any(not isinstance(length, int) or isinstance(length, bool) or length < 1 for _, length in size):
+        raise ValueError(f"`{name}` is {dict(size)}; expected whole numbers of at least 1.")
+
+
 def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> tuple[int, int]:
     """Height and width after resizing; the aspect ratio is kept as far as no side falls below `size_divisor`."""
-    if any(not isinstance(length, int) or length < 1 for _, length in size):
-        raise ValueError(f"`size` is {dict(size)}; expected whole numbers of at least 1.")
+    _check_lengths("size", size)
     if size.height and size.width:
         return size.height, size.width
     if size.max_height and size.max_width:
@@ -316,6 +346,14 @@ def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> 
     return (short, long) if height <= width else (long, short)
 
 
+def _check_pixels(name: str, size: tuple[int, int]) -> None:
+    if math.prod(size) > LARGEST_INPUT:
+        raise ValueError(
+            f"`{name}` makes an input of {size[0]} x {size[1]} pixels; expected at most {LARGEST_INPUT}. Choose a smaller "
+            "one, or segment the image in parts."
+        )
+
+
 def _padded_size(
     shapes: list[tuple[int, ...]], do_pad: bool | None, pad_size: SizeDict | None, size_divisor: int
 ) -> tuple[int, int]:
@@ -329,6 +367,9 @@ def _padded_size(
         return height, width
     if pad_size is None:
         return -(-height // size_divisor) * size_divisor, -(-width // size_divisor) * size_divisor
+    _check_lengths("pad_size", pad_size)
+    if not (pad_size.height and pad_size.width):
+        raise ValueError(f"`pad_size` is {dict(pad_size)}; expected `height` and `width`.")
     if pad_size.height < height or pad_size.width < width:
         raise ValueError(
             f"`pad_size` is {pad_size.height} x {pad_size.width}, but an image has {height} rows or {width} columns "
@@ -527,16 +568,56 @@ def _label_map(
     return labels
 
 
+def _check_outputs(outputs: Any) -> tuple[int, int]:
+    """Batch size and number of classes of model outputs, whose parts have to fit each other."""
+    shapes = {
+        "masks_queries_logits": ("batch", "queries", "height", "width"),
+        "class_queries_logits": ("batch", "queries", "classes + 1"),
+        "unseen_logits": ("batch", "queries"),
+        "content_sizes": ("batch", 2),
+        "seen_class_mask": None,
+        "correction": None,
+    }
+    lengths = {2: 2}
+    for name, axes in shapes.items():
+        value = getattr(outputs, name, None)
+        if value is None and name in ("masks_queries_logits", "class_queries_logits"):
+            raise ValueError(
+                f"`outputs` is a {type(outputs).__name__} without `masks_queries_logits` and `class_queries_logits`; "
+                "expected what the model returns."
+            )
+        if value is None:
+            continue
+        check_tensor(f"outputs.{name}", value, "real numbers")
+        if axes is None:
+            continue
+        expected = tuple(lengths.setdefault(axis, length) for axis, length in zip(axes, value.shape))
+        if len(axes) != value.ndim or expected != tuple(value.shape) or 0 in expected[1:]:
+            raise ValueError(
+                f"`outputs.{name}` has shape {tuple(value.shape)}; expected ({', '.join(map(str, axes))}) with no empty "
+                "axis, and batch and queries the same in all outputs."
+            )
+    classes = lengths["classes + 1"] - 1
+    if classes == 0:
+        raise ValueError("`outputs.class_queries_logits` has the background alone; expected at least one class.")
+    return lengths["batch"], classes
+
+
 def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]] | None:
     if target_sizes is None:
         return None
     try:
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
-    except (TypeError, ValueError, OverflowError):
+        sizes = [(math.floor(height), math.floor(width)) for height, width in target_sizes]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         sizes = []
     if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
         raise ValueError(
             f"`target_sizes` is {target_sizes}; expected a list of {batch_size} pairs (height, width), one per image."
+        )
+    if any(height * width > LARGEST_MAP for height, width in sizes):
+        raise ValueError(
+            f"`target_sizes` is {target_sizes}; expected at most {LARGEST_MAP} pixels an image. Segment it in parts, or "
+            "enlarge the label map afterwards."
         )
     return sizes
 
@@ -544,7 +625,7 @@ def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, i
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"`{name}` is {value!r}; expected a number.") from None
 
 
@@ -553,17 +634,24 @@ def _check_correction(
 ) -> tuple[torch.Tensor | None, float, float]:
     """Arguments before the defaults of `outputs`, checked."""
     device = outputs.class_queries_logits.device
+    gamma = None if gamma is None else _number("gamma", gamma)
     mask = seen_class_mask
     if mask is None:  # the model's comes once for each image
         mask = getattr(outputs, "seen_class_mask", None)
-        mask = mask[0] if mask is not None and mask.ndim == 2 else mask
-    if mask is not None:
+        mask = mask[0] if mask is not None and mask.ndim == 2 and len(mask) else mask
+    else:
         try:
-            mask = torch.as_tensor(mask, dtype=torch.bool, device=device)
+            mask = torch.as_tensor(mask, device=device)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(
                 f"`seen_class_mask` is a {type(mask).__name__}; expected a bool tensor of shape ({classes},)."
             ) from None
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError(
+                f"`seen_class_mask` holds other values than True and False; expected a bool tensor of shape ({classes},)."
+            )
+    if mask is not None:
+        mask = mask.bool()
         if mask.shape != (classes,):
             raise ValueError(f"`seen_class_mask` has shape {tuple(mask.shape)}; expected ({classes},), one per class.")
     if gamma and mask is None:
@@ -574,8 +662,10 @@ def _check_correction(
             "compute; `seen_penalty` works without them."
         )
     correction = getattr(outputs, "correction", None)
+    if correction is not None and correction.numel() < 2:
+        raise ValueError(f"`outputs.correction` has {correction.numel()} values; expected gamma and threshold.")
     default_gamma, default_threshold = (0.0, 0.5) if correction is None else correction.flatten()[:2].tolist()
-    gamma = default_gamma if gamma is None else _number("gamma", gamma)
+    gamma = default_gamma if gamma is None else gamma
     threshold = default_threshold if threshold is None else _number("threshold", threshold)
     if not 0 <= gamma < float("inf") or not 0 <= threshold <= 1:
         raise ValueError(
@@ -646,6 +736,7 @@ class AlignZegImageProcessor(PilBackend):
     ignore_index = 255
 
     def __init__(self, **kwargs: Unpack[AlignZegImageProcessorKwargs]) -> None:
+        _check_pairs(kwargs)
         super().__init__(**kwargs)
 
     def preprocess(
@@ -679,9 +770,7 @@ class AlignZegImageProcessor(PilBackend):
             ValueError: an image cannot be read, is empty or holds values outside its range; a label map does not fit
                 its image. The message names the image.
         """
-        size = kwargs.get("size", self.size)
-        if isinstance(size, (list, tuple)) and len(size) != 2:
-            raise ValueError(f"`size` is {size!r}; as a list it is (height, width).")
+        _check_pairs(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
@@ -720,7 +809,7 @@ class AlignZegImageProcessor(PilBackend):
         images = _flatten(images)
         if not images:
             raise ValueError("`images` is empty; expected at least one image.")
-        maps = None if segmentation_maps is None else _flatten_maps(segmentation_maps)
+        maps = None if segmentation_maps is None else _flatten_maps(segmentation_maps, len(images))
         if maps is not None and len(maps) != len(images):
             raise ValueError(
                 f"There are {len(maps)} `segmentation_maps` for {len(images)} `images`; expected one each."
@@ -734,6 +823,7 @@ class AlignZegImageProcessor(PilBackend):
                 raise ValueError(f"`images[{index}]` cannot be used: {error}.") from error
             width, height = planes[0].size
             resized = _output_size(height, width, size, size_divisor) if do_resize else (height, width)
+            _check_pixels("size", resized)
             if resized != (height, width):
                 planes = [plane.resize(resized[::-1], resample) for plane in planes]
             arrays.append(np.asarray(planes[0]) if planes[0].mode == "RGB" else np.dstack(planes))
@@ -745,11 +835,19 @@ class AlignZegImageProcessor(PilBackend):
                     raise ValueError(f"`segmentation_maps[{index}]` cannot be used: {error}.") from error
 
         height, width = _padded_size([array.shape for array in arrays], do_pad, pad_size, size_divisor)
+        _check_pixels("pad_size` or `size_divisor", (height, width))
         channels = arrays[0].shape[2]
         mean = _per_channel("image_mean", image_mean if do_normalize else 0.0, channels)
         std = _per_channel("image_std", image_std if do_normalize else 1.0, channels)
         if (std == 0).any():
             raise ValueError(f"`image_std` is {image_std}; expected values other than 0.")
+        with np.errstate(over="ignore"):
+            largest = np.float32([255 * max(map(abs, factors)) / std, mean / std])
+        if not np.isfinite(largest).all():
+            raise ValueError(
+                f"`rescale_factor` {rescale_factor}, `image_mean` {image_mean} and `image_std` {image_std} give pixels that "
+                "float32 does not hold; expected values such as 1/255, 0.5 and 0.25."
+            )
         pixel_values = np.zeros((len(arrays), channels, height, width), dtype=np.float32)
         pixel_mask = np.zeros((len(arrays), height, width), dtype=np.int64)
         for array, factor, values, mask in zip(arrays, factors, pixel_values, pixel_mask):
@@ -795,8 +893,8 @@ class AlignZegImageProcessor(PilBackend):
                 (batch, queries), `seen_class_mask` (batch, classes), `correction` (batch, 2) = gamma and threshold of the
                 checkpoint, and `content_sizes` (batch, 2): height and width of the image inside the mask grid, in
                 cells, fractions allowed; what lies below or right of them is padding.
-            target_sizes: (height, width) of each upright image. Without it the maps have the size of the mask grid,
-                padding included.
+            target_sizes: (height, width) of each upright image, at most 2**31 pixels. Without it the maps have the size
+                of the mask grid, padding included.
             return_segmentation_scores: return also the scores of all classes at full size, float32 of shape (classes,
                 height, width).
             seen_class_mask: (classes,), bool; True for classes seen in training. Default: that of `outputs`.
@@ -820,15 +918,9 @@ class AlignZegImageProcessor(PilBackend):
             ValueError: `target_sizes` does not fit the batch, an argument is out of its range, or asks for what
                 `outputs` do not hold.
         """
-        masks_queries_logits = getattr(outputs, "masks_queries_logits", None)
-        class_queries_logits = getattr(outputs, "class_queries_logits", None)
-        if masks_queries_logits is None or class_queries_logits is None:
-            raise ValueError(
-                f"`outputs` is a {type(outputs).__name__} without `masks_queries_logits` and `class_queries_logits`; "
-                "expected what the model returns."
-            )
-        batch_size, _, *grid = masks_queries_logits.shape
-        classes = class_queries_logits.shape[-1] - 1
+        batch_size, classes = _check_outputs(outputs)
+        masks_queries_logits, class_queries_logits = outputs.masks_queries_logits, outputs.class_queries_logits
+        grid = masks_queries_logits.shape[2:]
         unseen_logits = getattr(outputs, "unseen_logits", None)
         content_sizes = getattr(outputs, "content_sizes", None)
         targets = _check_target_sizes(target_sizes, batch_size)
@@ -838,6 +930,10 @@ class AlignZegImageProcessor(PilBackend):
             raise ValueError(f"`seen_penalty` is {seen_penalty}; expected a finite number.")
         if not isinstance(none_index, int) or abs(none_index) >= 2**63:
             raise ValueError(f"`none_index` is {none_index!r}; expected a whole number of 64 bits.")
+        if none_of_these and 0 <= none_index < classes:
+            raise ValueError(
+                f"`none_index` is {none_index}, the id of a class; expected one outside 0..{classes - 1}."
+            )
         if seen_penalty != 0 and seen_class_mask is None:
             raise ValueError(
                 "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."
@@ -857,6 +953,10 @@ class AlignZegImageProcessor(PilBackend):
                 rows, columns = (torch.eye(length) for length in grid)
             else:
                 content = grid if content_sizes is None else content_sizes[index].tolist()
+                if not all(map(math.isfinite, content)):
+                    raise ValueError(
+                        f"`outputs.content_sizes` is {content} for image {index}; expected cells of the grid."
+                    )
                 rows, columns = (resize_matrix(*axis) for axis in zip(grid, targets[index], content))
             competing = classes + 1 if none_of_these else classes
             labels = _label_map(probabilities[index, :, :competing], masks, penalty[:competing], rows, columns)

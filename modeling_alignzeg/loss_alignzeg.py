@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks_alignzeg import check_tensor
+
 
 try:
     from scipy.optimize import linear_sum_assignment
@@ -132,7 +134,8 @@ def stack_targets(
         seen_class_mask: `bool (classes,)`; labels may name seen classes only.
 
     Raises:
-        ValueError: lists of different length, masks that do not fit, or a class id that is unknown or unseen.
+        ValueError: lists of different length, entries that are no tensors or hold other numbers, masks that do not fit,
+            or a class id that is unknown or unseen.
     """
     if len(mask_labels) != len(class_labels):
         raise ValueError(
@@ -141,6 +144,8 @@ def stack_targets(
         )
     masks = []
     for image, (mask, classes) in enumerate(zip(mask_labels, class_labels)):
+        check_tensor(f"mask_labels[{image}]", mask, "real numbers")
+        check_tensor(f"class_labels[{image}]", classes, "whole numbers")
         height, width = (*mask.shape, 0, 0)[1:3]
         if mask.ndim != 3 or classes.shape != mask.shape[:1] or height > size[0] or width > size[1]:
             raise ValueError(

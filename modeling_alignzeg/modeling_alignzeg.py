@@ -15,6 +15,7 @@ network of width `d` on a grid of `T = h·w` tokens; CLIP of width `Dv` on a gri
 `C` classes.
 """
 
+import contextlib
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_alignzeg import AlignZegConfig
+from .checks_alignzeg import check_tensor
+from .configuration_alignzeg import AlignZegConfig, check_id2label
 from .loss_alignzeg import (
     SegmentationTargets,
     cell_centres,
@@ -51,7 +53,7 @@ from .loss_alignzeg import (
     stack_targets,
     target_reach,
 )
-from .processing_alignzeg import check_class_names, get_templates
+from .processing_alignzeg import check_class_names, check_unseen_names, get_templates
 
 
 UNCLAIMED_LOGIT = 20.0  # a chance of one in float32
@@ -745,15 +747,27 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         Raises:
             OSError: also where a weight file is damaged.
+            RuntimeError: weights have other shapes than the config says.
         """
+        source = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         try:
             loaded = super().from_pretrained(*args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            tolerant = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            misfits = sorted(super().from_pretrained(*args, **tolerant)[1]["mismatched_keys"])
+            name, found, expected = misfits[0]
+            raise RuntimeError(
+                f"The weights of {source!r} do not fit its config.json: {name} has shape {tuple(found)} and the config asks "
+                f"for {tuple(expected)}; {len(misfits)} weights differ. The file was edited or belongs to another "
+                "checkpoint: restore it, or pass `ignore_mismatched_sizes=True` to draw these weights anew."
+            ) from error
         except Exception as error:
             if type(error).__name__ != "SafetensorError":  # its library is none that this file may import
                 raise
-            source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
             raise OSError(
-                f"The weights of {str(source)!r} cannot be read ({error}): a .safetensors file is truncated or damaged. "
+                f"The weights of {source!r} cannot be read ({error}): a .safetensors file is truncated or damaged. "
                 "Copy or download it again."
             ) from error
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_clip()
@@ -772,13 +786,33 @@ class AlignZegModel(AlignZegPreTrainedModel):
         return torch.eye(self.config.num_labels, self.config.projection_dim)
 
     def _seen_classes_of_config(self) -> Tensor:
+        check_id2label(self.config.id2label)
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
         return torch.tensor([name not in self.config.unseen_labels for name in names])
 
     @torch.no_grad()
     def text_prototypes_from_ids(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,
-        normalized before and after."""
+        normalized before and after.
+
+        Raises:
+            ValueError: they are no whole numbers of such a shape, or `attention_mask` has another one.
+        """
+        device = self.query_embeddings.device
+        hint = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
+        check_tensor("input_ids", input_ids, "whole numbers", device, hint)
+        if input_ids.ndim not in (2, 3) or 0 in input_ids.shape:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; expected (classes, length) or (classes, templates, "
+                f"length) with no empty axis. {hint}"
+            )
+        if attention_mask is not None:
+            check_tensor("attention_mask", attention_mask, "real numbers", device, hint)
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"`attention_mask` has shape {tuple(attention_mask.shape)}; expected that of `input_ids`, "
+                    f"{tuple(input_ids.shape)}. {hint}"
+                )
         prompts = input_ids.reshape(-1, input_ids.shape[-1])
         mask = attention_mask.reshape(prompts.shape) if attention_mask is not None else None
         pooled = self.text_model(input_ids=prompts, attention_mask=mask).pooler_output
@@ -802,7 +836,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
             key.
 
         Raises:
-            ValueError: no names, an empty name, a name twice, or a template set that does not exist.
+            ValueError: no names, an empty name, a name twice, a template set that does not exist, or a tokenizer that
+                is not that of the text tower.
         """
         class_names = check_class_names(class_names)
         templates = get_templates(self.config.template_set if template_set is None else template_set)
@@ -813,8 +848,21 @@ class AlignZegModel(AlignZegPreTrainedModel):
                     f"`processor` is a {type(processor).__name__}; expected the AlignZegProcessor of the checkpoint, as "
                     "from AutoProcessor.from_pretrained."
                 )
+            known, size = len(processor.tokenizer), self.config.text_config.vocab_size
+            if 2 * known < size:  # there are text towers with a few unused rows, and tokenizers with added tokens
+                raise ValueError(
+                    f"The tokenizer of `processor` knows {known} tokens and the text tower {size}: the file tokenizer.json "
+                    "(or vocab.json and merges.txt) is missing in the checkpoint, or belongs to another one. Copy it there "
+                    "from the CLIP that the checkpoint was made of, and load the processor again."
+                )
             encoded = processor.encode_class_names(class_names, template_set=templates)
-            ids, mask = (encoded[name].to(self.device) for name in ("input_ids", "attention_mask"))
+            ids, mask = encoded["input_ids"], encoded["attention_mask"]
+            if ids.max() >= size:
+                raise ValueError(
+                    f"The tokenizer of `processor` gives the token id {ids.max()}, but the text tower knows {size} tokens: "
+                    "it is that of another checkpoint. Load the processor from the folder of the model."
+                )
+            ids, mask = ids.to(self.device), mask.to(self.device)
             rows = max(1, batch_size // len(templates))
             parts = zip(ids.split(rows), mask.split(rows))
             with torch.inference_mode(False):  # what is returned may meet a training step
@@ -859,10 +907,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
 
         Raises:
             ValueError: `class_names` is empty or holds an empty name or one twice, `unseen` names something that is not
-                among them, or neither processor nor prototypes came.
+                among them, neither processor nor prototypes came, or the prototypes do not fit or are not finite.
+                Nothing has changed then.
         """
         class_names = check_class_names(class_names)
-        unseen = check_class_names(unseen) if unseen is not None and len(unseen) else []
+        unseen = check_unseen_names(unseen)
         unknown = [name for name in unseen if name not in class_names]
         if unknown:
             raise ValueError(f"`unseen` names {unknown[0]!r}, which is not among the {len(class_names)} class names.")
@@ -870,20 +919,27 @@ class AlignZegModel(AlignZegPreTrainedModel):
             if processor is None:
                 raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
             text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
-        text_prototypes = torch.as_tensor(text_prototypes)
+        elif template_set is not None:
+            get_templates(template_set)
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what cannot become a tensor is named next
+            text_prototypes = torch.as_tensor(text_prototypes)
         self._check_prototypes(text_prototypes)
+        check_tensor("text_prototypes", text_prototypes, "floating-point numbers")  # with values
+        if not text_prototypes.isfinite().all():
+            raise ValueError("`text_prototypes` hold NaN or infinite values; expected unit vectors.")
         if len(text_prototypes) != len(class_names):
             raise ValueError(
                 f"`text_prototypes` has {len(text_prototypes)} rows for the {len(class_names)} names in `class_names`; "
                 "pass one row for each."
             )
+        prototypes = text_prototypes.detach().clone().to(self.class_text_embeds)
+        seen = torch.tensor([name not in unseen for name in class_names], device=self.seen_class_mask.device)
         if isinstance(template_set, str):
             self.config.template_set = template_set
         self.config.id2label = dict(enumerate(class_names))
         self.config.label2id = {name: i for i, name in enumerate(class_names)}
         self.config.unseen_labels = unseen
-        self.class_text_embeds = text_prototypes.detach().clone().to(self.class_text_embeds)
-        self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
+        self.class_text_embeds, self.seen_class_mask = prototypes, seen
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As [`PreTrainedModel.save_pretrained`]. The folder loads with AutoModelForSemanticSegmentation too, and with the
@@ -905,6 +961,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _check_prototypes(self, text_prototypes: Tensor) -> None:
+        hint = "`model.get_text_prototypes(processor, names)` makes them."
+        check_tensor("text_prototypes", text_prototypes, "floating-point numbers", self.query_embeddings.device, hint)
         if (
             text_prototypes.ndim != 2
             or text_prototypes.shape[0] == 0
@@ -912,8 +970,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         ):
             raise ValueError(
                 f"`text_prototypes` has shape {tuple(text_prototypes.shape)}; expected (classes, "
-                f"{self.config.projection_dim}) with at least one class. `model.get_text_prototypes(processor, names)` "
-                "makes them."
+                f"{self.config.projection_dim}) with at least one class. {hint}"
             )
 
     # --- forward
@@ -986,7 +1043,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         seen_class_mask: Tensor | None = None,
-        clip_hidden_states: Tensor | None = None,
+        clip_hidden_states: Tensor | dict[int, Tensor] | None = None,
         output_auxiliary_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlignZegOutput:
@@ -999,24 +1056,22 @@ class AlignZegModel(AlignZegPreTrainedModel):
             text_prototypes: Unit vectors `(C, D)`; default the stored vocabulary's.
             input_ids, attention_mask: Tokenized class prompts `(C, L)` or `(C, templates, L)`, instead of prototypes.
             seen_class_mask: `bool (C,)`, which classes count as seen. Default: the vocabulary's; with other classes, all.
-            clip_hidden_states: `(B, layers, 1 + P, Dv)`, what [`clip_hidden_states`] gave for these pixels earlier.
+            clip_hidden_states: What [`clip_hidden_states`] gave for these pixels earlier, or `(B, layers, 1 + P, Dv)`.
             output_auxiliary_logits: Whether to return the masks of the MRPE layers before the last.
 
         Raises:
             ValueError: an argument is missing or does not fit; the message names it.
         """
-        channels = self.config.num_channels
-        if (
-            pixel_values is None
-            or pixel_values.ndim != 4
-            or 0 in pixel_values.shape
-            or pixel_values.shape[1] != channels
-        ):
-            shape = None if pixel_values is None else tuple(pixel_values.shape)
+        channels, device = self.config.num_channels, self.query_embeddings.device
+        hint = "The AlignZegImageProcessor makes it from images."
+        check_tensor("pixel_values", pixel_values, "floating-point numbers", device, hint)
+        if pixel_values.ndim != 4 or 0 in pixel_values.shape or pixel_values.shape[1] != channels:
             raise ValueError(
-                f"`pixel_values` must have shape (batch, {channels}, height, width) with no empty axis, got {shape}. "
-                "The AlignZegImageProcessor makes it from images."
+                f"`pixel_values` must have shape (batch, {channels}, height, width) with no empty axis, got "
+                f"{tuple(pixel_values.shape)}. {hint}"
             )
+        if pixel_mask is not None:
+            check_tensor("pixel_mask", pixel_mask, "real numbers", device, hint)
         if pixel_mask is not None and pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[-2:]):
             raise ValueError(
                 f"`pixel_mask` has shape {tuple(pixel_mask.shape)}; expected (batch, height, width) of `pixel_values`, "
@@ -1025,6 +1080,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask_labels", "class_labels")[:: -1 if mask_labels is None else 1]
             raise ValueError(f"`{missing}` is missing beside `{given}`; a loss needs both, no loss needs neither.")
+        for name, labels in (("mask_labels", mask_labels), ("class_labels", class_labels)):
+            if not isinstance(labels, (list, tuple, Tensor, type(None))):
+                raise ValueError(f"`{name}` is a {type(labels).__name__}; expected a list with one tensor per image.")
         if mask_labels is not None and len(mask_labels) != pixel_values.shape[0]:
             raise ValueError(
                 f"`mask_labels` has {len(mask_labels)} entries for {pixel_values.shape[0]} images; pass one for each image."
@@ -1037,12 +1095,14 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self._check_prototypes(text_prototypes)
         if seen_class_mask is None:
             seen_class_mask = torch.ones(text_prototypes.shape[0], dtype=torch.bool, device=text_prototypes.device)
+        check_tensor(
+            "seen_class_mask", seen_class_mask, "True and False", device, "`mask.bool()` makes it of 0 and 1."
+        )
         if seen_class_mask.shape != (text_prototypes.shape[0],):
             raise ValueError(
                 f"`seen_class_mask` has shape {tuple(seen_class_mask.shape)}; expected ({text_prototypes.shape[0]},), one "
                 "entry per text prototype."
             )
-        seen_class_mask = seen_class_mask.bool()
 
         # Pad to whole tokens of both grids.
         height, width = pixel_values.shape[-2:]
@@ -1078,6 +1138,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 1 + math.prod(clip_grid),
                 self.config.vision_config.hidden_size,
             )
+            if isinstance(clip_hidden_states, dict) and list(clip_hidden_states) == layers:
+                for layer, states in clip_hidden_states.items():
+                    check_tensor(f"clip_hidden_states[{layer}]", states, "floating-point numbers", device)
+                clip_hidden_states = torch.stack(list(clip_hidden_states.values()), 1)
+            check_tensor("clip_hidden_states", clip_hidden_states, "floating-point numbers", device)
             if clip_hidden_states.shape != expected:
                 raise ValueError(
                     f"`clip_hidden_states` has shape {tuple(clip_hidden_states.shape)}; expected {expected} for these "

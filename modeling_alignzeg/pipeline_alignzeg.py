@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import Pipeline
-from transformers.image_utils import ImageInput, load_image
+from transformers.image_utils import ImageInput
 
-from .image_processing_alignzeg import _check_correction, class_probabilities, resize_matrix, to_rgb
+from .image_processing_alignzeg import _check_correction, _open, class_probabilities, resize_matrix, to_rgb
+from .processing_alignzeg import check_class_names, check_unseen_names
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
@@ -47,13 +48,15 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Returns:
             A list with one entry for each class that occurs, in the order of the class names, for each image:
 
-            - **label** (`str`) -- The class name as it was given.
+            - **label** (`str`) -- The class name, as [`check_class_names`] reads it.
             - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere.
             - **score** (`float`) -- From 0 to 1: how probable the class is for the proposals that cover its mask.
 
         Raises:
-            ValueError: `candidate_labels` or `unseen_labels` do not fit, or an image cannot be read.
+            ValueError: `candidate_labels` or `unseen_labels` do not fit, there is no image, or one cannot be read.
         """
+        if isinstance(images, (list, tuple)) and not images:
+            raise ValueError("`images` is empty; expected at least one image.")
         return super().__call__(images, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -72,26 +75,28 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         def split(names):
-            return [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+            return names.split(",") if isinstance(names, str) else names
 
         def given(**values):
             return {name: value for name, value in values.items() if value is not None}
 
-        labels = {name: split(value) for name, value in given(candidate_labels=candidate_labels).items()}
-        unseen = {name: split(value) for name, value in given(unseen_labels=unseen_labels).items()}
+        if not isinstance(none_of_these, (bool, type(None))):
+            raise ValueError(f"`none_of_these` is {none_of_these!r}; expected True or False.")
+        labels, unseen = {}, {}
+        if candidate_labels is not None:
+            labels["candidate_labels"] = check_class_names(split(candidate_labels))
+        if unseen_labels is not None:
+            unseen["unseen_labels"] = check_unseen_names(split(unseen_labels))
         readout = given(gamma=gamma, threshold=threshold, none_of_these=none_of_these)
         return given(timeout=timeout), {**labels, **unseen, **given(template_set=template_set)}, {**labels, **readout}
 
     def preprocess(self, image: Image.Image | str | os.PathLike, timeout: float | None = None) -> dict[str, Any]:
-        if isinstance(image, (str, os.PathLike)):
-            image = Image.open(image) if os.path.isfile(image) else load_image(os.fspath(image), timeout)
-        if isinstance(image, Image.Image):
-            try:
-                image = to_rgb(image)
-            except ValueError as error:
-                raise ValueError(f"The image cannot be used: {error}.") from error
-        else:
+        if not isinstance(image, (str, os.PathLike, Image.Image)):
             raise ValueError(f"The image is a {type(image).__name__}; expected a PIL image, a path or an address.")
+        try:
+            image = to_rgb(image if isinstance(image, Image.Image) else _open(os.fspath(image), timeout))
+        except ValueError as error:
+            raise ValueError(f"The image cannot be used: {error}.") from error
         # Not as bare tensors: the pipeline's own batching takes images of one size only.
         features = self.processor.image_processor(images=image, return_tensors="pt")
         return {"features": features, "target_size": (image.height, image.width)}

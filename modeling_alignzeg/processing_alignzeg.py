@@ -3,7 +3,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ def check_class_names(names: Iterable[str]) -> list[str]:
             )
         cleaned[text] = position
     return list(cleaned)
+
+
+def check_unseen_names(names: Iterable[str] | None) -> list[str]:
+    """As [`check_class_names`], but there may be none."""
+    return [] if names is None or (isinstance(names, Sized) and len(names) == 0) else check_class_names(names)
 
 
 def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:

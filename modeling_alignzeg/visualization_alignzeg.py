@@ -26,11 +26,17 @@ def class_colors(class_names: list[str]) -> np.ndarray:
 
     A name has the same colour in every list, except where two names of one list would share it: the later one then
     takes the next free colour, as long as there are any.
+
+    Raises:
+        ValueError: a name is no string.
     """
     palette = _candidates()
     taken, colors = set(), []
-    for name in class_names:
-        start = int.from_bytes(hashlib.sha256(name.strip().lower().encode()).digest()[:4], "big") % len(palette)
+    for position, name in enumerate(class_names):
+        if not isinstance(name, str):
+            raise ValueError(f"Class name {position} is {name!r}; expected a string.")
+        code = name.strip().lower().encode(errors="replace")  # lone surrogates
+        start = int.from_bytes(hashlib.sha256(code).digest()[:4], "big") % len(palette)
         order = [(start + step) % len(palette) for step in range(len(palette))]
         index = next((i for i in order if i not in taken), start)
         taken.add(index)
@@ -42,7 +48,16 @@ def draw_overlay(image: Image.Image, label: np.ndarray, class_names: list[str], 
     """`image` under the colours of its `label (height, width)`, with a legend of the classes that occur.
 
     Ids outside `class_names` ("none of these") are grey.
+
+    Raises:
+        ValueError: `label` holds no whole numbers or has another size than `image`.
     """
+    label = np.asarray(label)
+    if label.dtype.kind not in "iu" or label.shape != image.size[::-1]:
+        raise ValueError(
+            f"`label` is of type {label.dtype} and shape {label.shape}; expected whole numbers of the image's height and "
+            f"width, {image.size[::-1]}."
+        )
     pixels = np.asarray(image.convert("RGB"), float)
     colors = np.concatenate([class_colors(class_names), [NONE_COLOR]]).astype(float)
     known = np.where((label >= 0) & (label < len(class_names)), label, len(class_names))
@@ -64,6 +79,7 @@ def _with_legend(picture: Image.Image, entries: list[tuple[str, np.ndarray, floa
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     size = max(12, min(picture.size) // 28)
     font = ImageFont.load_default(size)
+    entries = [(name.encode(errors="replace").decode(), *rest) for name, *rest in entries]  # lone surrogates
     texts = [f"{name if len(name) <= 40 else name[:39] + '…'}  {share:.0%}" for name, _, share in entries]
     width = int(max(font.getlength(text) for text in texts)) + 3 * size
     line = int(size * 1.6)
@@ -78,7 +94,17 @@ def _with_legend(picture: Image.Image, entries: list[tuple[str, np.ndarray, floa
 
 
 def draw_unseen_map(image: Image.Image, unseen: np.ndarray) -> Image.Image:
-    """The unseen-ness map `(height, width)` in [0, 1] over a grey `image`: dark blue is seen, yellow is unseen."""
+    """The unseen-ness map `(height, width)` in [0, 1] over a grey `image`: dark blue is seen, yellow is unseen.
+
+    Raises:
+        ValueError: `unseen` holds NaN or has another size than `image`.
+    """
+    unseen = np.asarray(unseen)
+    if unseen.shape != image.size[::-1] or np.isnan(unseen).any():
+        raise ValueError(
+            f"`unseen` has shape {unseen.shape}{' and NaN' if np.isnan(unseen).any() else ''}; expected numbers of the "
+            f"image's height and width, {image.size[::-1]}."
+        )
     stops = np.array([[13, 26, 74], [32, 106, 140], [64, 176, 120], [253, 231, 37]], float)  # dark to light throughout
     position = np.clip(unseen, 0, 1) * (len(stops) - 1)
     low = np.minimum(position.astype(int), len(stops) - 2)

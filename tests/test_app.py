@@ -383,6 +383,14 @@ def test_names_from_text(app: ModuleType) -> None:
         app.check_names(app.split_names("cat,, dog"))
     with pytest.raises(app.Refused, match="characters long"):
         app.split_names("x" * 10**6)
+    with pytest.raises(app.Refused, match="must be text"):
+        app.split_names(5)
+
+
+@pytest.mark.parametrize("path", ["a\0b", 5, ["a.png"], {"path": "a.png"}], ids=str)
+def test_what_is_no_path_is_refused(app: ModuleType, path: object) -> None:
+    with pytest.raises(app.Refused, match="The picture must be uploaded"):
+        app.open_picture(path)
 
 
 def test_redraw_needs_no_network(app: ModuleType, segmenter: Any, monkeypatch: pytest.MonkeyPatch) -> None:

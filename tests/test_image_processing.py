@@ -331,6 +331,11 @@ def truncated(mode: str = "RGB") -> Image.Image:
         ("no such file.png", {}, "no existing file"),
         (__file__, {}, "cannot be opened as an image"),
         (PICTURE, {"size": {"shortest_edge": 0}}, "at least 1"),
+        (PICTURE, {"size": {"height": 10**6, "width": 10**6}}, "`size` makes an input of 1000000 x 1000000 pixels"),
+        (PICTURE, {"pad_size": {"height": 10**6, "width": 10**6}}, "`pad_size` or .* makes an input of 1000000"),
+        (PICTURE, {"size_divisor": 10**6}, "`size_divisor` makes an input of 1000000"),
+        (PICTURE, {"image_std": 1e-300}, "`image_std` 1e-300 give pixels that float32 does not hold"),
+        (PICTURE, {"rescale_factor": 1e300}, r"`rescale_factor` 1e\+300, .* does not hold"),
         (PICTURE, {"size": {"min_pixels": 5, "max_pixels": 9}}, "`size` is .* expected `shortest_edge`"),
         (PICTURE, {"size_divisor": 0}, "`size_divisor` is 0"),
         (PICTURE, {"pad_size": {"height": 9, "width": 9}}, "make `pad_size` larger"),
@@ -459,6 +464,8 @@ def test_masks_partition_what_is_labelled(data: st.DataObject) -> None:
         (np.full((21, 34), 0.5), "no whole numbers"),
         (np.full((21, 34), np.nan), "no whole numbers"),
         (np.full((21, 34), -1), "negative ids"),
+        (np.full((21, 34), 2**63, np.uint64), "it holds the id 9223372036854775808"),
+        (np.full((21, 34), 1e30), "it holds the id 1e"),
         (np.zeros((1, 21, 34, 2)), r"its shape is \(21, 34, 2\)"),
         ([3], "it is a int"),
         (torch.zeros(21, 34, device="meta"), r"type float32 \(strided, meta\).*expected a dense tensor"),
@@ -478,6 +485,10 @@ def test_bad_label_maps_are_answered_with_a_sentence(
     [
         ({"size": {"shortest_edge": 2.5}}, "`size` is {'shortest_edge': 2.5}; expected whole numbers"),
         ({"size": {"shortest_edge": "x"}}, "expected whole numbers of at least 1"),
+        ({"size": {"shortest_edge": True}}, "expected whole numbers of at least 1"),
+        ({"size": [1, 2, 3]}, r"`size` is \[1, 2, 3\]; as a list it is"),
+        ({"pad_size": {"height": "a", "width": "b"}}, "`pad_size` is {'height': 'a', 'width': 'b'}; expected whole"),
+        ({"pad_size": {"longest_edge": 99}}, "`pad_size` is .*; expected `height` and `width`"),
         ({"image_mean": "grey"}, "`image_mean` is 'grey'; expected a finite number"),
         ({"rescale_factor": "a"}, "`rescale_factor` is 'a'; expected a finite number"),
     ],
@@ -486,6 +497,24 @@ def test_bad_settings_are_answered_with_a_sentence(options: dict[str, object], m
     """Calls are checked by transformers already, constructors are not."""
     with pytest.raises(ValueError, match=message):
         AlignZegImageProcessor(**options)(PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency"), [("RGB", (1, 2)), ("L", b"123"), ("P", "x")], ids=["two of three", "bytes", "text"]
+)
+def test_transparency_that_makes_no_sense_is_answered_with_a_sentence(mode: str, transparency: object) -> None:
+    image = Image.new(mode, (4, 3))
+    image.info["transparency"] = transparency
+    with pytest.raises(ValueError, match=f"its mode {mode} cannot be converted to RGB"):
+        to_rgb(image)
+
+
+@pytest.mark.parametrize("shape", [(1, 34), (34, 1)], ids=str)
+def test_label_maps_with_an_axis_more(processor: AlignZegImageProcessor, shape: tuple[int, int]) -> None:
+    image, labels = np.zeros((*shape, 3), np.uint8), np.arange(34).reshape(shape)
+    expected = processor(image, labels, return_tensors="pt").mask_labels[0]
+    for maps in (labels[..., None], [labels[..., None]], labels[None], [labels[None]]):
+        assert torch.equal(processor(image, maps, return_tensors="pt").mask_labels[0], expected)
 
 
 def test_nested_tensors_are_lists(processor: AlignZegImageProcessor) -> None:

@@ -196,6 +196,52 @@ def test_wrong_input_is_named():
         scores_from_confusion(np.zeros((2, 2)), [1], ["a"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prediction": np.array([[0.7, 1.0]])}, "`prediction` holds numbers of type float64"),
+        (
+            {"prediction": torch.zeros(1, 2, dtype=torch.complex64)},
+            "`prediction` holds numbers of type torch.complex64",
+        ),
+        ({"reference": np.array([[np.nan, 1.0]])}, "`reference` holds numbers of type float64"),
+        ({"reference": [[0], [0, 1]]}, "`reference` is no array of class ids"),
+        ({"reference": [["a", "b"]]}, "`reference` holds numbers of type <U1"),
+        ({"num_classes": -2}, "`num_classes` is -2; expected a whole number of at least 1"),
+        ({"num_classes": None}, "`num_classes` is None"),
+        ({"num_classes": 2.0}, "`num_classes` is 2.0"),
+        ({"ignore_index": 0.5}, "`ignore_index` is 0.5; expected a whole number"),
+    ],
+)
+def test_labels_that_are_no_ids_are_named(change, message):
+    label = np.array([[0, 1]])
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(**{"prediction": label, "reference": label, "num_classes": 2, **change})
+
+
+@pytest.mark.parametrize(
+    ("matrix", "options", "message"),
+    [
+        (np.eye(2), {"class_names": ["a", "a"]}, "`class_names` has 'a' twice"),
+        (np.eye(2), {"unseen_ids": [0.5]}, r"`unseen_ids` is \[0.5\]; expected a list of whole numbers"),
+        (np.eye(2), {"unseen_ids": 1}, "`unseen_ids` is 1; expected a list"),
+        ("x", {}, "`matrix` holds numbers that are no counts"),
+        (-np.eye(2), {}, "`matrix` holds numbers that are no counts"),
+        (np.full((2, 2), np.nan), {}, "`matrix` holds numbers that are no counts"),
+    ],
+)
+def test_scores_of_what_does_not_fit_are_refused(matrix, options, message):
+    with pytest.raises(ValueError, match=message):
+        scores_from_confusion(matrix, **{"unseen_ids": [], **options})
+
+
+def test_arrays_of_any_layout():
+    label = np.array([[0, 1], [1, 2]])
+    expected = [[1, 0, 0], [0, 2, 0], [0, 0, 1]]
+    for variant in (label[::-1], label[:, ::-1], label.T, label.astype(">i2"), label.tolist()):
+        assert confusion_matrix(variant, variant, 3).tolist() == expected
+
+
 EVALUATE = """
 import json, sys
 import evaluate

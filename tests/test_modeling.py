@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -197,18 +198,19 @@ def test_clip_features_may_be_computed_beforehand(size: tuple[int, int]) -> None
     whole = F.pad(image, (0, -size[1] % 16, 0, -size[0] % 16))
     content = None if whole.shape == image.shape else torch.tensor([size, size])
     with torch.no_grad():
-        states = torch.stack(list(model.clip_hidden_states(whole, content).values()), 1)
+        states = model.clip_hidden_states(whole, content)
     expected = run(model, pixel_values=image)
     model.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # nobody computes them again
-    outputs = run(model, pixel_values=image, clip_hidden_states=states)
-    for name in (
-        "masks_queries_logits",
-        "class_queries_logits",
-        "unseen_logits",
-        "proposal_embeds",
-        "last_hidden_state",
-    ):
-        torch.testing.assert_close(outputs[name], expected[name])
+    for given in (states, torch.stack(list(states.values()), 1)):
+        outputs = run(model, pixel_values=image, clip_hidden_states=given)
+        for name in (
+            "masks_queries_logits",
+            "class_queries_logits",
+            "unseen_logits",
+            "proposal_embeds",
+            "last_hidden_state",
+        ):
+            torch.testing.assert_close(outputs[name], expected[name])
 
 
 def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
@@ -1049,11 +1051,11 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         ({"text_prototypes": torch.zeros(4, 25)}, "text_prototypes"),
         ({"text_prototypes": torch.zeros(24)}, "text_prototypes"),
         ({"text_prototypes": torch.zeros(0, 24)}, "text_prototypes"),
-        ({"seen_class_mask": torch.ones(5)}, "seen_class_mask"),
-        ({"text_prototypes": unit(3, 24), "seen_class_mask": torch.ones(4)}, "seen_class_mask"),
+        ({"seen_class_mask": torch.ones(5, dtype=torch.bool)}, "seen_class_mask` has shape"),
+        ({"text_prototypes": unit(3, 24), "seen_class_mask": torch.ones(4) > 0}, "seen_class_mask` has shape"),
         (
             {
-                "seen_class_mask": torch.zeros(4),
+                "seen_class_mask": torch.zeros(4, dtype=torch.bool),
                 "mask_labels": [torch.zeros(0, 32, 32)],
                 "class_labels": [torch.zeros(0, dtype=torch.long)],
             },
@@ -1068,6 +1070,30 @@ def test_vocabularies_that_cannot_be_used_are_named() -> None:
         ({"class_labels": [torch.tensor([0, 2])]}, "class_labels"),
         ({"class_labels": [torch.tensor([4])]}, "class_labels"),
         ({"class_labels": [torch.tensor([CLASSES.index(*UNSEEN)])]}, "class_labels"),
+        ({"pixel_values": np.zeros((1, 3, 32, 32))}, "pixel_values` is a ndarray; expected a dense torch tensor"),
+        ({"pixel_values": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "pixel_values` is a tensor of type uint8"),
+        ({"pixel_values": torch.zeros(1, 3, 32, 32, dtype=torch.complex64)}, "pixel_values"),
+        ({"pixel_values": torch.zeros(1, 3, 32, 32, device="meta")}, "pixel_values"),
+        ({"pixel_values": torch.zeros(1, 3, 32, 32).to_sparse()}, "pixel_values"),
+        ({"pixel_mask": [[1]]}, "pixel_mask` is a list"),
+        ({"text_prototypes": [[1.0]]}, "text_prototypes` is a list"),
+        ({"text_prototypes": unit(3, 24).to(torch.complex64)}, "text_prototypes` is a tensor of type complex64"),
+        ({"text_prototypes": torch.ones(3, 24, dtype=torch.long)}, "text_prototypes` is a tensor of type int64"),
+        ({"seen_class_mask": [True] * 4}, "seen_class_mask` is a list"),
+        ({"seen_class_mask": torch.tensor([0, 1, 2, 3])}, "seen_class_mask` is a tensor of type int64"),
+        ({"clip_hidden_states": {0: torch.zeros(1, 5, 32)}}, "clip_hidden_states"),
+        ({"clip_hidden_states": {0: 1, 1: 2}}, r"clip_hidden_states\[0\]` is a int"),
+        ({"mask_labels": 3}, "mask_labels` is a int; expected a list"),
+        ({"mask_labels": [0]}, r"mask_labels\[0\]` is a int"),
+        ({"class_labels": [0]}, r"class_labels\[0\]` is a int"),
+        ({"class_labels": [torch.tensor([0.7])]}, r"class_labels\[0\]` is a tensor of type float32"),
+        ({"input_ids": torch.ones(2, 5)}, "input_ids` is a tensor of type float32"),
+        ({"input_ids": torch.ones(5, dtype=torch.long)}, "input_ids` has shape"),
+        ({"input_ids": torch.ones(0, 5, dtype=torch.long)}, "input_ids` has shape"),
+        (
+            {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 4)},
+            r"attention_mask` has shape \(2, 4\); expected that of `input_ids`, \(2, 5\)",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -1106,9 +1132,35 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ({"held_out_fraction": 1.0}, "held_out_fraction"),
         ({"num_background_prototypes": 0}, "num_background_prototypes"),
         ({"unseen_labels": ["sand"]}, "unseen_labels"),
+        ({"unseen_labels": "grass"}, "unseen_labels` is 'grass'; expected a list"),
+        ({"unseen_labels": 5}, "unseen_labels"),
+        ({"template_set": "vlid"}, "template_set"),
+        ({"template_set": []}, "template_set"),
+        ({"correction_threshold": 5}, "correction_threshold"),
+        ({"correction_gamma": -1}, "correction_gamma"),
+        ({"correction_gamma": float("nan")}, "correction_gamma"),
+        ({"no_object_weight": -1}, "no_object_weight"),
+        ({"bias_correction": "no"}, "bias_correction"),
+        ({"train_num_points": 0}, "train_num_points"),
+        ({"image_size": -5}, "image_size"),
+        ({"attention_dropout": "x"}, "attention_dropout"),
+        ({"num_querys": 50}, "num_querys` is no field of AlignZegConfig, but `num_queries"),
+        ({"fusion_layers": None}, "fusion_layers"),
+        ({"fusion_layers": 3}, "fusion_layers"),
+        ({"fusion_layers": "03"}, "fusion_layers"),
+        ({"fusion_layers": [0.5]}, "fusion_layers"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"vision_config": "x"}, "vision_config"),
+        ({"hidden_act": "foo"}, "hidden_act"),
+        ({"num_refinement_layers": 1.5}, "num_refinement_layers"),
+        ({"num_queries": "6"}, "num_queries"),
+        ({"num_queries": True}, "num_queries"),
+        ({"id2label": ["a", "b"]}, "id2label"),
+        ({"id2label": {0: "a", 2: "b"}}, "id2label` has 2 entries and none for the id 1; expected a dict from"),
+        ({"id2label": {0: 5}, "unseen_labels": []}, r"id2label\[0\]"),
     ],
     ids=str,
 )
 def test_configs_that_cannot_work_are_refused(values: dict[str, Any], name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}`"):
+    with pytest.raises(ValueError, match=f"`{name}"):
         tiny_config(**values)

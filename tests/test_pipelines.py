@@ -204,6 +204,10 @@ def test_half_precision_and_models_without_correction() -> None:
         ({"unseen_labels": ["sand"]}, "`unseen_labels` names 'sand'"),
         ({"candidate_labels": ["grass"], "template_set": "vlid"}, "`template_set`"),
         ({"candidate_labels": ["grass"], "gamma": -1.0}, "`gamma`"),
+        ({"candidate_labels": 5}, "Class names came as a int"),
+        ({"candidate_labels": {"grass", "brick"}}, "Class names came as a set"),
+        ({"candidate_labels": ["grass"], "unseen_labels": 5}, "Class names came as a int"),
+        ({"candidate_labels": ["grass"], "none_of_these": "no"}, "`none_of_these` is 'no'; expected True or False"),
     ],
 )
 def test_wrong_arguments_are_named(
@@ -215,10 +219,23 @@ def test_wrong_arguments_are_named(
 
 def test_wrong_images_are_refused(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(ValueError, match="cannot be"):
         segmenter(str(tmp_path / "broken.png"), candidate_labels=NAMES)
     with pytest.raises(ValueError, match="expected a PIL image"):
         segmenter(np.zeros((4, 4, 3), np.uint8), candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="`images` is empty"):
+        segmenter([], candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="'missing.png' is no existing file"):
+        segmenter("missing.png", candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="cannot be opened as an image"):
+        segmenter(__file__, candidate_labels=NAMES)
+    with pytest.raises(ValueError, match="'http://127.0.0.1:1/a.png' cannot be fetched"):
+        segmenter("http://127.0.0.1:1/a.png", candidate_labels=NAMES)
+
+
+def test_names_are_cleaned_on_both_sides(segmenter: ZeroShotImageSegmentationPipeline) -> None:
+    spaced = segmenter(picture(), candidate_labels=["grass", "sand "], unseen_labels=[" sand"])
+    assert spaced == segmenter(picture(), candidate_labels=["grass", "sand"], unseen_labels=["sand"])
 
 
 def test_saved_pipeline_comes_back(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:

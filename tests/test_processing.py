@@ -18,6 +18,7 @@ from pretrain_clip import build_tokenizer
 from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor
 from modeling_alignzeg.processing_alignzeg import AlignZegProcessor, check_class_names, get_templates
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
+from modeling_alignzeg.visualization_alignzeg import class_colors, draw_overlay, draw_unseen_map
 
 
 TOKENIZER = build_tokenizer(["a photo of a red dotted cat.", "There is a dog in the scene"] * 3, model_max_length=32)
@@ -27,6 +28,30 @@ IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), d
 @pytest.fixture(scope="module")
 def processor() -> AlignZegProcessor:
     return AlignZegProcessor(AlignZegImageProcessor(size={"shortest_edge": 48}, size_divisor=16), TOKENIZER)
+
+
+# --- pictures
+
+
+def test_names_that_no_encoding_takes_are_drawn() -> None:
+    label = np.zeros((IMAGE.height, IMAGE.width), np.int64)
+    assert class_colors(["\ud800"]).shape == (1, 3)
+    assert draw_overlay(IMAGE, label, ["\ud800"]).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: class_colors(["grass", None]), "Class name 1 is None; expected a string"),
+        (lambda: draw_overlay(IMAGE, np.zeros((21, 34)), ["grass"]), "`label` is of type float64"),
+        (lambda: draw_overlay(IMAGE, np.zeros((34, 21), int), ["grass"]), r"shape \(34, 21\)"),
+        (lambda: draw_unseen_map(IMAGE, np.full((21, 34), np.nan)), "`unseen` .* and NaN"),
+        (lambda: draw_unseen_map(IMAGE, np.zeros((34, 21))), r"`unseen` has shape \(34, 21\); expected"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(draw, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw()
 
 
 # --- class names

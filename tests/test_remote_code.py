@@ -452,6 +452,30 @@ def test_damaged_weights_are_answered_with_a_sentence(saved: Path, tmp_path: Pat
         AlignZegModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[1]", "null", "3"])
+def test_a_config_without_fields_is_answered_with_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(OSError, match="config.json' holds .*; expected the fields of an AlignZegConfig"):
+        AlignZegModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_queries": 7}, RuntimeError, r"query_embeddings has shape \(6, 32\) and the config asks for \(7, 32\)"),
+        ({"id2label": {"0": "a", "2": "b"}}, ValueError, "`id2label` has 2 entries and none for the id 1"),
+    ],
+)
+def test_an_edited_config_is_answered_with_a_sentence(
+    saved: Path, tmp_path: Path, change: dict, error: type[Exception], message: str
+) -> None:
+    shutil.copy(saved / "model.safetensors", tmp_path)
+    config = {**json.loads((saved / "config.json").read_text(encoding="utf-8")), "unseen_labels": [], **change}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(error, match=message):
+        AlignZegModel.from_pretrained(tmp_path)
+
+
 # --- the repository's root
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, UNSEEN, picture, tiny_model, tiny_processor
+from tiny import CLASSES, UNSEEN, picture, tiny_config, tiny_model, tiny_processor
 
-from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +254,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         ({"class_names": ["grass", "brick", "grass"]}, "Class names 0 and 2 are both 'grass'"),
         ({"class_names": ["grass", "grass "]}, "Class names 0 and 1"),
         ({"class_names": ["grass"], "unseen": ["sand"]}, "`unseen` names 'sand'"),
+        ({"class_names": ["grass"], "unseen": 5}, "Class names came as a int"),
         ({"class_names": ["grass"], "processor": None}, "`processor`"),
         ({"class_names": ["grass"], "template_set": "vlid"}, "`template_set` is 'vlid'"),
         ({"class_names": ["grass"], "template_set": ["a photo"]}, r"`template_set\[0\]`"),
@@ -266,16 +268,25 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
             "`text_prototypes` has 2 rows for the 1 names",
         ),
         ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
+        ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, device="meta")}, "`text_prototypes` .* meta"),
+        ({"class_names": ["a"], "text_prototypes": torch.full((1, 24), torch.nan)}, "`text_prototypes` hold NaN"),
+        ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, dtype=torch.complex64)}, "type complex64"),
+        ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, dtype=torch.long)}, "type int64"),
+        ({"class_names": ["a"], "text_prototypes": {"a": 1}}, "`text_prototypes` is a dict"),
+        (
+            {"class_names": ["a"], "text_prototypes": torch.ones(1, 24), "template_set": "nonsense"},
+            "`template_set` is 'nonsense'",
+        ),
     ],
 )
 def test_wrong_vocabulary_is_refused_and_changes_nothing(
     model: AlignZegModel, processor: AlignZegProcessor, arguments: dict[str, Any], message: str
 ) -> None:
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    labels = dict(model.config.id2label)
+    config = model.config.to_dict()
     with pytest.raises(ValueError, match=message):
         model.set_vocabulary(**{"processor": processor, **arguments})
-    assert model.config.id2label == labels
+    assert model.config.to_dict() == config
     for name, tensor in model.named_buffers():
         assert torch.equal(tensor, before[name]), name
 
@@ -293,3 +304,25 @@ def test_wrong_prototypes_of_a_call_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         model(**processor(images=picture(), return_tensors="pt"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "vocab_size, message",
+    [
+        (10_000, "knows .* tokens and the text tower 10000: the file tokenizer.json"),
+        (50, "that of another checkpoint"),
+    ],
+)
+def test_tokenizers_that_cannot_be_right_are_refused(
+    processor: AlignZegProcessor, vocab_size: int, message: str
+) -> None:
+    text = {**tiny_config().text_config.to_dict(), "vocab_size": vocab_size}
+    model = tiny_model(text_config=text)
+    with pytest.raises(ValueError, match=message):
+        model.get_text_prototypes(processor, ["grass"])
+
+
+def test_tokenizers_with_added_tokens_are_not_refused(model: AlignZegModel) -> None:
+    processor = AlignZegProcessor(AlignZegImageProcessor(), copy.deepcopy(tiny_processor().tokenizer))
+    processor.tokenizer.add_tokens(["<unused>"])
+    assert model.get_text_prototypes(processor, ["grass"]).shape == (1, 24)

@@ -3,7 +3,6 @@
 
 import datasets
 import evaluate
-import torch
 
 from .scoring import confusion_matrix, scores_from_confusion
 
@@ -51,7 +50,7 @@ class HIoU(evaluate.Metric):
         class_names: list[str] | None = None,
         none_index: int | None = None,
     ) -> dict[str, float | dict[str, float]]:
-        matrix = torch.zeros(num_classes, num_classes + (none_index is not None), dtype=torch.int64)
+        matrix = confusion_matrix([], [], num_classes, ignore_index, none_index)
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             try:
                 matrix = matrix + confusion_matrix(prediction, reference, num_classes, ignore_index, none_index)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,10 +24,10 @@ def confusion_matrix(
     whose reference is `ignore_index` counts nowhere.
 
     Args:
-        prediction: Class ids, integers of any shape, in `0..num_classes-1` wherever the reference is labelled.
+        prediction: Class ids, whole numbers of any shape, in `0..num_classes-1` wherever the reference is labelled.
         reference: Class ids of the same shape, in `0..num_classes-1` or `ignore_index`.
         num_classes: Number of classes C.
-        ignore_index: Id of unlabelled pixels.
+        ignore_index: Id of unlabelled pixels. One in `0..num_classes-1` leaves the pixels of that class out.
         none_index: Id with which the prediction says "none of these". At a labelled pixel that is wrong, and no
             class's prediction: the pixel's class misses it, none gains it. Without it such an id is an error.
 
@@ -34,20 +36,24 @@ def confusion_matrix(
         j. With `none_index` of shape (C, C + 1): the last column counts those predicted as none.
 
     Raises:
-        ValueError: The shapes differ, an id is outside its range, or `none_index` is the id of a class.
+        ValueError: The shapes differ, ids are no whole numbers or outside their range, `none_index` is the id of a
+            class, or `num_classes` is no whole number of at least 1.
     """
+    for argument, value, least in (("num_classes", num_classes, 1), ("ignore_index", ignore_index, None)):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or (least is not None and value < least):
+            expected = "a whole number" if least is None else f"a whole number of at least {least}"
+            raise ValueError(f"`{argument}` is {value!r}; expected {expected}.")
     if none_index is not None and 0 <= none_index < num_classes:
         raise ValueError(
             f"`none_index` is {none_index}, the id of a class; expected an id outside 0..{num_classes - 1}."
         )
-    prediction = torch.as_tensor(prediction)
-    reference = torch.as_tensor(reference, device=prediction.device)
+    prediction = _class_ids("prediction", prediction)
+    reference = _class_ids("reference", reference).to(prediction.device)
     if prediction.shape != reference.shape:
         raise ValueError(
             f"`prediction` has shape {tuple(prediction.shape)} and `reference` {tuple(reference.shape)}; they must "
             "agree. Resize the scores to the size of the reference before the argmax."
         )
-    prediction, reference = prediction.long(), reference.long()
     labelled = reference != ignore_index
     prediction, reference = prediction[labelled], reference[labelled]
     is_none = torch.zeros_like(prediction, dtype=torch.bool) if none_index is None else prediction == none_index
@@ -87,9 +93,16 @@ def scores_from_confusion(
         so is a `hiou` with such a part, as it is without unseen classes.
 
     Raises:
-        ValueError: `matrix` has another shape, or `unseen_ids` or `class_names` does not fit it.
+        ValueError: `matrix` has another shape or holds no counts, or `unseen_ids` or `class_names` does not fit it.
     """
-    matrix = torch.as_tensor(matrix).cpu().double().numpy()
+    try:
+        matrix = torch.as_tensor(matrix).cpu()
+        is_count = not matrix.is_complex() and (matrix.isfinite() & (matrix >= 0)).all()
+    except (TypeError, ValueError, RuntimeError):
+        is_count = False
+    if not is_count:
+        raise ValueError("`matrix` holds numbers that are no counts; expected what `confusion_matrix` returns.")
+    matrix = matrix.double().numpy()
     if matrix.ndim != 2 or matrix.shape[1] - matrix.shape[0] not in (0, 1):
         raise ValueError(
             f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes), or one column more."
@@ -97,6 +110,13 @@ def scores_from_confusion(
     num_classes = len(matrix)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"`class_names` has {len(class_names)} names; the matrix has {num_classes} classes.")
+    twice = [name for name, count in Counter(class_names or ()).items() if count > 1]
+    if twice:
+        raise ValueError(f"`class_names` has {twice[0]!r} twice; each is the key of one class in `per_class`.")
+    try:
+        unseen_ids = [operator.index(i) for i in unseen_ids]
+    except TypeError:
+        raise ValueError(f"`unseen_ids` is {unseen_ids!r}; expected a list of whole numbers, the class ids.") from None
     strangers = [i for i in unseen_ids if not 0 <= i < num_classes]
     if strangers:
         raise ValueError(f"`unseen_ids` has {strangers}; expected class ids in 0..{num_classes - 1}.")
@@ -115,6 +135,21 @@ def scores_from_confusion(
         "miou": _mean(iou),
         "per_class": dict(zip(names, iou.tolist(), strict=True)),
     }
+
+
+def _class_ids(argument: str, values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """`values` as int64, where they are whole numbers by their type."""
+    if isinstance(values, torch.Tensor):
+        if values.is_floating_point() or values.is_complex():
+            raise ValueError(f"`{argument}` holds numbers of type {values.dtype}; expected whole numbers, class ids.")
+        return values.long()
+    try:
+        values = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise ValueError(f"`{argument}` is no array of class ids: its rows differ in length.") from None
+    if values.size and values.dtype.kind not in "biu":
+        raise ValueError(f"`{argument}` holds numbers of type {values.dtype}; expected whole numbers, class ids.")
+    return torch.from_numpy(values.astype(np.int64, order="C"))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
