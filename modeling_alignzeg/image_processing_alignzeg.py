@@ -279,7 +279,7 @@ def _to_label_map(value: Any, image_size: tuple[int, int], ignore_index: int | N
         raise ValueError(f"its shape is {labels.shape}; expected (height, width)")
     if labels.dtype.kind not in "biuf" or not (np.isfinite(labels).all() and np.array_equal(labels, np.rint(labels))):
         raise ValueError(f"it holds {labels.dtype} values that are no whole numbers; expected class ids")
-    if labels.max(initial=0) >= 2**63:
+    if int(labels.max(initial=0)) >= 2**63:
         raise ValueError(f"it holds the id {labels.max()}; expected class ids, whole numbers of 64 bits")
     labels = labels.astype(np.int64)
     if labels.shape != image_size:
