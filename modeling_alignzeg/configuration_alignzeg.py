@@ -237,7 +237,8 @@ class AlignZegConfig(PreTrainedConfig):
         for name in kwargs.keys() - set(dir(PreTrainedConfig)):  # others are those of transformers
             close = difflib.get_close_matches(name, fields, 1, cutoff=0.85)
             if close:  # transformers' own code passes such names too
-                warnings.warn(f"`{name}` is no field of AlignZegConfig, but `{close[0]}` is; correct the name.")
+                message = f"`{name}` is no field of AlignZegConfig, but `{close[0]}` is; correct the name."
+                warnings.warn(message, stacklevel=2)
         if kwargs.get("id2label") is not None:
             check_id2label(kwargs["id2label"])
         for name, value, kind in (
