@@ -4,6 +4,7 @@
 import difflib
 import inspect
 import math
+import warnings
 from typing import Any
 
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig
@@ -163,8 +164,8 @@ class AlignZegConfig(PreTrainedConfig):
         unseen_labels (`list[str]`, *optional*): Names in `id2label` that count as unseen.
 
     Raises:
-        ValueError: a value is of another type or outside its range, two of them contradict each other, or a name is
-            misspelt; the message names them.
+        ValueError: a value is of another type or outside its range, or two of them contradict each other; the message
+            names them. A misspelt name is warned of.
     """
 
     model_type = "alignzeg"
@@ -235,7 +236,9 @@ class AlignZegConfig(PreTrainedConfig):
         fields = inspect.signature(AlignZegConfig.__init__).parameters
         for name in kwargs.keys() - set(dir(PreTrainedConfig)):  # others are those of transformers
             close = difflib.get_close_matches(name, fields, 1, cutoff=0.85)
-            require(not close, f"`{name}` is no field of AlignZegConfig, but `{''.join(close)}` is; correct the name.")
+            if close:  # transformers' own code passes such names too
+                message = f"`{name}` is no field of AlignZegConfig, but `{close[0]}` is; correct the name."
+                warnings.warn(message, stacklevel=2)
         if kwargs.get("id2label") is not None:
             check_id2label(kwargs["id2label"])
         for name, value, kind in (

@@ -1144,7 +1144,6 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ({"train_num_points": 0}, "train_num_points"),
         ({"image_size": -5}, "image_size"),
         ({"attention_dropout": "x"}, "attention_dropout"),
-        ({"num_querys": 50}, "num_querys` is no field of AlignZegConfig, but `num_queries"),
         ({"fusion_layers": None}, "fusion_layers"),
         ({"fusion_layers": 3}, "fusion_layers"),
         ({"fusion_layers": "03"}, "fusion_layers"),
@@ -1164,3 +1163,8 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
 def test_configs_that_cannot_work_are_refused(values: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}"):
         tiny_config(**values)
+
+
+def test_misspelt_fields_of_the_config_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="`num_querys` is no field of AlignZegConfig, but `num_queries` is"):
+        tiny_config(num_querys=50)
