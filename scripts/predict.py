@@ -116,10 +116,15 @@ def check_outputs(inputs: list[Path], outputs: list[Path]) -> None:
     Raises:
         ValueError: One of `outputs` is one of `inputs`, by this name or another.
     """
-    files = {(found.st_dev, found.st_ino): file for file in inputs for found in [file.stat()]}
-    for path in outputs:
-        if path.exists() and (file := files.get((path.stat().st_dev, path.stat().st_ino))) is not None:
-            raise ValueError(f"{file} would be replaced by a result of its own: choose another `--output_dir`.")
+
+    def identity(path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+
+    files = {identity(file): file for file in inputs if os.path.exists(file)}
+    for path in filter(os.path.exists, outputs):  # of pathlib, names that are too long would be errors
+        if identity(path) in files:
+            raise ValueError(f"{files[identity(path)]} would be replaced by a result: choose another `--output_dir`.")
 
 
 def check_classes(path: Path, classes: dict[str, list[str]]) -> None:
