@@ -246,7 +246,7 @@ def _check_ranges(settings: Settings) -> None:
         for name in names.split():
             value = values[name]
             if value is not None and not least <= value <= most:
-                expected = f"from {least:g} on" if most == math.inf else f"from {least:g} to {most:g}"
+                expected = f"from {least} on" if most == math.inf else f"from {least} to {most}"
                 raise ValueError(f"`{name}` is {value}; expected a number {expected}.")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
