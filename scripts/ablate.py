@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zeroshot.ablation import ROWS, TRAININGS, run_cell, summarize
+from zeroshot.command import run_command
 from zeroshot.files import atomic_write_text
 
 
@@ -95,7 +96,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
-        sys.exit(f"ablate.py: {error}")
+    run_command(main)

@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from zeroshot.files import atomic_write_text
-from zeroshot.settings import load_settings
+from zeroshot.command import run_command
+from zeroshot.files import atomic_write_text, check_output
+from zeroshot.settings import load_settings, take_option
 from zeroshot.training import Trainer
 
 
@@ -67,26 +68,17 @@ def _synchronize() -> None:
         torch.accelerator.synchronize()
 
 
-def take(arguments: list[str], name: str, default: str | None) -> str | None:
-    """Removes `name` and its value from the arguments; the last value, or the default."""
-    while name in arguments:
-        position = arguments.index(name)
-        if position + 1 == len(arguments):
-            raise ValueError(f"The option {name} needs a value.")
-        default = arguments[position + 1]
-        del arguments[position : position + 2]
-    return default
-
-
 def main() -> None:
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    batches, output = take(arguments, "--batches", "20"), take(arguments, "--output", None)
+    batches, output = take_option(arguments, "--batches", "20"), take_option(arguments, "--output")
     if not batches.isdecimal() or int(batches) < 1:
         raise ValueError(f"`--batches` is {batches!r}; expected a positive whole number.")
     settings = load_settings(arguments)
+    if output:
+        check_output(output)
     with tempfile.TemporaryDirectory() as folder:
         settings.output_dir, settings.training.tensorboard, settings.training.evaluate_every = folder, False, 0
         trainer = Trainer(settings)
@@ -107,7 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"benchmark_loader.py: {error}")
+    run_command(main)

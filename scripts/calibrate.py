@@ -25,36 +25,44 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zeroshot.calibration import calibrate, indicator_auc, store_correction
-from zeroshot.files import atomic_write_text
-from zeroshot.settings import load_settings
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command
+from zeroshot.files import atomic_write_text, check_output
+from zeroshot.settings import load_settings, take_option
+from zeroshot.training import open_part
 
 
 def main() -> None:
-    own = {"--model": None, "--output": None, "--report_on": None, "--folds": "1"}
-    rest, arguments = [], sys.argv[1:]
+    arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    while arguments:
-        name, equals, value = arguments.pop(0).partition("=")
-        value = value if equals else (arguments.pop(0) if arguments else "")
-        if name in own:
-            own[name] = value
-        else:
-            rest += [name, value]
-    settings = load_settings(rest)
-    report = calibrate(settings, folds=int(own["--folds"]))
-    if own["--model"]:
-        if own["--report_on"]:
-            report["indicator_roc_auc"] = indicator_auc(own["--model"], settings, own["--report_on"])
-        store_correction(own["--model"], report["gamma"], report["threshold"])
-    if own["--output"]:
-        atomic_write_text(own["--output"], json.dumps(report, indent=2) + "\n")
+    model, output, report_on = (take_option(arguments, name) for name in ("--model", "--output", "--report_on"))
+    folds = take_option(arguments, "--folds", "1")
+    if not folds.isdecimal() or int(folds) < 1:
+        raise ValueError(f"`--folds` is {folds!r}; expected a whole number from 1 on.")
+    settings = load_settings(arguments)
+    # All that is needed at the end, before hours of training.
+    if output:
+        check_output(output)
+    if model:
+        load_checkpoint(model)
+        if not Path(model).is_dir():
+            raise ValueError(f"`--model` is {model!r}, which is no folder to store θ and γ in: download it first.")
+        check_output(Path(model) / "config.json")
+    if report_on:
+        if not model:
+            raise ValueError("`--report_on` measures the checkpoint that `--model` names, and that is missing.")
+        open_part(settings.data, report_on, None)
+    report = calibrate(settings, folds=int(folds))
+    if model:
+        if report_on:
+            report["indicator_roc_auc"] = indicator_auc(model, settings, report_on)
+        store_correction(model, report["gamma"], report["threshold"])
+    if output:
+        atomic_write_text(output, json.dumps(report, indent=2) + "\n")
     print(json.dumps({k: v for k, v in report.items() if k != "grid"}, indent=2))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"calibrate.py: {error}")
+    run_command(main)

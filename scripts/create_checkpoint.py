@@ -15,15 +15,30 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import yaml
-
-from zeroshot.checkpoints import assemble, save_checkpoint
+from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
 from zeroshot.clip_conversion import load_clip
+from zeroshot.command import run_command, whole_number
+from zeroshot.reading import parse_yaml, shown
+from zeroshot.settings import load_settings
 from zeroshot.splits import load_split
+
+
+def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overrides of `AlignZegConfig` and of the image processor, from YAML or from the file of a preset."""
+    config = parse_yaml(text, "`--config`")
+    if isinstance(config, dict):
+        return config, {}
+    if not isinstance(config, str):
+        raise ValueError(f"`--config` is {shown(config)}; expected names and values, or a file of a preset.")
+    preset = load_settings(["--config", text]).model
+    if not preset.config and not preset.image_processor:
+        raise ValueError(f"`--config` names {text!r}, which has neither `model.config` nor `model.image_processor`.")
+    return preset.config, preset.image_processor
 
 
 def main() -> None:
@@ -34,13 +49,11 @@ def main() -> None:
     options.add_argument("--output_dir", required=True)
     options.add_argument("--template_set", help="single, vild or imagenet; default: the config's")
     options.add_argument("--config", default="{}", help='YAML, such as "{num_queries: 50}", or a file of a preset')
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seed", type=whole_number(0), default=0)
     args = options.parse_args()
 
-    config, image_processor = yaml.safe_load(args.config), {}
-    if isinstance(config, str):
-        preset = yaml.safe_load(Path(config).read_text(encoding="utf-8"))["model"]
-        config, image_processor = preset.get("config", {}), preset.get("image_processor", {})
+    check_replaceable(args.output_dir)
+    config, image_processor = read_overrides(args.config)
     if args.template_set:
         config["template_set"] = args.template_set
     if "," in args.vocabulary:
@@ -61,7 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"create_checkpoint.py: {error}")
+    run_command(main)

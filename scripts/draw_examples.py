@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command, whole_number
+from zeroshot.files import atomic_file, atomic_write_text, check_output
 from zeroshot.scenes import CLASSES, IGNORE_INDEX, Scene, draw_scene
 from zeroshot.splits import load_split
 
@@ -38,8 +41,7 @@ class Judge:
     """What a checkpoint makes of a scene."""
 
     def __init__(self, model: str, seen: np.ndarray) -> None:
-        self.model = AlignZegModel.from_pretrained(model).eval()
-        self.processor = AlignZegProcessor.from_pretrained(model)
+        self.model, self.processor = load_checkpoint(model)
         self.seen = seen
 
     @torch.no_grad()
@@ -93,12 +95,19 @@ def describe(scene: Scene, seen: np.ndarray, judge: Judge | None) -> tuple[float
 def draw_examples(output: Path, number: int = 8, scan: int = 200, model: str | None = None) -> list[dict[str, Any]]:
     """Writes the pictures and `examples.json`: a list of `{"file", "classes", "unseen"}`, the best example first.
 
+    Pictures that an earlier `examples.json` names, and the new one does not, are removed.
+
     Args:
         output: the folder to write to.
         number: how many examples.
         scan: how many scenes of the test split to choose from.
         model: a checkpoint whose correction the examples should show.
+
+    Raises:
+        ValueError: none of the scenes serves as an example, or `output` holds another program's `examples.json`.
     """
+    index_file = check_output(output / "examples.json")
+    old = _files_of(index_file)
     split = load_split("embedded_scenes")
     seen = np.array(split.seen_class_mask)
     judge = Judge(model, seen) if model else None
@@ -106,27 +115,43 @@ def draw_examples(output: Path, number: int = 8, scan: int = 200, model: str | N
     for index in range(scan):
         scene = draw_scene(0, "test", index)
         score, classes = describe(scene, seen, judge)
-        ranked.append((-score, index, classes, scene))
+        if classes:
+            ranked.append((-score, index, classes, scene))
+    if not ranked:
+        raise ValueError(f"None of the first {scan} scenes serves as an example; raise `--scan`.")
     ranked.sort(key=lambda entry: entry[:2])
 
-    output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("scene_*.png"):
-        old.unlink()
     examples = []
     for _, index, classes, scene in ranked[:number]:
         file = f"scene_{index:03d}.png"
-        Image.fromarray(scene.image).save(output / file, optimize=True)
+        with atomic_file(output / file) as partial:
+            Image.fromarray(scene.image).save(partial, optimize=True)
         names = [CLASSES[i] for i in classes]
         examples.append({"file": file, "classes": names, "unseen": [CLASSES[i] for i in classes if not seen[i]]})
-    (output / "examples.json").write_text(json.dumps(examples, indent=2) + "\n", encoding="utf-8")
+    atomic_write_text(index_file, json.dumps(examples, indent=2) + "\n")
+    for file in old - {example["file"] for example in examples}:
+        (output / file).unlink(missing_ok=True)
     return examples
+
+
+def _files_of(index_file: Path) -> set[str]:
+    """The pictures that an `examples.json` names, which lie beside it."""
+    if not index_file.exists():
+        return set()
+    try:
+        names = {example["file"] for example in json.loads(index_file.read_text(encoding="utf-8"))}
+        if all(re.fullmatch(r"scene_\d+\.png", name) for name in names):
+            return names
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"{index_file} is not what this script writes: remove it, or choose another `--output_dir`.")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", help="AlignZeg checkpoint: a folder or a hub id")
-    options.add_argument("--number", type=int, default=8, help="how many examples")
-    options.add_argument("--scan", type=int, default=200, help="how many test scenes to choose from")
+    options.add_argument("--number", type=whole_number(1), default=8, help="how many examples")
+    options.add_argument("--scan", type=whole_number(1), default=200, help="how many test scenes to choose from")
     options.add_argument("--output_dir", type=Path, default=OUTPUT)
     args = options.parse_args()
     examples = draw_examples(args.output_dir, args.number, args.scan, args.model)
@@ -134,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

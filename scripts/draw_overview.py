@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors, draw_unseen_map
+from modeling_alignzeg import class_colors, draw_unseen_map
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command
+from zeroshot.files import atomic_file, check_output
 from zeroshot.scenes import CLASSES, draw_scene
 from zeroshot.splits import load_split
 
@@ -56,17 +59,22 @@ def main() -> None:
     options.add_argument("--scenes", default="3,7,12,21", help="positions in the test split")
     options.add_argument("--output", default="docs/results/overview.png")
     args = options.parse_args()
-    model, processor = AlignZegModel.from_pretrained(args.model).eval(), AlignZegProcessor.from_pretrained(args.model)
+    numbers = args.scenes.replace(" ", "").split(",")
+    if wrong := [number for number in numbers if not number.isdecimal()]:
+        raise ValueError(f"`--scenes` has {wrong[0]!r}; expected positions in the test split, such as 3,7.")
+    if Path(args.output).suffix not in (".png", ".jpg", ".webp"):
+        raise ValueError(f"`--output` is {args.output!r}; expected a name that ends in .png, .jpg or .webp.")
+    check_output(args.output)
+    model, processor = load_checkpoint(args.model)
     unseen = set(load_split("embedded_scenes").unseen)
     font = ImageFont.load_default(14)
     titles = ("scene", "label (UNSEEN classes in capitals)", "AlignZeg", "how unseen each pixel looks")
-    numbers = [int(number) for number in args.scenes.split(",")]
     width, height = len(titles) * (SIDE + GAP) + GAP, len(numbers) * (SIDE + GAP) + HEADER
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((GAP + column * (SIDE + GAP) + SIDE / 2, HEADER / 2), title, fill="black", font=font, anchor="mm")
-    for row, number in enumerate(numbers):
+    for row, number in enumerate(map(int, numbers)):
         scene = draw_scene(0, "test", number)
         image = Image.fromarray(scene.image)
         with torch.no_grad():
@@ -87,9 +95,10 @@ def main() -> None:
             if label is not None:
                 name_regions(picture, label, unseen, font)
             sheet.paste(picture, (GAP + column * (SIDE + GAP), HEADER + row * (SIDE + GAP)))
-    sheet.save(args.output)
+    with atomic_file(args.output) as partial:
+        sheet.save(partial)
     print(args.output)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from zeroshot.augmentation import Augmentation
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command, whole_number
 from zeroshot.data import SegmentationDataset
 from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions, without_nan
-from zeroshot.files import atomic_write_text
+from zeroshot.files import atomic_write_text, check_output
 from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
 from zeroshot.splits import load_split, split_by_training_names
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--stride", type=int, help="distance of windows; default: two thirds of their side")
     options.add_argument("--skip_validation", action="store_true", help="do not read all files once beforehand")
     options.add_argument("--batch_size", type=int, default=16)
-    options.add_argument("--num_threads", type=int, default=0)
+    options.add_argument("--num_threads", type=whole_number(0), default=0)
     options.add_argument("--output", help="JSON report to write")
     return options
 
@@ -80,16 +81,19 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name}` is {value}; expected a positive number.")
+    readout = Readout(args.gamma, args.threshold, args.seen_penalty)
+    if args.output:
+        check_output(args.output)
     accelerator = start_processes()
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
+    model, processor = load_checkpoint(args.model)
+    model = model.to(accelerator.device)
     split = load_split(args.split or args.dataset, context_459_ids=args.context_459_ids)
     names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
     rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
     if not args.skip_validation:
         check_dataset(accelerator, rows, split)
-    model = AlignZegModel.from_pretrained(args.model).to(accelerator.device).eval()
-    processor = AlignZegProcessor.from_pretrained(args.model)
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
@@ -102,7 +106,7 @@ def main() -> None:
         evaluation_batches(dataset, processor, args.batch_size, accelerator, args.shortest_edge),
         split,
         prototypes,
-        {"report": Readout(args.gamma, args.threshold, args.seen_penalty)},
+        {"report": readout},
         accelerator,
         progress=accelerator.is_local_main_process,
         augmentation=augmentation,
@@ -144,13 +148,9 @@ def main() -> None:
         print(f"{name:<{width}}  {'unseen' if name in split.unseen else 'seen':<6}  {value:6.1f}")
     print(format_scores(scores))
     if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
         print(f"Report: {args.output}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"evaluate.py: {error}")
+    run_command(main)

@@ -16,8 +16,10 @@ AlignZegOutput. Batch, height, width and the number of classes are free; classes
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,7 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegModel
+from modeling_alignzeg.processing_alignzeg import check_class_names
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command
+from zeroshot.files import atomic_file, check_output
 
 
 INPUTS = ("pixel_values", "text_prototypes", "seen_class_mask")
@@ -91,7 +97,12 @@ def export_onnx(model: AlignZegModel, path: str | Path) -> None:
         verbose=False,
     )
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    program.save(str(path), external_data=size > 1.9e9)
+    path = check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".partial", dir=path.parent) as folder:  # the file of weights is known by its name
+        program.save(str(Path(folder) / path.name), external_data=size > 1.9e9)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
+            os.replace(file, path.parent / file.name)
 
 
 def main() -> None:
@@ -109,31 +120,31 @@ def main() -> None:
         raise ValueError(f"`--output` is {args.output}; its ending chooses the format: .onnx or .pt2.")
     if args.classes and not args.prototypes:
         raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
-    names = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    unseen = [name.strip() for name in args.unseen.split(",")] if args.unseen else []
+    for path in filter(None, (args.output, args.prototypes)):
+        check_output(path)
+    names = check_class_names(args.classes.split(",")) if args.classes else []
+    unseen = check_class_names(args.unseen.split(",")) if args.unseen else []
     if unknown := [name for name in unseen if name not in names]:
         raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among `--classes`.")
-    model = AlignZegModel.from_pretrained(args.model).eval()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    model, processor = load_checkpoint(args.model)
     if output.suffix == ".onnx":
         export_onnx(model, output)
     else:
-        torch.export.save(export_program(model), output)
+        program = export_program(model)
+        with atomic_file(output) as partial:
+            torch.export.save(program, partial)
     print(f"Exported: {output}. Sides of images: multiples of {model.config.size_divisor}.")
     if args.prototypes:
         if names:
-            prototypes = model.get_text_prototypes(AlignZegProcessor.from_pretrained(args.model), names)
+            prototypes = model.get_text_prototypes(processor, names)
             seen = torch.tensor([name not in unseen for name in names])
         else:
             names = list(model.config.id2label.values())
             prototypes, seen = model.class_text_embeds, model.seen_class_mask
-        Path(args.prototypes).parent.mkdir(parents=True, exist_ok=True)
-        np.savez(args.prototypes, text_prototypes=prototypes, seen_class_mask=seen, names=np.array(names))
+        with atomic_file(args.prototypes) as partial, open(partial, "wb") as file:  # by name, .npz would be added
+            np.savez(file, text_prototypes=prototypes, seen_class_mask=seen, names=np.array(names))
         print(f"Text prototypes of {len(names)} classes: {args.prototypes}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"export.py: {error}")
+    run_command(main)

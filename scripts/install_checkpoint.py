@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from zeroshot.checkpoints import install_as_root
+from zeroshot.command import run_command
 
 
 def main() -> None:
@@ -30,7 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"install_checkpoint.py: {error}")
+    run_command(main)

@@ -32,13 +32,18 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor, draw_overlay, draw_unseen_map
+from modeling_alignzeg.processing_alignzeg import check_class_names
 from zeroshot.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
-from zeroshot.files import atomic_file, atomic_write_text
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.command import run_command, whole_number
+from zeroshot.evaluation import check_correction
+from zeroshot.files import atomic_file, atomic_write_text, check_output
 from zeroshot.images import label_picture, open_image
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 ENDINGS = ("", "_overlay", "_unseen")  # of the pictures of one image
+CLASSES = "classes.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,8 +59,10 @@ def parser() -> argparse.ArgumentParser:
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
-    options.add_argument("--device", help="default: a GPU if there is one; with --dataset the launcher chooses")
-    options.add_argument("--num_threads", type=int, default=0)
+    options.add_argument(
+        "--device", type=device, help="default: a GPU if there is one; with --dataset the launcher chooses"
+    )
+    options.add_argument("--num_threads", type=whole_number(0), default=0)
     bulk = options.add_argument_group("a whole data set")
     bulk.add_argument("--dataset", help="benchmark name, hub id or folder, in place of `input`")
     bulk.add_argument("--part", default="train", help="part of the data set")
@@ -70,6 +77,14 @@ def parser() -> argparse.ArgumentParser:
     bulk.add_argument("--batch_size", type=int, default=8)
     bulk.add_argument("--num_readers", type=int, default=2, help="threads that read images beside the model")
     return options
+
+
+def device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # of torch without CUDA
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return text
 
 
 def find_images(path: Path) -> list[Path]:
@@ -95,6 +110,39 @@ def output_stems(files: list[Path]) -> list[str]:
     return [file.stem if is_alone else file.name for file, is_alone in zip(files, alone)]
 
 
+def check_outputs(inputs: list[Path], outputs: list[Path]) -> None:
+    """Makes sure that no image is overwritten by its own result.
+
+    Raises:
+        ValueError: One of `outputs` is one of `inputs`, by this name or another.
+    """
+
+    def identity(path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+
+    files = {identity(file): file for file in inputs if os.path.exists(file)}
+    for path in filter(os.path.exists, outputs):  # of pathlib, names that are too long would be errors
+        if identity(path) in files:
+            raise ValueError(f"{files[identity(path)]} would be replaced by a result: choose another `--output_dir`.")
+
+
+def check_classes(path: Path, classes: dict[str, list[str]]) -> None:
+    """Makes sure that label maps of different class names do not come into one folder.
+
+    Raises:
+        ValueError: The file at `path` says other classes than `classes`.
+    """
+    if not path.exists():
+        return
+    try:
+        is_same = json.loads(path.read_text(encoding="utf-8")) == classes
+    except ValueError:
+        is_same = False
+    if not is_same:
+        raise ValueError(f"{path} is of results with other classes: choose another `--output_dir`, or remove it.")
+
+
 def split_names(text: str | None) -> list[str]:
     """`"a, b"` to `["a", "b"]`. Empty names stay, for the processor to name in its error; a last comma is forgiven."""
     if text is None:
@@ -105,12 +153,14 @@ def split_names(text: str | None) -> list[str]:
 def load_model(
     args: argparse.Namespace, device: str | torch.device
 ) -> tuple[AlignZegModel, AlignZegProcessor, Vocabulary]:
-    model = AlignZegModel.from_pretrained(args.model).to(device).eval()
-    processor = AlignZegProcessor.from_pretrained(args.model)
+    """The model, its processor, and the classes to choose from."""
+    model, processor = load_checkpoint(args.model)
+    model = model.to(device)
     names, unseen = split_names(args.classes), split_names(args.unseen)
     if args.classes is None:
         names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         unseen = unseen or model.config.unseen_labels
+    names, unseen = check_class_names(names), check_class_names(unseen) if unseen else []
     unknown = [name for name in unseen if name not in names]
     if unknown:
         raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(names[:20])}.")
@@ -141,16 +191,19 @@ def segment_files(args: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Several processes would all do the same: pass the folder as `--dataset` to share it out.")
     files = find_images(Path(args.input))
+    stems = output_stems(files)
+    output = Path(args.output_dir)
+    check_output(output / CLASSES)
+    check_outputs(files, [output / CLASSES, *(output / f"{stem}{end}.png" for stem in stems for end in ENDINGS)])
+    check_correction(args.gamma, args.threshold)
     model, processor, (names, unseen, prototypes) = load_model(
         args, args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     )
     seen = torch.tensor([name not in unseen for name in names], device=model.device)
 
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(output / "classes.json", json.dumps({"classes": names, "unseen": unseen}, indent=2) + "\n")
+    classes = {"classes": names, "unseen": list(unseen)}
+    check_classes(output / CLASSES, classes)
     broken = 0
-    stems = output_stems(files)
     for file, stem in tqdm(zip(files, stems), desc="segment", total=len(files), disable=len(files) == 1):
         try:
             image = open_image(file)
@@ -173,9 +226,15 @@ def segment_files(args: argparse.Namespace) -> int:
         pictures = [label_picture(label, names), draw_overlay(image, label, names)]
         if unseen_maps is not None:
             pictures.append(draw_unseen_map(image, unseen_maps[0].float().cpu().numpy()))
-        for ending, picture in zip(ENDINGS, pictures):
-            with atomic_file(output / f"{stem}{ending}.png") as partial:
-                picture.save(partial)
+        if not (output / CLASSES).exists():
+            atomic_write_text(output / CLASSES, json.dumps(classes, indent=2) + "\n")
+        try:
+            for ending, picture in zip(ENDINGS, pictures):
+                with atomic_file(output / f"{stem}{ending}.png") as partial:
+                    picture.save(partial)
+        except (ValueError, OSError) as error:
+            tqdm.write(f"Not written: {error}", file=sys.stderr)
+            broken += 1
     print(f"{len(files) - broken} of {len(files)} images segmented: {output}")
     return 1 if broken else 0
 
@@ -191,8 +250,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main, status=2)

@@ -12,7 +12,6 @@ model. Each repository is made if it does not exist and gets one commit. --dry_r
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -22,9 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
-from zeroshot.checkpoints import CODE_FOLDER, REFERENCES, TOKENIZER, WEIGHTS
+from zeroshot.checkpoints import CODE_FOLDER, REFERENCES, TOKENIZER, WEIGHTS, check_weights, read_object
+from zeroshot.command import run_command
+from zeroshot.reading import read_text
 
 
 Files = dict[str, bytes | Path]
@@ -54,7 +56,8 @@ def checkpoint_files(checkpoint: Path) -> Files:
     needed = {"config.json", "processor_config.json", "tokenizer.json"}
     for name in REFERENCES:
         if name in names:
-            needed |= code_files(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+            needed |= code_files(read_object(checkpoint / name))
+    check_weights(checkpoint)
     missing = sorted(needed - set(names))
     if missing:
         raise ValueError(f"`--checkpoint` is {str(checkpoint)!r}, which lacks {', '.join(missing)}: save it again.")
@@ -69,7 +72,7 @@ def card_files(card: Path, model: str) -> Files:
     """
     if not card.is_file():
         raise ValueError(f"`--card` is {str(card)!r}, which is no file.")
-    text = card.read_text(encoding="utf-8").replace('checkpoint = "."', f'checkpoint = "{model}"')
+    text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
     try:
         metadata = ModelCard(text).data
     except Exception as error:  # YAML errors, and values that the Hub's classes refuse
@@ -98,15 +101,24 @@ def space_files(app: Path, model: str | None) -> Files:
 
 def push(api: HfApi, repository: str, kind: str, files: Files, message: str, private: bool) -> str:
     """Makes the repository if it does not exist and commits `files`; returns its address."""
-    address = api.create_repo(
-        repository, repo_type=kind, private=private, exist_ok=True, space_sdk="gradio" if kind == "space" else None
-    )
-    api.create_commit(
-        repository,
-        [CommitOperationAdd(name, content) for name, content in files.items()],
-        commit_message=message,
-        repo_type=kind,
-    )
+    try:
+        address = api.create_repo(
+            repository, repo_type=kind, private=private, exist_ok=True, space_sdk="gradio" if kind == "space" else None
+        )
+        api.create_commit(
+            repository,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message=message,
+            repo_type=kind,
+        )
+    except LocalTokenNotFoundError as error:
+        raise RuntimeError(
+            "Nobody is logged in; run `hf auth login`, or set HF_TOKEN to a token that may write."
+        ) from error
+    except HfHubHTTPError as error:
+        raise RuntimeError(
+            f"the Hub refused ({error}). Look at the repository's name and the token's rights."
+        ) from error
     return str(address)
 
 
@@ -122,6 +134,9 @@ def main() -> None:
     options.add_argument("--private", action="store_true", help="make new repositories private")
     options.add_argument("--dry_run", action="store_true", help="list the files, upload nothing")
     args = options.parse_args()
+    for repository in (args.model, args.space):
+        if repository is not None:
+            validate_repo_id(repository)
     if args.model is None and args.space is None:
         options.error("name a repository with --model or --space")
     if args.model is not None and args.card is None and args.checkpoint.resolve() != ROOT:
@@ -143,13 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LocalTokenNotFoundError:
-        sys.exit(
-            "push_to_hub.py: nobody is logged in; run `hf auth login`, or set HF_TOKEN to a token that may write."
-        )
-    except HfHubHTTPError as error:
-        sys.exit(f"push_to_hub.py: the Hub refused ({error}). Look at the repository's name and the token's rights.")
-    except (ValueError, HFValidationError, OSError) as error:
-        sys.exit(f"push_to_hub.py: {error}")
+    run_command(main)

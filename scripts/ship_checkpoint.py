@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from zeroshot.checkpoints import install_as_root
+from zeroshot.command import run_command
 from zeroshot.files import atomic_write_text
 
 
@@ -91,7 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
-        sys.exit(f"ship_checkpoint.py: {error}")
+    run_command(main)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from safetensors import SafetensorError
 
 from zeroshot.checkpointing import CheckpointError, explain
+from zeroshot.command import run_command
 from zeroshot.settings import load_settings
 from zeroshot.training import Trainer
 
@@ -29,18 +30,12 @@ def main() -> None:
         for part in (settings.Settings, settings.ModelSettings, settings.DataSettings, settings.TrainingSettings):
             print(f"{part.__name__}: {part.__doc__}")
         return
-    try:
-        settings = load_settings(sys.argv[1:])
-        trainer = Trainer(settings)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"train.py: {error}")
+    trainer = Trainer(load_settings(sys.argv[1:]))
     try:
         trainer.run()
-    except (CheckpointError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
     except (OSError, SafetensorError) as error:
-        sys.exit(f"train.py: {explain(error, trainer.output)}")
+        raise CheckpointError(explain(error, trainer.output)) from error
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

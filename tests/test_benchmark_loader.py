@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -55,9 +56,17 @@ def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys, accumul
         (["--output"], "--output needs a value"),
         (["--training.step", "3"], "training.step"),
         ([], "model.clip"),
+        (["--output", "/dev/null"], "/dev/null is no regular file"),
+        (
+            ["--model.checkpoint", "nowhere", "--data.num_train", "2"],
+            "`model.checkpoint` is 'nowhere', but there is no",
+        ),
     ],
 )
-def test_slips_are_named(monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str) -> None:
+def test_slips_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, flags: list[str], words: str
+) -> None:
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *flags, *(["--data.num_train", 2] if not flags else []))
-    assert str(stop.value).startswith("benchmark_loader.py: ") and words in str(stop.value)
+    assert stop.value.code == 1
+    assert re.search(rf"^benchmark_loader.py: .*{re.escape(words)}", capsys.readouterr().err, re.MULTILINE)

@@ -226,6 +226,7 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
         (["--dataset", "FOLDER", "--shard_size", 0], "`shard_size` is 0"),
+        (["--dataset", "FOLDER", "--gamma", "nan"], "`gamma` is nan; expected a number from 0 on"),
         (["--dataset", "voc2012", "--streaming"], "`streaming`"),
         (["FOLDER", "--dataset", "FOLDER"], "give an image or a folder, or --dataset"),
         ([], "give an image or a folder, or --dataset"),

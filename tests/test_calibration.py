@@ -98,6 +98,16 @@ def test_the_report_has_the_whole_grid_and_its_best(settings: Settings) -> None:
     assert calibrate(settings)["folds"] == 1  # what an earlier run left is no obstacle
 
 
+@pytest.mark.parametrize("folds", [0, -1])
+def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Settings, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=f"`folds` is {folds}"):
+        calibrate(settings, folds=folds)
+    nothing = lambda *args: {name: {"hiou": float("nan")} for name in args[-1]}
+    monkeypatch.setattr(calibration, "evaluate_model", nothing)
+    with pytest.raises(ValueError, match="No correction can be chosen.*num_validation"):
+        calibrate(settings)
+
+
 def test_roc_auc_is_that_of_sklearn() -> None:
     generator = np.random.default_rng(0)
     for decimals in (1, 8):  # with ties and without

@@ -584,6 +584,32 @@ def test_atomic_file(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "é1" and list(path.parent.iterdir()) == [path]
     atomic_write_text(path, "2")
     assert path.read_text() == "2"
+    (tmp_path / "link").symlink_to(path)
+    atomic_write_text(tmp_path / "link", "3")
+    assert path.read_text() == "3" and (tmp_path / "link").is_symlink()
+    long = tmp_path / f"{'é' * 125}.png"
+    atomic_write_text(long, "")
+    assert sorted(tmp_path.iterdir()) == sorted([path.parent, tmp_path / "link", long])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fifo", "no regular file"),
+        ("folder", "is a folder"),
+        ("file/new.json", "is a file where"),
+        ("link", "is a folder"),
+    ],
+)
+def test_places_that_no_file_fits_in(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "fifo")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        atomic_write_text(tmp_path / name, "")
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "fifo").is_fifo()
 
 
 def test_atomic_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

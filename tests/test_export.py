@@ -92,6 +92,8 @@ def test_export_script_writes_a_program_and_its_prototypes(tmp_path: Path) -> No
         (["--output", "a.pt2", "--classes", "a"], ".npz"),
         (["--output", "a.pt2", "--classes", "a", "--prototypes", "a.npz", "--unseen", "b"], "'b'"),
         (["--output", "a.pt2", "--model", "no/such/folder"], "no/such/folder"),
+        (["--output", "a.pt2", "--classes", "a,a", "--prototypes", "a.npz"], "both 'a'"),
+        (["--output", "/dev/null/a.pt2"], "/dev/null"),
     ],
 )
 def test_wrong_arguments_of_the_script_are_named(flags: list[str], words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,11 @@ def test_another_checkpoint_with_its_own_card(
         (["--model", "tester/x", "--card", "EMPTY"], "is no file"),
         (["--model", "tester/x", "--card", "BARE"], "`library_name` and `pipeline_tag`"),
         (["--model", "tester/x", "--card", "BROKEN"], "cannot be read"),
+        (["--model", "tester/x", "--card", "LATIN"], "is no UTF-8 text"),
+        (["--model", "bad name!!"], "bad name!!"),
+        (["--space", ""], "''"),
+        (["--model", "tester/x", "--checkpoint", "CUT", "--card", "CARD"], "model.safetensors is damaged"),
+        (["--model", "tester/x", "--checkpoint", "LIST", "--card", "CARD"], "config.json holds [1]"),
     ],
 )
 def test_what_cannot_be_uploaded_is_named(
@@ -108,6 +114,11 @@ def test_what_cannot_be_uploaded_is_named(
 ) -> None:
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "CARD").write_text("---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n---\n")
+    (tmp_path / "LATIN").write_bytes(b"\xe9")
+    tiny_checkpoint(tmp_path / "CUT")
+    shutil.copytree(tmp_path / "CUT", tmp_path / "LIST")
+    (tmp_path / "CUT" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "LIST" / "config.json").write_text("[1]")
     (tmp_path / "BARE").write_text("# No metadata\n")
     (tmp_path / "BROKEN").write_text("---\ntags: [\n---\n")
     with pytest.raises((ValueError, SystemExit)) as error:  # argparse prints and exits

@@ -510,6 +510,14 @@ def test_what_is_no_checkpoint_or_no_clone_is_refused(saved: Path, root: Path, t
         install_as_root(tmp_path, root)
     with pytest.raises(ValueError, match="`root`.*has no folder modeling_alignzeg"):
         install_as_root(saved, tmp_path)
+    for name, content in (("config.json", "[1]"), ("model.safetensors", "")):
+        damaged, clone = tmp_path / name, tmp_path / f"{name}-clone"
+        shutil.copytree(saved, damaged)
+        shutil.copytree(root / "modeling_alignzeg", clone / "modeling_alignzeg")
+        (damaged / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} (is damaged|holds \[1\])"):
+            install_as_root(damaged, clone)
+        assert [path.name for path in clone.iterdir()] == ["modeling_alignzeg"]
 
 
 # --- the Hub

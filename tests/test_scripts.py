@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -204,3 +205,121 @@ def test_prediction_of_a_folder_skips_what_is_broken(run: Path, photos: Path, tm
 def test_wrong_class_names_are_named(run: Path, photos: Path, flags: list[str], words: str, tmp_path: Path):
     result = script("predict.py", photos, "--model", run / "start", *flags, "--output_dir", tmp_path / "out", status=2)
     assert words in result.stderr and "Traceback" not in result.stderr
+
+
+# --- what is refused, before any work and without a trace
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
+    """The script in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    try:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a checkpoint and what a user may have there."""
+    tiny.tiny_checkpoint(tmp_path / "ck")
+    tiny.picture().save(tmp_path / "photo.png")
+    for folder in ("folder", "foreign", "clone/.git", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    (tmp_path / "clone" / "config.json").write_text('{"model_type": "alignzeg"}')
+    (tmp_path / "other" / "classes.json").write_text('{"classes": ["cat"], "unseen": []}')
+    (tmp_path / "other" / "run.json").write_text("[]")
+    (tmp_path / "other" / "examples.json").write_text('[{"file": "../photo.png"}]')
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[1]")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FRESH = ["create_checkpoint.py", "--clip", "nowhere", "--vocabulary", "cat, dog", "--output_dir"]
+SCENES = ["--dataset", "embedded_scenes", "--part", "test", "--limit", "1"]
+PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["predict.py", "photo.png", "--model", "ck", "--output_dir", "."], "photo.png would be replaced"),
+        ([*PREDICT, "photo.png"], "photo.png is a file where a folder is needed"),
+        ([*PREDICT, "new", "--gamma", "nan"], "`gamma` is nan; expected"),
+        ([*PREDICT, "new", "--threshold", "7"], "`threshold` is 7.0; expected"),
+        ([*PREDICT, "new", "--device", "foo"], "'foo' cannot be used"),
+        ([*PREDICT, "new", "--num_threads", "-3"], "'-3' is no whole number from 0 on"),
+        ([*PREDICT, "other"], "classes.json is of results with other classes"),
+        (
+            ["predict.py", "photo.png", "--model", "nowhere", "--output_dir", "new"],
+            "`--model` is 'nowhere', but there",
+        ),
+        (
+            ["predict.py", "photo.png", "--model", "broken", "--output_dir", "new"],
+            "`--model` is 'broken', which cannot",
+        ),
+        (["predict.py", *SCENES, "--model", "ck", "--output_dir", "other"], "run.json is damaged"),
+        (["predict.py", "--dataset", "", "--model", "ck", "--output_dir", "new"], "empty name"),
+        (["predict.py", "--dataset", ".", "--threshold", "nan", "--output_dir", "new"], "`threshold` is nan"),
+        (["evaluate.py", "--output", "folder"], "folder is a folder where"),
+        (["evaluate.py", "--output", "photo.png/x.json"], "photo.png is a file where"),
+        (["evaluate.py", "--seen_penalty", "nan"], "`seen_penalty` is nan"),
+        (["evaluate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
+        (["calibrate.py", "--folds", "0"], "`--folds` is '0'"),
+        (["calibrate.py", "--folds", "x"], "`--folds` is 'x'"),
+        (["calibrate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
+        (["calibrate.py", "--model", "ck", "--report_on", "nothing"], "'nothing'"),
+        (["calibrate.py", "--output", "folder"], "folder is a folder"),
+        (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
+        (["train.py", "--data.transform", "{foo: 1}"], "`data.transform` has no option 'foo'"),
+        ([*FRESH, "foreign"], "foreign is no AlignZeg checkpoint alone, it holds 'thesis.txt'"),
+        ([*FRESH, "clone"], "clone is no AlignZeg checkpoint alone, it holds '.git'"),
+        ([*FRESH, "new", "--config", "5"], "`--config` is 5; expected"),
+        ([*FRESH, "new", "--config", "[1]"], r"`--config` is [1]; expected"),
+        ([*FRESH, "new", "--config", "{: :"], "`--config` is not valid YAML"),
+        ([*FRESH, "new", "--config", "empty.yaml"], "which has neither `model.config`"),
+        ([*FRESH, "new", "--config", "folder"], "'folder', which is not a file"),
+        ([*FRESH, "new", "--config", "photo.png"], "photo.png is no UTF-8 text"),
+        (["draw_examples.py", "--scan", "0"], "'0' is no whole number from 1 on"),
+        (["draw_examples.py", "--number", "-1"], "'-1' is no whole number from 1 on"),
+        (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not what this script writes"),
+        (["draw_examples.py", "--model", "nowhere", "--output_dir", "new"], "`--model` is 'nowhere'"),
+        (["draw_overview.py", "--scenes", "x"], "`--scenes` has 'x'"),
+        (["draw_overview.py", "--output", "o.xyz"], "`--output` is 'o.xyz'"),
+        (["draw_overview.py", "--model", "nowhere", "--output", "o.png"], "`--model` is 'nowhere'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_named_and_changes_nothing(
+    command: list[str], words: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = {path: path.read_bytes() if path.is_file() else None for path in place.rglob("*")}
+    assert run_here(monkeypatch, *command) in (1, 2)
+    assert words in capsys.readouterr().err
+    assert {path: path.read_bytes() if path.is_file() else None for path in place.rglob("*")} == before
+
+
+def test_a_result_that_cannot_be_written_stops_no_other(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (place / "in").mkdir()
+    (place / "out" / "a.png").mkdir(parents=True)
+    for name in ("a", "b", "n" * 250):
+        tiny.picture().save(place / "in" / f"{name}.png")
+    assert run_here(monkeypatch, "predict.py", "in", "--model", "ck", "--output_dir", "out") == 1
+    found = {path.name for path in (place / "out").iterdir() if len(path.name) < 200}
+    assert found == {"a.png", "b.png", "b_overlay.png", "b_unseen.png", "classes.json"}
+    assert "a.png is a folder" in capsys.readouterr().err
+
+
+def test_examples_replace_those_of_an_earlier_index_only(tmp_path: Path) -> None:
+    from draw_examples import draw_examples
+
+    draw_examples(tmp_path, number=2, scan=12)
+    (tmp_path / "scene_999.png").write_bytes(b"mine")
+    names = [example["file"] for example in draw_examples(tmp_path, number=1, scan=12)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "examples.json", "scene_999.png"])
+    with pytest.raises(ValueError, match="None of the first 0 scenes"):
+        draw_examples(tmp_path, scan=0)

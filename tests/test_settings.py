@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor
-from zeroshot.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings
+from zeroshot.settings import DataSettings, ModelSettings, Settings, TrainingSettings, load_settings, take_option
 
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "scripts" / "configs").glob("*.yaml"))
@@ -23,6 +23,13 @@ training:
   learning_rate: 1e-4
   weight_decay: 1
 """
+
+
+BOMB = b"training:\n- &a [x]\n" + b"".join(
+    b"- &%c [%s]\n" % (c, b", ".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"
+)
+POSITIVE = ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints", "max_grad_norm")
+POSITIVE += ("learning_rate", "weight_decay", "warmup_steps", "save_every", "evaluate_every")  # four: or zero
 
 
 @pytest.fixture
@@ -79,10 +86,10 @@ def test_hyphens_do_for_underscores() -> None:
 
 def test_values_of_flags_are_yaml() -> None:
     arguments = ["--model.config.fusion_layers", "[0, 1]", "--data.transform", "{crop_size: null, scale: [0.5, 2]}"]
-    settings = load_settings([*arguments, "--model.config.nested.deep.value", "text", "--training.steps", "-5"])
+    settings = load_settings([*arguments, "--model.config.nested.deep.value", "text", "--output_dir", "-runs"])
     assert settings.model.config == {"fusion_layers": [0, 1], "nested": {"deep": {"value": "text"}}}
     assert settings.data.transform == {"crop_size": None, "scale": [0.5, 2]}
-    assert settings.training.steps == -5  # a value may begin with a hyphen
+    assert settings.output_dir == "-runs"  # a value may begin with a hyphen
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,16 @@ def test_values_of_flags_are_yaml() -> None:
         (["--training.steps"], "--training.steps needs a value"),
         (["training.steps", "5"], "'training.steps' is not an option"),
         (["--config", "nowhere.yaml"], "`--config` names 'nowhere.yaml'"),
+        (["--seed", "-1"], "`seed` is -1; expected a number from 0"),
+        (["--seed", str(10**26)], "`seed` is 1000"),
+        (["--data.num_train", "0"], "`data.num_train` is 0; expected a number from 1 on"),
+        (["--data.pseudo_unseen", "nan"], "`data.pseudo_unseen` is nan"),
+        *(([f"--training.{name}", "-1"], f"`training.{name}` is -1") for name in POSITIVE),
+        *(([f"--training.{name}", "0"], f"`training.{name}` is 0") for name in POSITIVE[:-4]),
+        (["--training.best_metric", "foo"], "`training.best_metric` is 'foo'; expected miou_seen, "),
+        (["--training.on_nan", "foo"], "`training.on_nan` is 'foo'; expected stop, skip"),
+        (["--training.schedule", "step"], "`training.schedule` is 'step'"),
+        (["--model.config.x", "[" * 3000], "`--model.config.x` is nested too deeply"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -186,3 +203,28 @@ def test_shipped_files_name_things_that_exist(path: Path) -> None:
     known = set(AlignZegConfig().to_dict())
     assert set(settings.model.config) <= known
     assert set(settings.model.image_processor) <= set(AlignZegImageProcessor().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: \xff\xfe", "is no UTF-8 text"),
+        (b"[" * 3000, "nested too deeply"),
+        (b"{: :", "is not valid YAML"),
+        (b"- 1", "must hold names and values"),
+        (BOMB, "`training` must hold names and values"),
+    ],
+)
+def test_damaged_files_are_named_in_a_short_message(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_settings(["--config", str(tmp_path / "own.yaml")])
+    assert len(str(raised.value)) < 20_000
+
+
+def test_options_of_a_script_are_taken_from_those_of_the_training() -> None:
+    arguments = ["--folds", "2", "--seed", "--folds=3", "--folds", "--x=--folds"]
+    with pytest.raises(ValueError, match="--x needs a value"):
+        take_option(["--x"], "--x")
+    assert take_option(arguments, "--folds") == "--x=--folds" and arguments == ["--seed"]
+    assert take_option(arguments, "--output", "none") == "none"

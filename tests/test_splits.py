@@ -206,6 +206,7 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a, b]\nraw_id_map: {0: 2}\n", "sends 0 to 2"),
         ("classes: [a, b]\nraw_id_map: {x: a}\n", "key 'x'"),
         ("classes: [a, b]\nraw_id_map: {70000: a}\n", "key 70000"),
+        ("classes: " + "[" * 3000, "recursion"),
         ("classes: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
     ],
 )
@@ -224,6 +225,10 @@ def test_json_whose_ids_disagree_with_its_names_is_refused(tmp_path):
         ({"seen_ids": []}, "`seen_ids`"),
         ({"classes": 5}, "`classes` is 5; expected a list"),
         ({"raw_id_to_contiguous": {"x": 1}}, "voc.json"),
+        ({"background": "x"}, "`background` is 'x'"),
+        ({"background": {}}, "`background` is {}"),
+        ({"splits": [1]}, r"`splits` is \[1\]"),
+        ({"splits": {"train": {}}}, "`splits` is {'train': {}}"),
     ):
         with pytest.raises(ValueError, match=message):
             load_split(write(tmp_path / "voc.json", json.dumps(facts | change)))

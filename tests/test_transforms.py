@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zeroshot import transforms
+from zeroshot.training import build_transform
 from zeroshot.transforms import Collator, TrainTransform, jitter_colors, normalize_image, to_masks
 
 
@@ -148,11 +149,31 @@ def test_color_jitter_equals_a_slow_reference(seed, monkeypatch):
         ({"scale_range": [0, 1]}, "scale_range"),
         ({"max_category_ratio": 0}, "max_category_ratio"),
         ({"flip_probability": 1.5}, "flip_probability"),
+        ({"crop_size": "x"}, "crop_size"),
+        ({"crop_size": 32.5}, "crop_size"),
+        ({"scale_range": 5}, "scale_range"),
+        ({"scale_range": [0.5, float("inf")]}, "scale_range"),
+        ({"max_category_ratio": None}, "max_category_ratio"),
+        ({"flip_probability": "x"}, "flip_probability"),
+        ({"color_jitter": "maybe"}, "color_jitter"),
     ],
 )
 def test_options_out_of_range_are_named(options, name):
     with pytest.raises(ValueError, match=f"`{name}` is"):
         TrainTransform(**options)
+
+
+@pytest.mark.parametrize("options", [{"foo": 1}, {"ignore_index": 3}])
+def test_unknown_options_are_named(options):
+    with pytest.raises(ValueError, match=f"`data.transform` has no option '{next(iter(options))}'"):
+        build_transform(options, 255)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)])
+def test_a_sample_one_pixel_wide_can_be_flipped(shape):
+    transform = TrainTransform(crop_size=None, flip_probability=1, color_jitter=False)
+    image, label = transform(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.int64), generator())
+    assert torch.from_numpy(image).shape == (*shape, 3) and torch.from_numpy(label).shape == shape
 
 
 def test_masks_are_one_for_each_class_that_is_there():

@@ -42,7 +42,8 @@ from tqdm.auto import tqdm
 from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 
 from .data import NAMED_BENCHMARKS, load_benchmark, open_any_dataset
-from .files import atomic_file, atomic_folder, atomic_write_text
+from .evaluation import check_correction
+from .files import atomic_file, atomic_folder, atomic_write_text, check_output
 from .images import decode_image, label_picture, open_image
 from .launching import start_processes
 
@@ -105,6 +106,7 @@ class BulkSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; expected a positive number.")
+        check_correction(self.gamma, self.threshold)
         if self.output_format not in FORMATS:
             raise ValueError(f"`output_format` is {self.output_format!r}; expected {' or '.join(FORMATS)}.")
         if self.streaming and self.is_named:
@@ -157,6 +159,7 @@ def predict_dataset(
             the message says what differs.
     """
     output = Path(output_dir)
+    check_output(output / RUN)
     with accelerator.local_main_process_first():  # it fills the cache for the others
         rows = open_images(settings)
     _begin(output, _describe(model, vocabulary, settings, rows), accelerator)
@@ -249,7 +252,7 @@ def _shards(
             yield Shard(source, number), None
             number += step
         marker = output / f"source-{source:05d}.json"
-        if marker.exists() and number >= json.loads(marker.read_text(encoding="utf-8"))["shards"]:
+        if marker.exists() and number >= _read_object(marker, "shards")["shards"]:
             continue
         # From the last finished one on, to learn where the end is; what lies before it is skipped.
         position = max(number - step, first)
@@ -413,9 +416,9 @@ def _read_counts(output: Path, shard: Shard, output_format: str) -> tuple[int, i
             return len(errors), len(errors) - errors.null_count
         lines = (path / RESULTS).read_text(encoding="utf-8").splitlines()
         return len(lines), sum(json.loads(line)["error"] is not None for line in lines)
-    except (OSError, ValueError) as error:  # of pyarrow and json too
+    except (OSError, ValueError, TypeError, KeyError) as error:  # of pyarrow and json too
         raise ValueError(
-            f"The finished shard {path} cannot be read ({error}); delete it to have it made again."
+            f"The finished shard {path} cannot be read ({error!r}); delete it to have it made again."
         ) from error
 
 
@@ -444,6 +447,17 @@ def _weights_hash(model: AlignZegModel) -> str:
     return digest.hexdigest()
 
 
+def _read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON file that this program wrote."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.keys() >= set(keys):
+            return values
+    except ValueError:
+        pass
+    raise ValueError(f"{path} is damaged: put an intact copy back, or choose another `--output_dir`.")
+
+
 def _begin(output: Path, run: dict[str, Any], accelerator: Accelerator) -> None:
     """Writes what this run does, or checks that it goes on with what is there."""
     path = output / RUN
@@ -452,7 +466,7 @@ def _begin(output: Path, run: dict[str, Any], accelerator: Accelerator) -> None:
         if is_writer and not path.exists():
             atomic_write_text(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
         accelerator.wait_for_everyone()
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = _read_object(path)
     different = [name for name in run | earlier if run.get(name) != earlier.get(name)]
     if different:
         changes = "; ".join(

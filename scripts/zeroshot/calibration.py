@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.image_processing_alignzeg import resize_matrix
 
+from .checkpoints import load_checkpoint
 from .data import SegmentationDataset
 from .evaluation import Readout, evaluate_model
 from .files import atomic_write_text
@@ -35,7 +37,12 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
 
     Returns:
         `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
+
+    Raises:
+        ValueError: `folds` is not positive, no class is unseen, or the validation part shows too little for a score.
     """
+    if folds < 1:
+        raise ValueError(f"`folds` is {folds}; expected a whole number from 1 on.")
     readouts = {"off": Readout(gamma=0.0)}
     readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
     totals: dict[str, list[float]] = {name: [] for name in readouts}
@@ -65,6 +72,11 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         for name, value in scores.items():
             totals[name].append(value["hiou"])
     means = {name: float(np.mean(values)) for name, values in totals.items()}
+    if any(math.isnan(mean) for mean in means.values()):
+        raise ValueError(
+            f"No correction can be chosen: the part {settings.data.validation_part!r} shows none of the classes that play "
+            "unseen, or none of the others. Raise `data.num_validation` or choose another part."
+        )
     best = max(means, key=means.get)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
     return {
@@ -138,6 +150,6 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     """ROC-AUC of a checkpoint's indicator on a part of the dataset, unseen against seen classes."""
     split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
-    model, processor = AlignZegModel.from_pretrained(folder).eval(), AlignZegProcessor.from_pretrained(folder)
+    model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
     return roc_auc(*proposal_indicator(model, processor, dataset, split))

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
-from .files import atomic_file, atomic_folder
+from .files import atomic_file, atomic_folder, check_output
+from .reading import read_text, shown
 
 
 CODE_FOLDER = "modeling_alignzeg"
@@ -46,17 +49,19 @@ def assemble(
         ValueError: `config` names no field of `AlignZegConfig`, or its values contradict the CLIP.
     """
     overrides = dict(config or {})
+    towers = {
+        "vision_config": clip.config.vision_config.to_dict(),
+        "text_config": clip.config.text_config.to_dict(),
+        "projection_dim": clip.config.projection_dim,
+        "logit_scale_init_value": float(clip.logit_scale.detach()),
+    }
     known = vars(AlignZegConfig())
-    unknown = [name for name in overrides if name not in known]
-    if unknown:
-        raise ValueError(f"`model.config` names {unknown[0]!r}, which is no field of AlignZegConfig.")
-    full = AlignZegConfig(
-        vision_config=clip.config.vision_config.to_dict(),
-        text_config=clip.config.text_config.to_dict(),
-        projection_dim=clip.config.projection_dim,
-        logit_scale_init_value=float(clip.logit_scale.detach()),
-        **overrides,
-    )
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"`model.config` names {name!r}, which is no field of AlignZegConfig.")
+        if name in towers:
+            raise ValueError(f"`model.config` names {name!r}, which is taken from the CLIP: leave it out.")
+    full = AlignZegConfig(**towers, **overrides)
     torch.manual_seed(seed)
     model = AlignZegModel(full)
     with torch.no_grad():
@@ -70,13 +75,92 @@ def assemble(
     return model.eval(), processor
 
 
+def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[AlignZegModel, AlignZegProcessor]:
+    """Model, in evaluation mode, and processor of a folder or hub id that `argument` names.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+    """
+    try:
+        return AlignZegModel.from_pretrained(source).eval(), AlignZegProcessor.from_pretrained(source)
+    except Exception as error:  # transformers meets damaged files with errors of all kinds
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if Path(source).exists():
+            why = f"which cannot be loaded as an AlignZeg checkpoint ({reason})"
+        else:
+            why = f"but there is no such folder, and the Hub does not give it ({reason}). Check the spelling"
+        raise ValueError(f"`{argument}` is {str(source)!r}, {why}.") from error
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Makes sure that [`save_checkpoint`] destroys nothing but an earlier checkpoint.
+
+    Raises:
+        ValueError: `folder` holds something else.
+    """
+    folder = Path(os.path.realpath(folder))
+    check_output(folder / "config.json")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if not names:
+        return
+    try:
+        is_ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "alignzeg"
+    except (OSError, ValueError, TypeError, KeyError):
+        is_ours = False
+    strangers = [name for name in names if (folder / name).is_dir() and name != "__pycache__"]
+    if not is_ours or strangers:
+        raise ValueError(
+            f"{folder} is no AlignZeg checkpoint alone, it holds {(strangers or names)[0]!r}, and would be replaced with "
+            "all it holds: name a new folder."
+        )
+
+
 def save_checkpoint(model: AlignZegModel, processor: AlignZegProcessor, folder: str | Path) -> Path:
-    """Writes model, processor, tokenizer and the code that loads them; an existing folder is replaced as a whole."""
+    """Writes model, processor, tokenizer and the code that loads them; an existing checkpoint is replaced as a whole.
+
+    Raises:
+        ValueError: As [`check_replaceable`].
+    """
     folder = Path(folder)
+    check_replaceable(folder)
     with atomic_folder(folder) as partial:
         processor.save_pretrained(partial)
         model.save_pretrained(partial)
     return folder
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        ValueError: It does not hold names and values.
+    """
+    try:
+        values = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): save the checkpoint again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {shown(values)}; expected names and values. Save the checkpoint again.")
+    return values
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Opens all files of weights.
+
+    Raises:
+        ValueError: One is damaged, or the index names one that is missing.
+    """
+    files = {path.name for path in checkpoint.glob("*.safetensors")}
+    for index in checkpoint.glob("*.safetensors.index.json"):
+        files |= set(read_object(index).get("weight_map", {}).values())
+    for name in sorted(files):
+        try:
+            with safe_open(checkpoint / name, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{checkpoint / name} is damaged or missing ({error}): save the checkpoint again."
+            ) from error
 
 
 def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
@@ -93,7 +177,7 @@ def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: `checkpoint` is no AlignZeg checkpoint, or `root` no clone.
+        ValueError: `checkpoint` is no AlignZeg checkpoint, is damaged, or `root` is no clone.
     """
     checkpoint, root = Path(checkpoint), Path(root)
     if not (root / CODE_FOLDER / "modeling_alignzeg.py").is_file():
@@ -103,12 +187,13 @@ def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
     missing = [name for name in ("config.json", "processor_config.json", "tokenizer.json") if name not in present]
     if missing or not weights:
         raise ValueError(f"`checkpoint` is {str(checkpoint)!r}, which has no {(missing or ['model.safetensors'])[0]}.")
+    check_weights(checkpoint)
     names = [*weights, *sorted(name for name in present if name in REFERENCES or name in TOKENIZER)]
     with ExitStack() as stack:
         for name in names:
             partial = stack.enter_context(atomic_file(root / name))
             if name in REFERENCES:
-                values = _in_code_folder(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+                values = _in_code_folder(read_object(checkpoint / name))
                 partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             else:
                 shutil.copyfile(checkpoint / name, partial)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from .reading import read_text
 from .scenes import scenes_dataset
 from .splits import SegmentationSplit, load_split
 
@@ -129,7 +130,7 @@ def _voc_files(
     if not label_roots:
         raise FileNotFoundError(f"{root} has no folder {' or '.join(label_folders)} of label maps.")
     # Some lists in circulation hold paths of image and label; the name is in the first.
-    lines = image_list.read_text(encoding="utf-8").splitlines()
+    lines = read_text(image_list).splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{image_list} lists no image; expected one name a line.")
@@ -169,6 +170,8 @@ def open_any_dataset(
     Raises:
         ValueError: `name` cannot be opened, or has no such part.
     """
+    if not name:
+        raise ValueError("The data set has an empty name; give a benchmark's name, a hub id or a folder.")
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file():

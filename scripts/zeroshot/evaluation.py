@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,18 @@ from .scoring import confusion_matrix, scores_from_confusion
 from .splits import SegmentationSplit
 
 
+def check_correction(gamma: float | None, threshold: float | None) -> None:
+    """Ranges of PBC's correction; `None` stands for the checkpoint's.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    if gamma is not None and not 0 <= gamma < math.inf:
+        raise ValueError(f"`gamma` is {gamma}; expected a number from 0 on.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")
+
+
 @dataclass(frozen=True)
 class Readout:
     """How label maps are read out of one forward pass.
@@ -27,11 +40,19 @@ class Readout:
     Attributes:
         gamma, threshold: PBC's; `gamma=0` switches it off, `None` takes the checkpoint's values.
         seen_penalty: A constant off every seen class's score, the peers' blind correction.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     gamma: float | None = None
     threshold: float | None = None
     seen_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_correction(self.gamma, self.threshold)
+        if not math.isfinite(self.seen_penalty):
+            raise ValueError(f"`seen_penalty` is {self.seen_penalty}; expected a number.")
 
 
 class Evaluator:

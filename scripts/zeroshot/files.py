@@ -16,15 +16,35 @@ def atomic_write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def check_output(path: str | Path) -> Path:
+    """Where a file can be written, links resolved; called before the work whose result is to be written there.
+
+    Raises:
+        ValueError: `path` is a folder or a device, or there is no place for it.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not place.is_file():
+        what = "a folder" if place.is_dir() else "no regular file"
+        raise ValueError(f"{path} is {what} where a file is to be written: choose another name.")
+    folder = next(folder for folder in place.parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is a file where a folder is needed"
+        raise ValueError(f"{path} cannot be written: {folder} {reason}. Choose another place.")
+    return place
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Gives the name of a file beside `path`, of the same suffix, to write to; it becomes `path` at the end.
 
-    After an exception inside the block, `path` is as it was before.
+    After an exception inside the block, `path` is as it was before. Of a symbolic link, the file it leads to is written.
+
+    Raises:
+        ValueError: As [`check_output`].
     """
-    path = Path(path)
+    path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem[:50]}.partial{path.suffix}")  # long names have little room for more
     try:
         yield partial
         sync(partial)

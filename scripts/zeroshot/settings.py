@@ -9,11 +9,14 @@ Model hyper-parameters are not repeated here: `model.config` holds overrides of 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+
+from .reading import parse_yaml, read_text, shown
 
 
 @dataclass
@@ -95,7 +98,7 @@ class TrainingSettings:
         warmup_steps: Linear warm-up.
         schedule: After it, `"cosine"` to zero, `"poly"` (power 0.9) to zero, or `"constant"`.
         max_grad_norm: Gradients are clipped to it.
-        log_every, evaluate_every, save_every: In steps; 0 switches evaluation or checkpoints off.
+        log_every, evaluate_every, save_every: In steps; 0 switches evaluation or checkpoints off, not the log.
         keep_checkpoints: How many checkpoints are kept.
         best_metric: Score on the validation part by which `best` is kept. The default looks at seen classes only:
             labels of unseen classes must not choose a model.
@@ -143,13 +146,33 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+_TINY = 1e-12  # above zero
+_RANGES = (  # names, smallest and largest value
+    ("seed data.scene_seed data.pseudo_seed", 0, 2**32 - 1),
+    ("data.num_train data.num_validation", 1, math.inf),
+    ("data.num_workers training.num_threads", 0, 4096),
+    ("data.pseudo_unseen", 0, 0.99),
+    ("training.steps training.batch_size training.gradient_accumulation_steps", 1, 2**31 - 1),
+    ("training.log_every training.keep_checkpoints", 1, 2**31 - 1),
+    ("training.warmup_steps training.evaluate_every training.save_every", 0, 2**31 - 1),
+    ("training.learning_rate training.max_grad_norm", _TINY, 1e12),
+    ("training.weight_decay", 0, 1e12),
+)
+_CHOICES = {
+    "training.schedule": ("cosine", "poly", "constant"),
+    "training.best_metric": ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou"),
+    "training.on_nan": ("stop", "skip"),
+}
+
+
 def load_settings(arguments: list[str]) -> Settings:
     """Settings from command-line `arguments`: `--config FILE` first, then `--name.of.field value` in order.
 
     Values are read as YAML: `--training.steps 100`, `--data.root null`, `--model.config.fusion_layers "[0, 1]"`.
 
     Raises:
-        ValueError: a flag or a key of the file names no setting, or a value has the wrong type; the message says which.
+        ValueError: a flag or a key of the file names no setting, or a value has the wrong type or is out of its range;
+            the message says which.
     """
     overrides, config = [], None
     position = 0
@@ -172,10 +195,7 @@ def load_settings(arguments: list[str]) -> Settings:
         path = Path(config)
         if not path.is_file():
             raise ValueError(f"`--config` names {config!r}, which is not a file.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{config} is not valid YAML: {error}") from error
+        values = parse_yaml(read_text(path), config) or {}
         if not isinstance(values, dict):
             raise ValueError(f"{config} must hold names and values, such as `seed: 0`.")
     for name, text in overrides:
@@ -186,22 +206,61 @@ def load_settings(arguments: list[str]) -> Settings:
             node = node[part]
             if not isinstance(node, dict):
                 where = ".".join(parts[:depth])
-                raise ValueError(f"`--{name}` cannot be set: `{where}` is {node!r} and holds no names and values.")
+                raise ValueError(
+                    f"`--{name}` cannot be set: `{where}` is {shown(node)} and holds no names and values."
+                )
         try:
             node[parts[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             node[parts[-1]] = text
-    return _build(Settings, values, "")
+        except RecursionError:
+            raise ValueError(f"`--{name}` is nested too deeply.") from None
+    settings = _build(Settings, values, "")
+    _check_ranges(settings)
+    return settings
+
+
+def take_option(arguments: list[str], name: str, default: str | None = None) -> str | None:
+    """Removes the option `name` and its value from the arguments; the last value, or the default.
+
+    Raises:
+        ValueError: The option has no value.
+    """
+    kept = []
+    while arguments:
+        option, equals, value = arguments.pop(0).partition("=")
+        if option != name:
+            kept.append(f"{option}{equals}{value}")
+            continue
+        if not equals and not arguments:
+            raise ValueError(f"The option {name} needs a value.")
+        default = value if equals else arguments.pop(0)
+    arguments[:] = kept
+    return default
+
+
+def _check_ranges(settings: Settings) -> None:
+    parts = {"": settings, "data.": settings.data, "training.": settings.training}
+    values = {f"{prefix}{name}": value for prefix, part in parts.items() for name, value in vars(part).items()}
+    for names, least, most in _RANGES:
+        for name in names.split():
+            value = values[name]
+            if value is not None and not least <= value <= most:
+                expected = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+                raise ValueError(f"`{name}` is {value}; expected a number {expected}.")
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise ValueError(f"`{name}` is {shown(values[name])}; expected {', '.join(choices)}.")
 
 
 def _build(cls, values: dict[str, Any], prefix: str):
     hints = get_type_hints(cls)
     if not isinstance(values, dict):
-        raise ValueError(f"`{prefix.rstrip('.')}` must hold names and values, got {values!r}.")
+        raise ValueError(f"`{prefix.rstrip('.')}` must hold names and values, got {shown(values)}.")
     unknown = [name for name in values if name not in hints]
     if unknown:
         raise ValueError(
-            f"There is no setting `{prefix}{unknown[0]}`; known are {', '.join(prefix + h for h in hints)}."
+            f"There is no setting `{prefix}{str(unknown[0])[:60]}`; known are {', '.join(prefix + h for h in hints)}."
         )
     arguments = {}
     for name, value in values.items():
@@ -214,14 +273,14 @@ def _build(cls, values: dict[str, Any], prefix: str):
             try:  # YAML reads 1e-4 as a string
                 value = float(value)
             except ValueError:
-                raise ValueError(f"`{prefix}{name}` is {value!r}; expected a number.") from None
+                raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a number.") from None
         elif kind in (int, bool, float, str) and type(value) is not kind:
-            raise ValueError(f"`{prefix}{name}` is {value!r}; expected {kind.__name__}.")
+            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected {kind.__name__}.")
         elif kind == dict[str, Any] and not isinstance(value, dict):
-            raise ValueError(f"`{prefix}{name}` is {value!r}; expected names and values.")
+            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected names and values.")
         elif kind == (int | None) and not (value is None or type(value) is int):
-            raise ValueError(f"`{prefix}{name}` is {value!r}; expected a whole number or null.")
+            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a whole number or null.")
         elif kind == (str | None) and not (value is None or isinstance(value, str)):
-            raise ValueError(f"`{prefix}{name}` is {value!r}; expected a text or null.")
+            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a text or null.")
         arguments[name] = value
     return cls(**arguments)

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .reading import read_text, shown
+
 
 SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"
 SHIPPED_SPLITS: dict[str, str] = {
@@ -76,7 +78,7 @@ class SegmentationSplit:
         if strangers:
             raise ValueError(f"`unseen` names {_quoted(strangers)}, not found in `classes`; check the spelling.")
         if not _is_integer(self.ignore_index):
-            raise ValueError(f"`ignore_index` is {self.ignore_index!r}; expected an integer.")
+            raise ValueError(f"`ignore_index` is {shown(self.ignore_index)}; expected an integer.")
         if 0 <= self.ignore_index < len(self.classes):
             raise ValueError(
                 f"`ignore_index` is {self.ignore_index}, the id of class {self.classes[self.ignore_index]!r}; "
@@ -89,10 +91,12 @@ class SegmentationSplit:
             object.__setattr__(self, "raw_id_to_class", identity)
         for raw, target in self.raw_id_to_class.items():
             if not _is_integer(raw) or not 0 <= raw < NUM_RAW_IDS:
-                raise ValueError(f"The raw id map has the key {raw!r}; expected an integer in 0..{NUM_RAW_IDS - 1}.")
+                raise ValueError(
+                    f"The raw id map has the key {shown(raw)}; expected an integer in 0..{NUM_RAW_IDS - 1}."
+                )
             if not _is_integer(target) or not (0 <= target < len(self.classes) or target == self.ignore_index):
                 raise ValueError(
-                    f"The raw id map sends {raw} to {target!r}; expected a class id in 0..{len(self.classes) - 1} or "
+                    f"The raw id map sends {raw} to {shown(target)}; expected a class id in 0..{len(self.classes) - 1} or "
                     f"the ignore index {self.ignore_index}."
                 )
 
@@ -243,13 +247,13 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
             f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix == ".json":
             return _from_json(json.loads(text), context_459_ids)
         if context_459_ids:
             raise ValueError("`context_459_ids` is for the PASCAL Context splits; write the ids into `raw_id_map`.")
         return _from_yaml(yaml.safe_load(text), path.stem)
-    except (ValueError, yaml.YAMLError) as error:  # ValueError includes JSON and UTF-8 errors
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError includes JSON errors
         raise ValueError(f"The split file {path} cannot be used. {error}") from None
 
 
@@ -275,7 +279,7 @@ def _from_json(data: Any, context_459_ids: bool) -> SegmentationSplit:
     )
     for key in ("unseen_ids", "seen_ids"):  # names decide; ids that disagree mean that one of them is wrong
         if tuple(data[key]) != getattr(split, key):
-            raise ValueError(f"`{key}` is {data[key]}, but by the names it is {list(getattr(split, key))}.")
+            raise ValueError(f"`{key}` is {shown(data[key])}, but by the names it is {shown(getattr(split, key))}.")
     return split
 
 
@@ -291,7 +295,7 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
     raw_id_to_class = {}
     for raw, target in data.get("raw_id_map", {}).items():
         if isinstance(target, str) and target not in classes:
-            raise ValueError(f"`raw_id_map` sends {raw} to {target!r}, which `classes` does not have.")
+            raise ValueError(f"`raw_id_map` sends {shown(raw)} to {shown(target)}, which `classes` does not have.")
         raw_id_to_class[raw] = classes.index(target) if isinstance(target, str) else target
     if raw_id_to_class and _is_integer(ignore_index) and ignore_index >= 0:
         raw_id_to_class.setdefault(ignore_index, ignore_index)
@@ -301,10 +305,17 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
 def _check_types(data: dict[str, Any]) -> None:
     for key in ("classes", "unseen", "unseen_ids", "seen_ids"):
         if not isinstance(data.get(key, []), list):
-            raise ValueError(f"`{key}` is {data[key]!r}; expected a list.")
+            raise ValueError(f"`{key}` is {shown(data[key])}; expected a list.")
     for key in ("raw_id_map", "raw_id_to_contiguous"):
         if not isinstance(data.get(key, {}), dict):
-            raise ValueError(f"`{key}` is {data[key]!r}; expected a raw id and what it stands for on every line.")
+            raise ValueError(f"`{key}` is {shown(data[key])}; expected a raw id and what it stands for on every line.")
+    background, parts = data.get("background", {"policy": ""}), data.get("splits", {})
+    if not isinstance(background, dict) or not isinstance(background.get("policy"), str):
+        raise ValueError(f"`background` is {shown(background)}; expected a text as its `policy`.")
+    if not isinstance(parts, dict) or not all(
+        isinstance(p, dict) and _is_integer(p.get("images")) for p in parts.values()
+    ):
+        raise ValueError(f"`splits` is {shown(parts)}; expected the number of `images` of every part.")
 
 
 def _check_names(argument: str, names: Sequence[str]) -> None:
@@ -312,7 +323,7 @@ def _check_names(argument: str, names: Sequence[str]) -> None:
         if not isinstance(name, str) or not name.strip():
             hint = " (YAML reads yes, no, on, off and numbers as something else; put them in quotes)"
             raise ValueError(
-                f"`{argument}` has {name!r} at position {position}; expected a class name{'' if name == '' else hint}."
+                f"`{argument}` has {shown(name)} at position {position}; expected a class name{'' if name == '' else hint}."
             )
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
@@ -331,4 +342,5 @@ def _is_integer(value: Any) -> bool:
 
 
 def _quoted(names: Sequence[Any]) -> str:
-    return ", ".join(repr(name) for name in names)
+    more = ["…"] if len(names) > 10 else []
+    return ", ".join([*map(shown, names[:10]), *more])

@@ -29,7 +29,7 @@ from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.loss_alignzeg import MatchingCostError
 
 from .checkpointing import CheckpointError, CheckpointStore
-from .checkpoints import assemble, save_checkpoint
+from .checkpoints import assemble, load_checkpoint, save_checkpoint
 from .clip_conversion import load_clip
 from .data import Problem, SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
 from .evaluation import Readout, evaluate_model, format_scores
@@ -74,12 +74,10 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     """The model to train, and its processor.
 
     Raises:
-        ValueError: neither a checkpoint nor a CLIP is named.
+        ValueError: neither a checkpoint nor a CLIP is named, or it cannot be loaded.
     """
     if settings.checkpoint is not None:
-        return AlignZegModel.from_pretrained(settings.checkpoint), AlignZegProcessor.from_pretrained(
-            settings.checkpoint
-        )
+        return load_checkpoint(settings.checkpoint, "model.checkpoint")
     if settings.clip is None:
         raise ValueError(
             "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
@@ -88,6 +86,18 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     return assemble(
         clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
     )
+
+
+def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
+    """The transform of `data.transform`.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
+    known = [each.name for each in dataclasses.fields(TrainTransform) if each.name != "ignore_index"]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
+    return TrainTransform(ignore_index=ignore_index, **options)
 
 
 def open_part(settings: DataSettings, part: str, limit: int | None):
@@ -224,6 +234,7 @@ class Trainer:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
+        transform = build_transform(data.transform, self.split.ignore_index)
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
             validation_rows = (
@@ -236,7 +247,6 @@ class Trainer:
         self.validation = None
         if validation_rows is not None:
             self.validation = SegmentationDataset(validation_rows, self.split, training=False)
-        transform = TrainTransform(ignore_index=self.split.ignore_index, **data.transform)
         self.dataset = SegmentationDataset(
             train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
         )

@@ -6,6 +6,7 @@ All randomness comes from the `torch.Generator` that is passed in, so that a sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as PILImage
+
+from .reading import shown
 
 
 # The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part comes with probability
@@ -54,14 +57,20 @@ class TrainTransform:
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
-        if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(f"`crop_size` is {self.crop_size}; expected a positive number of pixels, or None.")
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"`scale_range` is {self.scale_range}; expected two positive factors, the smaller first.")
-        if not 0 < self.max_category_ratio <= 1:
-            raise ValueError(f"`max_category_ratio` is {self.max_category_ratio}; expected a number in (0, 1].")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"`flip_probability` is {self.flip_probability}; expected a number in [0, 1].")
+        crop, scale = self.crop_size, self.scale_range
+        if crop is not None and (type(crop) is not int or crop < 1):
+            raise ValueError(f"`crop_size` is {shown(crop)}; expected a positive whole number of pixels, or None.")
+        is_pair = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
+        if not is_pair or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors, the smaller first.")
+        if not _is_number(self.max_category_ratio) or not 0 < self.max_category_ratio <= 1:
+            raise ValueError(
+                f"`max_category_ratio` is {shown(self.max_category_ratio)}; expected a number above 0, at most 1."
+            )
+        if not _is_number(self.flip_probability) or not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"`flip_probability` is {shown(self.flip_probability)}; expected a number from 0 to 1.")
+        if not isinstance(self.color_jitter, bool):
+            raise ValueError(f"`color_jitter` is {shown(self.color_jitter)}; expected true or false.")
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
@@ -79,7 +88,7 @@ class TrainTransform:
         if self.crop_size is not None:
             image, label = self._scale_and_crop(image, label, generator)
         if _uniform(generator) < self.flip_probability:
-            image, label = image[:, ::-1], label[:, ::-1]
+            image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch takes no negative strides
         if self.color_jitter:
             image = jitter_colors(image, generator)
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
@@ -202,6 +211,10 @@ class Collator:
             "names": [sample["name"] for sample in samples],
             "indices": [sample["index"] for sample in samples],
         }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _nearest(source: int, target: int) -> np.ndarray:
