@@ -166,6 +166,7 @@ class AlignZegModelTester:
     num_attention_heads = 4
     num_labels = len(CLASSES)
     seq_length = (32 // 8) ** 2  # tokens of the image encoder
+    key_length = seq_length // 4  # `sequence_reduction_ratio` is 2
 
     def __init__(self, parent):
         self.parent = parent
