@@ -20,6 +20,9 @@ from PIL import Image
 from predict import output_stems
 from safetensors.torch import load_file
 
+from zeroshot.checkpointing import CheckpointError
+from zeroshot.command import run_command
+
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -323,3 +326,13 @@ def test_examples_replace_those_of_an_earlier_index_only(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "examples.json", "scene_999.png"])
     with pytest.raises(ValueError, match="None of the first 0 scenes"):
         draw_examples(tmp_path, scan=0)
+
+
+def test_a_library_s_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def ours() -> None:
+        raise CheckpointError("all of it is here")
+
+    for main, traceback in ((ours, False), (lambda: torch.zeros(2, 3) @ torch.zeros(2), True)):
+        with pytest.raises(SystemExit, match="3"):
+            run_command(main, status=3)
+        assert ("Traceback" in capsys.readouterr().err) == traceback

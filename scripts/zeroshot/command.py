@@ -6,16 +6,24 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 
 def run_command(main: Callable[[], int | None], status: int = 1) -> None:
-    """Runs a script's `main` and ends the process with what it returns, or with `status` and its error as a sentence."""
+    """Runs a script's `main` and ends the process with what it returns, or with `status` and its error as a sentence.
+
+    A RuntimeError that torch or another library raised may be anybody's mistake: its traceback comes too.
+    """
     try:
         if (result := main()) is not None:
             sys.exit(result)
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError, subprocess.SubprocessError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = "site-packages" not in last.filename and (last.line or "").startswith("raise ")
+        if isinstance(error, RuntimeError) and not ours:
+            traceback.print_exc()
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(status)
 
