@@ -296,8 +296,9 @@ def test_both_context_protocols_are_named(checkpoint, monkeypatch, tmp_path) -> 
         (["--context_459_ids"], "context_459_ids"),
     ],
 )
-def test_flags_that_make_no_sense_are_named(checkpoint, monkeypatch, tmp_path, flags, words) -> None:
-    with pytest.raises(SystemExit) as stop:
+def test_flags_that_make_no_sense_are_named(checkpoint, monkeypatch, capsys, tmp_path, flags, words) -> None:
+    with pytest.raises(SystemExit, match="1"):
         evaluate(monkeypatch, "--model", checkpoint, "--output", tmp_path / "report.json", *flags)
-    assert str(stop.value).startswith("evaluate.py: ") and words in str(stop.value)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("evaluate.py: ") and words in message
     assert not (tmp_path / "report.json").exists()

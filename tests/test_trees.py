@@ -4,6 +4,7 @@ the file and the problem, and writes nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import runpy
@@ -232,9 +233,11 @@ DAMAGE = [
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *flags: object) -> str:
     """The message with which a script gives up."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-    with pytest.raises(SystemExit) as stop:
+    errors = io.StringIO()
+    with pytest.raises(SystemExit, match="1"), contextlib.redirect_stderr(errors):
         runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-    return str(stop.value.code)
+    text = errors.getvalue()
+    return text[text.rindex(f"{script}: ") :]
 
 
 @pytest.fixture(scope="module")
