@@ -206,6 +206,14 @@ def scaling_stages() -> str:
     return "\n".join(lines)
 
 
+def duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:,.0f} minutes"
+    if hours < 48:
+        return f"{hours:,.1f} hours"
+    return f"{hours / 24:,.1f} days"
+
+
 def scaling_costs() -> str:
     report = load("scaling.json")
     if report is None:
@@ -218,10 +226,7 @@ def scaling_costs() -> str:
     for name, images in (("a million images", 1e6), ("a billion images", 1e9)):
         hours = images * seconds / 3600
         machine_hours = [hours / (64 * machines) for machines in (1, 10, 100)]
-        cells = [
-            f"{60 * time:,.0f} minutes" if time < 1 else f"{time:,.1f} hours" if time < 48 else f"{time / 24:,.1f} days"
-            for time in machine_hours
-        ]
+        cells = [duration(time) for time in machine_hours]
         terabytes = [images * report[key] / 1e12 for key in ("image_bytes", "label_map_bytes")]
         cells += [f"{size:,.1f} TB" if size >= 1 else f"{1000 * size:,.0f} GB" for size in terabytes]
         lines.append(f"| {name} | {hours:,.0f} | {' | '.join(cells)} |")
