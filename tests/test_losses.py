@@ -702,4 +702,4 @@ def test_two_processes_take_the_step_of_one(tmp_path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(_run_half, (port, str(tmp_path)), nprocs=2)
-    assert_mean_of_halves_is_whole([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    assert_mean_of_halves_is_whole([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])

@@ -135,7 +135,7 @@ def test_trainer_accumulates_gradients_in_bf16_with_checkpointing(
 def test_lora_attaches_to_the_refinement_layers_and_trains(
     model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="LoRA needs peft")
     with torch.no_grad():
         for (
             layer
