@@ -20,7 +20,7 @@ lint: install
 	$(RUN) -m ruff check .
 
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: install
 	$(RUN) -m pytest -m slow

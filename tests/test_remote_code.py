@@ -64,8 +64,13 @@ for name in HIDDEN:
     raise AssertionError(name + " can be imported")
 """
 
-SEGMENT = """
+FIX_THREADS = """
 import torch
+
+torch.set_num_threads(THREADS)
+"""
+
+SEGMENT = """
 from PIL import Image
 from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor, AutoTokenizer
@@ -110,14 +115,20 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
     What the script assigns to `result` comes back. `values` are its variables.
     """
     folder.mkdir(parents=True)
-    values = {"HIDDEN": HIDDEN + PACKAGE, "RESULT": str(folder / "result.pt"), **values}
+    values = {
+        "HIDDEN": HIDDEN + PACKAGE,
+        "RESULT": str(folder / "result.pt"),
+        # Sums over another number of threads are rounded differently, and results are compared to the bit.
+        "THREADS": torch.get_num_threads(),
+        **values,
+    }
     assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     (folder / "script.py").write_text(
-        assignments + HIDE + script + "\nimport torch\ntorch.save(result, RESULT)\n", encoding="utf-8"
+        assignments + HIDE + FIX_THREADS + script + "\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
     kept = {
         name: os.environ[name]
-        for name in ("PATH", "HOME", "OMP_NUM_THREADS", "LANG", "SYSTEMROOT")
+        for name in ("PATH", "HOME", "LANG", "SYSTEMROOT")
         if name in os.environ
     }
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
