@@ -1,14 +1,17 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Matching and the terms of AlignZeg's objective: `L = L_bc + λ1·L_ce + λ2·L_mask + λ3·L_vir + λ4·L_reg`.
+"""Targets, matching, and the mask and class terms of `L = L_bc + λ1·L_ce + λ2·L_mask + λ3·L_vir + λ4·L_reg`.
 
-Every function here is vectorised over images, proposals and targets; only scipy's assignment loops over images. Pixels
-without a label (unseen classes, void, clutter, padding) are outside of matching, of the mask loss and of sampling.
+`L_vir` and `L_reg` are in classifier_alignzeg.py, `L_bc` in indicator_alignzeg.py. Every function here is vectorised over
+images, proposals and targets; only scipy's assignment loops over images. Unlabelled pixels (unseen classes, void, clutter,
+padding) take no part in matching, in the mask loss or in sampling, but for those near a labelled object: they are not part
+of it (`SegmentationTargets.reach`), so that no proposal learns to stay off what is unlabelled everywhere.
 
 Sums are divided by counts over *all* processes, so that two processes with half the batch each take the step that one
 process with the whole batch takes.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +27,11 @@ except ImportError:  # inference does not need it
     linear_sum_assignment = None
 
 
+REACH_MARGIN = 0.25  # how far an object's reach goes beyond its bounding box, as a share of the box's sides
+OVERSAMPLE_RATIO, IMPORTANCE_SAMPLE_RATIO = 3.0, 0.75  # PointRend (Kirillov et al., 2020), as in Mask2Former
+IGNORED_SHARE = 0.5  # an unmatched proposal with more of its mask on unlabelled pixels takes no part in the class term
+
+
 @dataclass
 class SegmentationTargets:
     """The labels of a batch as dense tensors.
@@ -33,20 +41,20 @@ class SegmentationTargets:
         classes: `int64 (batch, targets)`; -1 on padding.
         labelled: `bool (batch, height, width)`; False where no mask covers the pixel.
         reach: `int64 (batch, targets, 4)`, top, bottom, left and right (the second and last exclusive) of the rectangle
-            in which an unlabelled pixel is a negative of that target; `None`: nowhere.
+            in which an unlabelled pixel is a negative of that target; 0 for a target without pixels.
     """
 
     masks: Tensor
     classes: Tensor
     labelled: Tensor
-    reach: Tensor | None = None
+    reach: Tensor
 
     @property
     def counts(self) -> list[int]:
         return (self.classes >= 0).sum(1).tolist()
 
 
-def compared_points(labelled: Tensor, reach: Tensor | None, points: Tensor, width: int) -> Tensor:
+def compared_points(labelled: Tensor, reach: Tensor, points: Tensor, width: int) -> Tensor:
     """Which points count when a mask is compared with a target: labelled ones and those in the target's reach.
 
     Args:
@@ -54,40 +62,34 @@ def compared_points(labelled: Tensor, reach: Tensor | None, points: Tensor, widt
         reach: `int64 (..., 4)`, see [`SegmentationTargets`].
         points: `int64 (..., P)` into the flattened image of `width`.
     """
-    if reach is None:
-        return labelled.float()
     rows, columns = points.div(width, rounding_mode="floor"), points % width
     top, bottom, left, right = reach[..., None].unbind(-2)
     return (labelled | ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))).float()
 
 
-def target_reach(masks: Tensor, content: Tensor | None, margin: float | None) -> Tensor:
+def target_reach(masks: Tensor, content: Tensor | None, margin: float = REACH_MARGIN) -> Tensor:
     """Where an unlabelled pixel is a negative of a target: `int64 (batch, targets, 4)`.
 
     Args:
         masks: `bool (batch, targets, height, width)`.
         content: `(batch, 2)` height and width of the images inside the padding; default all.
-        margin: The target's bounding box, grown on each side by this share of its own side; `None`: the whole image.
+        margin: The target's bounding box is grown on each side by this share of its own side.
     """
     size = masks.new_tensor(masks.shape[-2:], dtype=torch.long)
     limits = size.expand(len(masks), 2) if content is None else content.long()
     spans = []
     for axis, hits in enumerate((masks.any(3), masks.any(2))):  # rows, columns
         limit = limits[:, axis, None].expand(hits.shape[:2])
-        if margin is None:
-            spans += [torch.zeros_like(limit), limit]
-            continue
         first = hits.int().argmax(-1)
         last = hits.shape[-1] - hits.flip(-1).int().argmax(-1)
         extra = ((last - first) * margin).ceil().long()
-        spans += [(first - extra).clamp(min=0), (last + extra).minimum(limit)]
+        there = hits.any(-1)  # a target without pixels reaches nothing
+        spans += [(first - extra).clamp(min=0) * there, (last + extra).minimum(limit) * there]
     return torch.stack(spans, -1)
 
 
-def reached_pixels(targets: "SegmentationTargets") -> Tensor:
+def reached_pixels(targets: SegmentationTargets) -> Tensor:
     """`bool (batch, height, width)`: pixels that count for at least one target."""
-    if targets.reach is None:
-        return targets.labelled
     height, width = targets.labelled.shape[-2:]
     top, bottom, left, right = targets.reach[..., None].unbind(-2)  # (batch, targets, 1)
     row, column = (torch.arange(cells, device=top.device) for cells in (height, width))
@@ -123,15 +125,20 @@ class MatchingCostError(FloatingPointError):
 
 
 def stack_targets(
-    mask_labels: list[Tensor], class_labels: list[Tensor], size: tuple[int, int], seen_class_mask: Tensor
+    mask_labels: list[Tensor],
+    class_labels: list[Tensor],
+    size: tuple[int, int],
+    seen_class_mask: Tensor,
+    content: Tensor | None = None,
 ) -> SegmentationTargets:
-    """Stacks per-image labels.
+    """Stacks per-image labels. The training vocabulary holds seen classes only: `classes` are numbered among them.
 
     Args:
         mask_labels: For each image `(targets_i, height, width)`, bool or {0, 1}; a semantic label map split by class.
         class_labels: For each image `int64 (targets_i,)`, indices into the text prototypes.
         size: Height and width to which all masks are padded (bottom, right) with "no label".
         seen_class_mask: `bool (classes,)`; labels may name seen classes only.
+        content: `(batch, 2)` height and width of the images inside the padding; default all.
 
     Raises:
         ValueError: lists of different length, entries that are no tensors or hold other numbers, masks that do not fit,
@@ -155,13 +162,15 @@ def stack_targets(
             )
         masks.append(F.pad(mask.bool(), (0, size[1] - width, 0, size[0] - height)))
     num_classes = len(seen_class_mask)
-    names = torch.cat([c.long() for c in class_labels])
-    wrong = (names < 0) | (names >= num_classes) | ~seen_class_mask[names.clamp(0, num_classes - 1)]
+    if not seen_class_mask.any():
+        raise ValueError("`seen_class_mask` marks every class as unseen; a loss needs at least one seen class.")
+    ids = torch.cat([c.long() for c in class_labels])
+    wrong = (ids < 0) | (ids >= num_classes) | ~seen_class_mask[ids.clamp(0, num_classes - 1)]
     if wrong.any():
         raise ValueError(
-            f"`class_labels` names class {int(names[wrong][0])}, which is not among the {num_classes} classes of the text "
-            "prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn everything else "
-            "into the ignore index before masks are made."
+            f"`class_labels` contains class id {int(ids[wrong][0])}, which is not among the {num_classes} classes of the "
+            "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn everything "
+            "else into the ignore index before masks are made."
         )
     classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
     if classes.shape[1] == 0:  # no image has any label
@@ -169,7 +178,9 @@ def stack_targets(
         classes = torch.full((len(masks), 1), -1, device=seen_class_mask.device)
     else:
         masks = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
-    return SegmentationTargets(masks, classes, masks.any(1))
+    among_seen = seen_class_mask.long().cumsum(0) - 1
+    classes = torch.where(classes >= 0, among_seen[classes.clamp(min=0)], -1)
+    return SegmentationTargets(masks, classes, masks.any(1), target_reach(masks, content))
 
 
 # --- points ------------------------------------------------------------------------------------------------------
@@ -191,6 +202,41 @@ def sample_labelled_points(labelled: Tensor, num_points: int, generator: torch.G
     draws = torch.rand(len(labelled), num_points, generator=generator, device=labelled.device)
     rank = (draws * total).long().clamp(max=total - 1) + 1
     return torch.searchsorted(cumulative, rank).clamp(max=cumulative.shape[1] - 1)
+
+
+class PointSample(NamedTuple):
+    """Pixels at which masks are compared.
+
+    Attributes:
+        points: `int64 (batch, P)` candidates, indices into the flattened image.
+        num_uncertain: In the mask loss each proposal keeps this many of the candidates, those it is least certain about
+            (PointRend); `None` keeps all.
+        num_random: The last `num_random` candidates are kept in any case.
+    """
+
+    points: Tensor
+    num_uncertain: int | None = None
+    num_random: int = 0
+
+    @property
+    def for_matching(self) -> Tensor:
+        """As many of the candidates as the mask loss reads."""
+        count = self.points.shape[1] if self.num_uncertain is None else self.num_uncertain + self.num_random
+        return self.points[:, :count]
+
+
+def sample_points(
+    targets: SegmentationTargets, mask_size: tuple[int, int], num_points: int | None, generator: torch.Generator | None
+) -> PointSample:
+    """`num_points` pixels per proposal that count for a target, or with `None` the centres of all mask cells."""
+    size, device = targets.labelled.shape[-2:], targets.labelled.device
+    if num_points is None:
+        return PointSample(cell_centres(mask_size, size, device).expand(len(targets.labelled), -1))
+    num_uncertain = int(IMPORTANCE_SAMPLE_RATIO * num_points)
+    num_random = num_points - num_uncertain
+    candidates = int(OVERSAMPLE_RATIO * num_points) + num_random
+    points = sample_labelled_points(reached_pixels(targets), candidates, generator)
+    return PointSample(points, num_uncertain, num_random)
 
 
 def cell_centres(mask_size: tuple[int, int], image_size: tuple[int, int], device) -> Tensor:
@@ -258,18 +304,18 @@ def match_proposals(
         raise ImportError("Training matches proposals with `scipy.optimize.linear_sum_assignment`: pip install scipy")
     size = targets.labelled.shape[-2:]
     predicted = mask_values(mask_logits.float(), points, size)  # (B, N, P)
-    actual = targets.masks.flatten(2).gather(2, points[:, None].expand(-1, targets.masks.shape[1], -1)).float()
+    truth = targets.masks.flatten(2).gather(2, points[:, None].expand(-1, targets.masks.shape[1], -1)).float()
     labelled = targets.labelled.flatten(1).gather(1, points)[:, None]  # (B, 1, P)
     valid = compared_points(labelled, targets.reach, points[:, None], size[1])  # (B, T or 1, P)
 
-    probability = class_logits.float().softmax(-1)
-    class_cost = -probability.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, probability.shape[1], -1))
+    scores = class_logits.float().softmax(-1)
+    class_cost = -scores.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1))
     # Cross-entropy against 0; against 1 it is smaller by the logit itself. A target's own pixels always count.
-    entropy = F.softplus(predicted) @ valid.mT - predicted @ actual.mT
+    entropy = F.softplus(predicted) @ valid.mT - predicted @ truth.mT
     mask_cost = entropy / valid.sum(-1)[:, None].clamp(min=1)
-    chance = predicted.sigmoid()
-    overlap = 2 * chance @ actual.mT
-    dice_cost = 1 - (overlap + 1) / (chance @ valid.mT + actual.sum(-1)[:, None] + 1)
+    probability = predicted.sigmoid()
+    overlap = 2 * probability @ truth.mT
+    dice_cost = 1 - (overlap + 1) / (probability @ valid.mT + truth.sum(-1)[:, None] + 1)
 
     terms = {"class": class_cost, "mask": mask_cost, "dice": dice_cost}
     cost = sum(weight * term for weight, term in zip(weights, terms.values()))
@@ -300,21 +346,14 @@ def mask_loss(
     mask_logits: Tensor,
     targets: SegmentationTargets,
     match: ProposalMatch,
-    points: Tensor,
-    num_uncertain: int | None = None,
-    num_random: int = 0,
+    sample: PointSample,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and dice of matched proposals (`L_mask`), each a mean over the matched proposals of all processes.
 
-    Args:
-        mask_logits: `(B, N, h, w)`.
-        points: `int64 (B, P)` candidate pixels of each image.
-        num_uncertain: Each proposal keeps so many of the candidates, those it is least certain about (PointRend);
-            `None` keeps all.
-        num_random: The last so many candidates are kept whatever their certainty.
+    `mask_logits` have shape `(B, N, h, w)`.
     """
     size = targets.labelled.shape[-2:]
-    points = points[match.image]  # (M, P)
+    points, num_uncertain, num_random = sample.points[match.image], sample.num_uncertain, sample.num_random  # (M, P)
     logits = mask_values(mask_logits[match.image, match.query][:, None].float(), points, size)[:, 0]
     if num_uncertain is not None:
         with torch.no_grad():
@@ -324,16 +363,16 @@ def mask_loss(
             picked = torch.cat([picked, rest], 1)
         logits, points = logits.gather(1, picked), points.gather(1, picked)
     image = match.image[:, None]
-    actual = targets.masks.flatten(2)[image, match.target[:, None], points].float()
-    reach = None if targets.reach is None else targets.reach[match.image, match.target]
+    truth = targets.masks.flatten(2)[image, match.target[:, None], points].float()
+    reach = targets.reach[match.image, match.target]
     valid = compared_points(targets.labelled.flatten(1)[image, points], reach, points, size[1])
 
-    number = count_over_processes(torch.tensor(float(len(logits)), device=logits.device))
-    entropy = F.binary_cross_entropy_with_logits(logits, actual, reduction="none") * valid
+    count = count_over_processes(torch.tensor(float(len(logits)), device=logits.device))
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * valid
     entropy = entropy.sum(1) / valid.sum(1).clamp(min=1)
-    chance = logits.sigmoid() * valid
-    dice = 1 - (2 * (chance * actual).sum(1) + 1) / (chance.sum(1) + actual.sum(1) + 1)
-    return entropy.sum() / number, dice.sum() / number
+    probability = logits.sigmoid() * valid
+    dice = 1 - (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+    return entropy.sum() / count, dice.sum() / count
 
 
 def classification_loss(
@@ -342,80 +381,22 @@ def classification_loss(
     targets: SegmentationTargets,
     match: ProposalMatch,
     no_object_weight: float,
-    ignored_query_threshold: float,
 ) -> Tensor:
     """Weighted cross-entropy over the seen classes and the background (`L_ce`).
 
     A matched proposal's target is its class, an unmatched one's the background with weight `no_object_weight`. An
-    unmatched proposal that lies mostly on unlabelled pixels may well cover an unseen object: it takes no part.
+    unmatched proposal that lies mostly on unlabelled pixels may cover an unseen object: it takes no part.
     """
     with torch.no_grad():
         target = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=class_logits.device)
         target[match.image, match.query] = targets.classes[match.image, match.target]
         labelled = F.adaptive_avg_pool2d(targets.labelled[:, None].float(), mask_logits.shape[-2:]).flatten(1)
-        chance = mask_logits.float().sigmoid().flatten(2)
-        ignored = 1 - (chance @ labelled[..., None])[..., 0] / chance.sum(-1).clamp(min=1e-6)
-        weight = torch.where(ignored > ignored_query_threshold, 0.0, no_object_weight)
+        probability = mask_logits.float().sigmoid().flatten(2)
+        ignored = 1 - (probability @ labelled[..., None])[..., 0] / probability.sum(-1).clamp(min=1e-6)
+        weight = torch.where(ignored > IGNORED_SHARE, 0.0, no_object_weight)
         weight[match.image, match.query] = 1.0
     entropy = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), reduction="none")
     return (entropy * weight.flatten()).sum() / count_over_processes(weight.sum())
-
-
-def semantic_virtual_loss(
-    virtual: Tensor, virtual_prototypes: Tensor, text_prototypes: Tensor, background_logits: Tensor, scale: Tensor
-) -> Tensor:
-    """`L_vir`, target (a): each virtual feature is nearest to its own virtual prototype.
-
-    Args:
-        virtual: `(V, D)` unit virtual features.
-        virtual_prototypes: `(V, D)` unit virtual prototypes.
-        text_prototypes: `(S, D)` unit prototypes of the seen classes.
-        background_logits: `(V,)` background logits of the virtual features.
-        scale: Temperature `τ`.
-    """
-    logits = torch.cat(
-        [scale * virtual @ virtual_prototypes.T, scale * virtual @ text_prototypes.T, background_logits[:, None]], 1
-    )
-    own = torch.arange(len(virtual), device=virtual.device)
-    return mean_over_processes(F.cross_entropy(logits.float(), own, reduction="none"))
-
-
-def frozen_virtual_loss(virtual: Tensor, frozen: Tensor, scale: Tensor) -> Tensor:
-    """`L_vir`, target (c): each virtual feature stays where the frozen CLIP has it, `τ·(1 − cos(x̃, x̂))`.
-
-    Args:
-        virtual: `(V, D)` unit virtual features after the adapter.
-        frozen: `(V, D)` the same before it.
-        scale: Temperature `τ`.
-    """
-    return mean_over_processes(scale.float() * (1 - (virtual.float() * frozen.float()).sum(-1)))
-
-
-def reserve_virtual_loss(virtual: Tensor, text_prototypes: Tensor, background_logits: Tensor, scale: Tensor) -> Tensor:
-    """`L_vir`, target (b): no seen class claims a virtual feature, it goes to the background side. Arguments as above."""
-    logits = torch.cat([scale * virtual @ text_prototypes.T, background_logits[:, None]], 1)
-    background = torch.full((len(virtual),), logits.shape[1] - 1, device=virtual.device)
-    return mean_over_processes(F.cross_entropy(logits.float(), background, reduction="none"))
-
-
-def prototype_diversity_loss(prototypes: Tensor) -> Tensor:
-    """`L_reg`: mean over k ≠ l of `cos(b_k, b_l)²` for `prototypes (K, D)`."""
-    unit = F.normalize(prototypes.float(), dim=-1)
-    similarity = unit @ unit.T
-    off_diagonal = similarity - torch.diag_embed(similarity.diagonal())
-    return off_diagonal.square().sum() / (len(prototypes) * (len(prototypes) - 1))
-
-
-def indicator_loss(logits: Tensor, is_unseen: Tensor) -> Tensor:
-    """`L_bc`: binary cross-entropy in which stand-ins for unseen classes and seen proposals weigh the same.
-
-    Args:
-        logits: `(P,)` indicator logits.
-        is_unseen: `bool (P,)`.
-    """
-    entropy = F.binary_cross_entropy_with_logits(logits.float(), is_unseen.float(), reduction="none")
-    positive, negative = is_unseen.float(), (~is_unseen).float()
-    return 0.5 * sum((entropy * side).sum() / count_over_processes(side.sum()) for side in (positive, negative))
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

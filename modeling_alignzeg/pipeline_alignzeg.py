@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import Pipeline
 from transformers.image_utils import ImageInput
 
-from .image_processing_alignzeg import _check_correction, _open, class_probabilities, resize_matrix, to_rgb
+from .images_alignzeg import open_any, to_rgb
 from .processing_alignzeg import check_class_names, check_unseen_names
+from .readout_alignzeg import image_view, segment_score
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
@@ -94,7 +95,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if not isinstance(image, (str, os.PathLike, Image.Image)):
             raise ValueError(f"The image is a {type(image).__name__}; expected a PIL image, a path or an address.")
         try:
-            image = to_rgb(image if isinstance(image, Image.Image) else _open(os.fspath(image), timeout))
+            image = to_rgb(image if isinstance(image, Image.Image) else open_any(os.fspath(image), timeout))
         except ValueError as error:
             raise ValueError(f"The image cannot be used: {error}.") from error
         # Not as bare tensors: the pipeline's own batching takes images of one size only.
@@ -149,22 +150,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         labels = self.processor.image_processor.post_process_semantic_segmentation(
             model_outputs, target_sizes=[size], gamma=gamma, threshold=threshold, none_of_these=none_of_these
         )[0]
-        classes = model_outputs.class_queries_logits.shape[-1] - 1
-        correction = _check_correction(model_outputs, classes, None, gamma, threshold)
-        unseen_logits = getattr(model_outputs, "unseen_logits", None)
-        probabilities = class_probabilities(model_outputs.class_queries_logits, unseen_logits, *correction)[0]
-        masks = model_outputs.masks_queries_logits[0].float().sigmoid()
-        content = model_outputs.content_sizes[0].tolist()
-        rows, columns = (resize_matrix(*axis) for axis in zip(masks.shape[-2:], size, content))
+        probabilities = self.processor.image_processor.proposal_probabilities(
+            model_outputs, gamma=gamma, threshold=threshold
+        )
+        view = image_view(model_outputs, 0, probabilities[0], size)
         names = self.model.config.id2label if candidate_labels is None else candidate_labels
         segments = []
         for index in labels.unique().tolist():
             if index < 0:  # none of these
                 continue
             region = labels == index
-            # How much of the region each proposal covers, at full resolution: the adjoint of the masks' resize.
-            covered = torch.einsum("qhw,hw->q", masks, rows.T @ region.float() @ columns)
-            score = (probabilities[:, index] @ covered / covered.sum()).item()
+            score = segment_score(view, region, index)
             mask = Image.fromarray(region.byte().mul(255).numpy())
             segments.append({"label": names[index], "score": score, "mask": mask})
         return segments

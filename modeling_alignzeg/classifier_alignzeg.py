@@ -1,0 +1,188 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""GEPC, the generalization-enhanced proposal classification: an adapter, several background prototypes (BDS) and virtual
+features (FES)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_alignzeg import AlignZegConfig
+from .layers_alignzeg import AlignZegMLP
+from .loss_alignzeg import ProposalMatch, SegmentationTargets, classification_loss, mean_over_processes
+
+
+class Classification(NamedTuple):
+    """
+    Attributes:
+        inputs: What the adapter read, frozen embeddings first: `(B, N, D or D + d)`.
+        embeds: Unit embeddings `(B, N, D)`.
+        logits: `(B, N, C + 1)`, scaled by the temperature; the background comes last.
+    """
+
+    inputs: Tensor
+    embeds: Tensor
+    logits: Tensor
+
+
+class AlignZegAdapter(nn.Module):
+    """Trainable end of the proposal embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
+
+    With `query_fusion` the MLP reads the refined mask query `q` beside the frozen embedding `x̂`.
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.embed_dim = config.projection_dim
+        self.query_norm = nn.LayerNorm(config.hidden_size) if config.query_fusion else None
+        inputs = config.projection_dim + (config.hidden_size if config.query_fusion else 0)
+        self.mlp = AlignZegMLP(inputs, config.adapter_dim, config.projection_dim)
+
+    def inputs(self, embeds: Tensor, queries: Tensor) -> Tensor:
+        """Unit embeddings `(..., D)` and refined queries `(..., d)` to what [`forward`] reads, embeddings first."""
+        return embeds if self.query_norm is None else torch.cat([embeds, self.query_norm(queries)], -1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(..., D + d)`, or `(..., D)` without `query_fusion`, to unit embeddings `(..., D)`."""
+        return F.normalize(inputs[..., : self.embed_dim] + self.mlp(inputs), dim=-1)
+
+
+class AlignZegBackgroundPrototypes(nn.Module):
+    """Background diversity strategy (BDS): `logsumexp_k τ·cos(x, b_k)` over K learned prototypes."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        count = config.num_background_prototypes if config.background_diversity else 1
+        self.prototypes = nn.Parameter(torch.empty(count, config.projection_dim))
+
+    def forward(self, embeds: Tensor, scale: Tensor) -> Tensor:
+        """Unit embeddings `(..., D)` to background logits `(...)`."""
+        return (scale * embeds @ F.normalize(self.prototypes, dim=-1).T).logsumexp(-1)
+
+    def loss(self) -> Tensor:
+        """`L_reg`: mean over k ≠ l of `cos(b_k, b_l)²`; 0 for a single prototype."""
+        count = len(self.prototypes)
+        if count == 1:
+            return self.prototypes.new_zeros((), dtype=torch.float32)
+        unit = F.normalize(self.prototypes.float(), dim=-1)
+        similarity = unit @ unit.T
+        off_diagonal = similarity - torch.diag_embed(similarity.diagonal())
+        return off_diagonal.square().sum() / (count * (count - 1))
+
+
+class AlignZegFeatureExpansion(nn.Module):
+    """Feature expansion strategy (FES): Manifold Mixup of matched proposals of different classes,
+    `x̃ = λ·x_i + (1−λ)·x_j` with `λ` uniform, and what the mixtures are trained towards (`feature_expansion_target`)."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.embed_dim, self.target = config.projection_dim, config.feature_expansion_target
+
+    def mix(
+        self, inputs: Tensor, classes: Tensor, prototypes: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            inputs: `(M, D or D + d)`, what the adapter reads: frozen embeddings first.
+            classes: `int64 (M,)`.
+            prototypes: `(S, D)`.
+            generator: Source of partners and mixing weights; default torch's own.
+
+        Returns:
+            Mixed inputs `(V, D or D + d)`, their embeddings of unit length, and virtual prototypes `(V, D)`.
+        """
+        partner = torch.randperm(len(classes), generator=generator, device=classes.device)
+        mixing = torch.rand(len(classes), 1, generator=generator, device=classes.device).to(inputs.dtype)
+        pairs = (classes != classes[partner]).nonzero()[:, 0]
+        partner, mixing = partner[pairs], mixing[pairs]
+
+        def blend(values):
+            return mixing * values[pairs] + (1 - mixing) * values[partner]
+
+        embeds = F.normalize(blend(inputs[:, : self.embed_dim]), dim=-1)
+        virtual_prototypes = F.normalize(blend(prototypes[classes]), dim=-1)
+        return torch.cat([embeds, blend(inputs[:, self.embed_dim :])], -1), virtual_prototypes
+
+    def loss(
+        self,
+        virtual: Tensor,
+        frozen: Tensor,
+        virtual_prototypes: Tensor,
+        prototypes: Tensor,
+        background_logits: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """`L_vir`, the mean over all processes of
+
+        - `"frozen"`: `τ·(1 − cos(x̃, x̂))`, a virtual feature stays where the frozen tower has it;
+        - `"semantic"`: cross-entropy towards its own virtual prototype, among those of all virtual features, the seen
+          classes and the background;
+        - `"reserve"`: cross-entropy towards the background among the seen classes and the background.
+
+        Args:
+            virtual, frozen: `(V, D)` unit virtual features after and before the adapter.
+            virtual_prototypes: `(V, D)` unit virtual prototypes.
+            prototypes: `(S, D)` unit prototypes of the seen classes.
+            background_logits: `(V,)` of the virtual features.
+            scale: Temperature `τ`.
+        """
+        if self.target == "frozen":
+            return mean_over_processes(scale.float() * (1 - (virtual.float() * frozen.float()).sum(-1)))
+        logits = [scale * virtual @ prototypes.T, background_logits[:, None]]
+        target = torch.full((len(virtual),), len(prototypes), device=virtual.device)
+        if self.target == "semantic":
+            logits = [scale * virtual @ virtual_prototypes.T, *logits]
+            target = torch.arange(len(virtual), device=virtual.device)
+        return mean_over_processes(F.cross_entropy(torch.cat(logits, 1).float(), target, reduction="none"))
+
+
+class AlignZegProposalClassifier(nn.Module):
+    """GEPC: class and background logits of proposals, and the losses that train them."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.no_object_weight = config.no_object_weight
+        self.adapter = AlignZegAdapter(config)
+        self.background = AlignZegBackgroundPrototypes(config)
+        self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
+
+    def forward(self, frozen_embeds: Tensor, queries: Tensor, prototypes: Tensor, scale: Tensor) -> Classification:
+        """
+        Args:
+            frozen_embeds: `(B, N, D)`, from the recognizer.
+            queries: `(B, N, d)`, refined mask queries.
+            prototypes: `(C, D)`.
+            scale: Temperature `τ`.
+        """
+        inputs = self.adapter.inputs(frozen_embeds, queries)
+        embeds = self.adapter(inputs)
+        logits = torch.cat([scale * embeds @ prototypes.T, self.background(embeds, scale)[..., None]], -1)
+        return Classification(inputs, embeds, logits)
+
+    def loss(
+        self,
+        proposals: Classification,
+        masks: Tensor,
+        targets: SegmentationTargets,
+        match: ProposalMatch,
+        prototypes: Tensor,
+        scale: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`L_ce`, `L_vir` and `L_reg`; classes, logits and prototypes are those of the seen classes alone."""
+        loss_class = classification_loss(proposals.logits, masks, targets, match, self.no_object_weight)
+        loss_virtual = loss_class.new_zeros(())
+        if self.feature_expansion is not None:
+            inputs, classes = proposals.inputs[match.image, match.query], targets.classes[match.image, match.target]
+            mixed, virtual_prototypes = self.feature_expansion.mix(inputs, classes, prototypes, generator)
+            virtual = self.adapter(mixed)
+            loss_virtual = self.feature_expansion.loss(
+                virtual,
+                mixed[:, : self.adapter.embed_dim],
+                virtual_prototypes,
+                prototypes,
+                self.background(virtual, scale),
+                scale,
+            )
+        return loss_class, loss_virtual, self.background.loss()

@@ -1,0 +1,153 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Grids over padded batches, and the attention and MLP layers that all parts share.
+
+A batch of images of different sizes is padded at the bottom and right. `content (B, 2)` holds each image's own height and
+width in pixels; every step treats what lies outside as absent, so that padding never changes a result. `content=None` means
+that no grid has a cell without content, and nothing needs to be masked.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import eager_attention_forward
+
+from .configuration_alignzeg import AlignZegConfig
+
+
+class Grid(NamedTuple):
+    """Cells over a padded batch: `size` rows and columns, `stride` pixels per side of a cell."""
+
+    size: tuple[int, int]
+    stride: float = 1
+    content: Tensor | None = None
+
+    def cells(self) -> Tensor | None:
+        """Rows and columns of each image that hold content, `(B, 2)`; `None`: all of them."""
+        return None if self.content is None else torch.ceil(self.content / self.stride)
+
+    def mask(self) -> Tensor | None:
+        """Whether the cells hold content: `bool (B, h, w)`; `None`: all of them do."""
+        return None if self.content is None else content_mask(self.content, self.size, self.stride)
+
+    def key_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive attention mask `(B, 1, 1, h·w)` that hides the keys of cells without content."""
+        if self.content is None:
+            return None
+        mask = self.mask().flatten(1)
+        hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return hidden.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
+
+    def clear(self, values: Tensor) -> Tensor:
+        """`values (B, c, h, w)` with zeros where there is no content."""
+        return values if self.content is None else values * self.mask()[:, None].to(values.dtype)
+
+    def coarser(self, ratio: int) -> "Grid":
+        """The grid of blocks of `ratio x ratio` cells."""
+        return Grid(tuple(-(-side // ratio) for side in self.size), self.stride * ratio, self.content)
+
+
+def content_mask(content: Tensor, size: tuple[int, int], stride: float = 1) -> Tensor:
+    """Which of `size` cells begin inside the `content (B, 2)` pixels of their image: `bool (B, h, w)`."""
+    rows, columns = (torch.arange(cells, device=content.device) * stride for cells in size)
+    return (rows[None, :, None] < content[:, 0, None, None]) & (columns[None, None, :] < content[:, 1, None, None])
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(B, h·w, c)` to `(B, c, h, w)`."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def to_tokens(values: Tensor) -> Tensor:
+    """`(B, c, h, w)` to `(B, h·w, c)`."""
+    return values.flatten(2).transpose(1, 2)
+
+
+def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear") -> Tensor:
+    """`values (B or 1, c, h, w)` on `source` at the cells of `target`, content on content."""
+    if source.content is None and target.content is None:
+        if not torch.compiler.is_compiling() and values.shape[-2:] == tuple(target.size):
+            return values
+        return F.interpolate(values, size=target.size, mode=mode, align_corners=False)
+    full = [torch.tensor(grid.size, device=values.device)[None] for grid in (source, target)]
+    cells = [every if grid.content is None else grid.cells() for grid, every in zip((source, target), full)]
+    axes = []
+    for axis, length in enumerate(target.size):
+        position = (
+            (torch.arange(length, device=values.device) + 0.5) * cells[0][:, axis, None] / cells[1][:, axis, None]
+        )
+        if mode == "bilinear":  # the outermost content cell is repeated, as at the border of an unpadded grid
+            position = position.clamp(max=cells[0][:, axis, None] - 0.5)
+        axes.append(position * (2 / values.shape[-2 + axis]) - 1)
+    batch = max(axes[0].shape[0], axes[1].shape[0])
+    y, x = axes[0][:, :, None].expand(batch, *target.size), axes[1][:, None, :].expand(batch, *target.size)
+    grid = torch.stack([x, y], -1).to(values.dtype)
+    return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def pool_cells(values: Tensor, ratio: int, grid: Grid) -> Tensor:
+    """Means over the content of the `ratio x ratio` blocks of `values (B, c, h, w)` on `grid`."""
+    if grid.content is None:  # blocks that reach over the border are means of what lies inside
+        return F.avg_pool2d(values, ratio, ceil_mode=True)
+    weight = grid.mask()[:, None].to(values.dtype)
+    total, share = (F.avg_pool2d(states, ratio, ceil_mode=True) for states in (values * weight, weight))
+    return total / share.clamp(min=1 / ratio**2)
+
+
+def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
+    """`values (B, c, h, w)` with the last of `cells (B, 2)` rows and columns of content repeated over the padding."""
+    for axis in (0, 1):
+        index = torch.arange(values.shape[2 + axis], device=values.device).minimum(cells[:, axis, None] - 1)
+        index = index[:, None, :, None] if axis == 0 else index[:, None, None, :]
+        values = values.gather(2 + axis, index.expand_as(values))
+    return values
+
+
+def attend(module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs):
+    """Attention over heads `(B, heads, n, c)` through transformers' attention interface, with an additive mask."""
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
+    return function(module, queries, keys, values, mask, **kwargs)
+
+
+class AlignZegAttention(nn.Module):
+    """Multi-head attention of `queries` over `keys` and `values`."""
+
+    is_causal = False
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        def split(states):  # (B, n, d) -> (B, heads, n, head_dim)
+            return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+        heads = (split(self.q_proj(queries)), split(self.k_proj(keys)), split(self.v_proj(values)))
+        output, weights = attend(self, *heads, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs)
+        return self.out_proj(output.flatten(2)), weights
+
+
+class AlignZegMLP(nn.Module):
+    """`num_layers` linear layers with GELU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, num_layers: int = 2):
+        super().__init__()
+        widths = [inputs] + [hidden] * (num_layers - 1) + [outputs]
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
+        self.activation = ACT2FN["gelu"]
+
+    def forward(self, states: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            states = self.activation(layer(states))
+        return self.layers[-1](states)

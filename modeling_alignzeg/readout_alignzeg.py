@@ -1,0 +1,243 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The read-out: predictive bias correction, the sum over proposals, the resize to the image's own size and the argmax.
+
+The sum over proposals is linear in the masks, so a view of an image (all of it, or a window, perhaps mirrored) is a list of
+proposals with their own way from their mask grid to the pixels of the label map; a plain image is one view. Scores of all
+classes at full size are never held: label maps are made tile by tile, from the classes that can win there.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+# Tiles have at most this many output pixels and cells of the mask grid per side, and no step of a tile holds more than
+# WORKSPACE numbers (32 MiB). Small tiles leave few classes in the race, large ones launch fewer kernels, which is what
+# counts on a GPU.
+WORKSPACE = 2**23
+TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 16, "other": 32}
+LEADERS = 16  # classes of a tile that are scored before the others are ruled out
+
+
+class View(NamedTuple):
+    """The proposals of one view of an image, and where they lie.
+
+    Attributes:
+        probabilities: `(N, C)`, or `(N, C + 1)` with the background, see [`class_probabilities`].
+        masks: `(N, h, w)`, 0 to 1.
+        rows: `(H, h)`: interpolates the mask grid at the rows of the label map; 0 outside of the view.
+        columns: `(W, w)`, the same.
+    """
+
+    probabilities: Tensor
+    masks: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def class_probabilities(
+    class_queries_logits: Tensor,
+    unseen_logits: Tensor | None = None,
+    seen_class_mask: Tensor | None = None,
+    gamma: float = 0.0,
+    threshold: float = 0.5,
+) -> Tensor:
+    """What each proposal shows, after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
+
+    Where a proposal's probability of being unseen, `sigmoid(unseen_logits)`, exceeds `threshold`, the logits of its seen
+    classes are lowered by `gamma` before the softmax. `gamma=0`, a vocabulary without an unseen class, or a missing
+    `unseen_logits` or `seen_class_mask` leave the plain softmax, to the bit.
+
+    Args:
+        class_queries_logits: `(..., N, C + 1)`, scaled by the temperature; the background comes last.
+        unseen_logits: `(..., N)`.
+        seen_class_mask: `bool (C,)`, True for classes that were seen in training.
+        gamma: How much seen logits are lowered.
+        threshold: Between 0 and 1.
+
+    Returns:
+        `(..., N, C + 1)`, float32; the last axis sums to one.
+    """
+    logits = class_queries_logits.float()
+    if gamma != 0 and unseen_logits is not None and seen_class_mask is not None and not bool(seen_class_mask.all()):
+        lowered = torch.nn.functional.pad(seen_class_mask.to(logits) * gamma, (0, 1))
+        logits = logits - (unseen_logits.float().sigmoid() > threshold).to(logits)[..., None] * lowered
+    return logits.softmax(-1)
+
+
+def resize_matrix(
+    source: int,
+    target: int,
+    content: float | None = None,
+    window: tuple[int, int, int] | None = None,
+    is_flipped: bool = False,
+) -> Tensor:
+    """Bilinear interpolation along one axis as a matrix: `target_values = matrix @ source_values`.
+
+    Equal to `torch.nn.functional.interpolate(..., mode="bilinear", align_corners=False)` of the first `content`
+    samples; `content` may be a fraction, for images whose border falls inside a cell of the grid.
+
+    Args:
+        source: Length of the axis.
+        target: Wanted length.
+        content: How much of the axis, from its start, shows the image; all of it by default.
+        window: Start and length of the part of the image that the axis shows, and length of the whole image, in one unit.
+        is_flipped: Whether the axis shows it mirrored.
+
+    Returns:
+        `(target, source)`, float32, on the CPU; the weights of a row are not negative and sum to one, or are all zero
+        outside of the window.
+    """
+    content = float(source if content is None else min(max(content, 1e-6), source))
+    start, length, whole = window or (0, target, target)
+    positions = (torch.arange(target, dtype=torch.float64) + 0.5) * (whole / target) - start
+    inside = ((positions >= 0) & (positions < length)).nonzero()[:, 0]
+    positions = length - positions[inside] if is_flipped else positions[inside]
+    last = math.ceil(content) - 1
+    positions = (positions * (content / length) - 0.5).clamp(0, last)
+    lower = positions.floor()
+    weight = (positions - lower).float()
+    lower = lower.long()
+    matrix = torch.zeros(target, source)
+    matrix[inside, lower] = 1 - weight
+    matrix[inside, (lower + 1).clamp(max=last)] += weight
+    return matrix
+
+
+def image_view(outputs: Any, index: int, probabilities: Tensor, size: tuple[int, int] | None) -> View:
+    """One image of a batch as a view.
+
+    Args:
+        outputs: Of the model.
+        probabilities: `(N, C or C + 1)` of this image.
+        size: Height and width of the label map; `None`: those of the mask grid, padding included.
+
+    Raises:
+        ValueError: the outputs hold NaN, or `content_sizes` is not finite.
+    """
+    masks = outputs.masks_queries_logits[index].float().sigmoid()
+    if masks.isnan().any() or probabilities.isnan().any():
+        raise ValueError(f"`outputs` hold NaN for image {index}; try float32, or check the checkpoint.")
+    grid = masks.shape[-2:]
+    if size is None:
+        return View(probabilities, masks, *(torch.eye(length) for length in grid))
+    sizes = getattr(outputs, "content_sizes", None)
+    content = grid if sizes is None else sizes[index].tolist()
+    if not all(map(math.isfinite, content)):
+        raise ValueError(f"`outputs.content_sizes` is {content} for image {index}; expected cells of the mask grid.")
+    return View(probabilities, masks, *(resize_matrix(*axis) for axis in zip(grid, size, content)))
+
+
+def class_scores(view: View, penalty: Tensor) -> Tensor:
+    """Scores `(C, H, W)` of a view that covers the image, less `penalty (C,)`."""
+    scores = torch.einsum("qc,qhw->chw", view.probabilities, view.masks)
+    return view.rows.to(scores) @ scores @ view.columns.to(scores).T - penalty[:, None, None]
+
+
+def unseen_scores(view: View, unseen_logits: Tensor) -> Tensor:
+    """How unseen each pixel looks: `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with `u_n = σ(unseen_logits_n)`; `(H, W)`."""
+    unseen = torch.einsum("q,qhw->hw", unseen_logits.float().sigmoid(), view.masks)
+    unseen = unseen / view.masks.sum(0).clamp(min=1e-12)
+    return view.rows.to(unseen) @ unseen @ view.columns.to(unseen).T
+
+
+def segment_score(view: View, region: Tensor, label: int) -> float:
+    """How probable class `label` is for the proposals that cover `region`, `bool (H, W)`; from 0 to 1."""
+    # How much of the region each proposal covers, at full resolution: the adjoint of the masks' resize.
+    covered = torch.einsum(
+        "qhw,hw->q", view.masks, view.rows.T.to(view.masks) @ region.float() @ view.columns.to(view.masks)
+    )
+    return (view.probabilities[:, label] @ covered / covered.sum()).item()
+
+
+def label_map(views: list[View], penalty: Tensor | None = None) -> Tensor:
+    """The class with the greatest score at every pixel: the mean over the views that show it, less `penalty`.
+
+    Args:
+        views: Of one image; together they cover it.
+        penalty: `(C,)`, subtracted from the scores.
+
+    Returns:
+        `int64 (H, W)` on the device of the views.
+    """
+    device = views[0].masks.device
+    if penalty is None:
+        penalty = torch.zeros(views[0].probabilities.shape[1])
+    penalty = penalty.to(device)
+    height, width = len(views[0].rows), len(views[0].columns)
+    labels = torch.empty(height, width, dtype=torch.long, device=device)
+    tables = [view.probabilities.T.contiguous() for view in views]
+    for rows in _tiles([view.rows for view in views], device):
+        for columns in _tiles([view.columns for view in views], device):
+            labels[rows, columns] = _winners(list(_parts(views, tables, rows, columns)), penalty)
+    return labels
+
+
+def _tiles(matrices: list[Tensor], device: torch.device) -> Iterator[slice]:
+    """Cuts an axis of the label map into tiles that neither have too many pixels nor read too many cells of a view."""
+    kind = "cpu" if device.type == "cpu" else "other"
+    length, step = len(matrices[0]), TILE_PIXELS[kind]
+    for matrix in matrices:
+        cells = int(matrix.any(0).sum())
+        step = min(step, max(1, TILE_CELLS[kind] * int(matrix.any(1).sum()) // max(cells, 1)))
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+class _Part(NamedTuple):
+    """What a view contributes to a tile: probabilities `(C, N)`, cells `(N, h, w)`, rows `(H, h)`, columns `(W, w)`."""
+
+    probabilities: Tensor
+    cells: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def _parts(views: list[View], tables: list[Tensor], rows: slice, columns: slice) -> Iterator[_Part]:
+    for view, table in zip(views, tables):
+        matrices, cells = [], []
+        for matrix in (view.rows[rows], view.columns[columns]):
+            used = matrix.any(0).nonzero()[:, 0]
+            cells.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0))
+            matrices.append(matrix[:, cells[-1]].to(view.masks.device))
+        if all(matrix.numel() for matrix in matrices):
+            yield _Part(table, view.masks[:, cells[0], cells[1]], *matrices)
+
+
+def _winners(parts: list[_Part], penalty: Tensor) -> Tensor:
+    """The best class of each pixel of a tile, `(H, W)`.
+
+    The classes that are expected to win are scored first. What they reach is a floor: another class stays in the race only
+    if its bound for the whole tile reaches it. In a tile class c scores at most `Σ_n p(c|n)·max(mask_n)`.
+    """
+    upper = torch.stack([part.probabilities @ part.cells.amax((1, 2)) for part in parts]).amax(0) - penalty
+    expected = torch.stack([part.probabilities @ part.cells.mean((1, 2)) for part in parts]).mean(0) - penalty
+    coverage = sum(part.rows.sum(1)[:, None] * part.columns.sum(1) for part in parts) if len(parts) > 1 else None
+    largest = max(len(parts[0].rows) * len(parts[0].columns), *(part.cells[0].numel() for part in parts))
+    at_once = max(1, WORKSPACE // largest)
+
+    def race(classes: Tensor) -> tuple[Tensor, Tensor]:
+        total = 0.0
+        for part in parts:
+            scores = (part.probabilities[classes] @ part.cells.flatten(1)).unflatten(1, part.cells.shape[1:])
+            total = total + part.rows @ scores @ part.columns.T
+        values = (total if coverage is None else total / coverage) - penalty[classes, None, None]
+        best = values.amax(0)
+        order = torch.arange(len(classes), dtype=torch.int32, device=best.device)[:, None, None]
+        return best, classes[torch.where(values == best, order, len(classes) - 1).amin(0)]  # argmax, but faster
+
+    leaders = expected.topk(min(LEADERS, at_once, len(expected))).indices.sort().values  # the first of equals wins
+    best, labels = race(leaders)
+    floor = best.amin()
+    rounding = 1e-5 * (floor.abs() + 2 * penalty.abs().amax()) + torch.finfo(floor.dtype).tiny
+    others = upper >= floor - rounding
+    others[leaders] = False
+    for classes in others.nonzero()[:, 0].split(at_once):
+        if len(classes):
+            values, winners = race(classes)
+            better = (values > best) | ((values == best) & (winners < labels))
+            labels = torch.where(better, winners, labels)
+            best = torch.maximum(best, values)
+    return labels

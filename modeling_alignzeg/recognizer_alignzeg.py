@@ -1,0 +1,366 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The proposal recognizer: the frozen image tower, and how the embedding of a proposal is read from it.
+
+Every recognizer has the same interface: `levels` (hidden states that the side network may fuse), `hidden_states` (the
+tower's forward pass), `maps` (those hidden states as maps) and `forward` (proposal embeddings). To add a tower, write one
+more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, TimmWrapperModel
+
+from .checks_alignzeg import check_tensor
+from .configuration_alignzeg import AlignZegConfig
+from .layers_alignzeg import AlignZegMLP, Grid, attend, resample, to_map, to_tokens
+from .side_network_alignzeg import Level, Proposals
+
+
+class LibraryInitialization:
+    """A model outside of transformers whose weights are initialised like one inside.
+
+    For custom code, transformers passes over modules that hold no tensor of their own, because such code may write
+    tensors in place. AlignZeg's `_init_weights` never does, and the adapter and CLIP's attention and MLPs are such
+    modules.
+    """
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return False
+
+
+class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
+    """CLIP's vision tower. Its hidden states and attentions are not those that AlignZeg returns."""
+
+    _can_record_outputs = {}
+
+
+class AlignZegTimmModel(LibraryInitialization, TimmWrapperModel):
+    """A convolutional tower of timm."""
+
+    _can_record_outputs = {}
+
+
+class TowerStates(NamedTuple):
+    """What the image tower gave.
+
+    Attributes:
+        states: Hidden states by layer: `(B, 1 + P, Dv)` of a ViT, `(B, c, h, w)` of a convolutional tower.
+        grid: The tower's last grid.
+        keys_values: A ViT's keys and values `(B, 1 + P, Dv)` in the recognition layers that were run.
+    """
+
+    states: dict[int, Tensor]
+    grid: Grid
+    keys_values: dict[int, tuple[Tensor, Tensor]]
+
+
+class AlignZegVisualProjection(nn.Module):
+    """Features of the image tower into the joint space: linear, or linear plus MLP (`projection_hidden_dim`)."""
+
+    def __init__(self, config: AlignZegConfig, width: int):
+        super().__init__()
+        hidden = config.projection_hidden_dim
+        self.linear = nn.Linear(width, config.projection_dim, bias=hidden > 0)
+        self.mlp = AlignZegMLP(width, hidden, config.projection_dim) if hidden else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(..., Dv)` to unit embeddings `(..., D)`."""
+        embeds = self.linear(features)
+        return F.normalize(embeds if self.mlp is None else embeds + self.mlp(features), dim=-1)
+
+
+class ProposalRecognizer(nn.Module):
+    """Interface of recognizers. The tower and its projection are frozen and always in evaluation mode."""
+
+    levels: dict[int, Level]
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.config = config
+        # torch.compile takes numbers of a module as constants, those of a config as variables.
+        self.stride, self.input_scale = config.clip_stride, config.clip_input_scale
+
+    def frozen_parts(self) -> list[nn.Module]:
+        return [self.vision_model, self.visual_projection]
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for part in self.frozen_parts():  # batch norms keep their statistics
+            part.train(False)
+        return self
+
+    def grid(self, pixel_values: Tensor, content: Tensor | None) -> Grid:
+        """The tower's last grid for `pixel_values (B, 3, H, W)`."""
+        return Grid(tuple(side // self.stride for side in pixel_values.shape[-2:]), self.stride, content)
+
+    def scaled(self, pixel_values: Tensor, patch: int) -> Tensor:
+        """Pixels at the tower's own resolution, `patch` of them per side of a cell."""
+        if self.input_scale == 1:
+            return pixel_values
+        size = [side // self.stride * patch for side in pixel_values.shape[-2:]]
+        return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+
+    def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
+        """Runs the frozen tower on `pixel_values (B, 3, H, W)`, whose sides are multiples of `config.size_divisor`."""
+        raise NotImplementedError
+
+    def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
+        """Shapes of the hidden states for `pixel_values (B, 3, H, W)`, by layer."""
+        raise NotImplementedError
+
+    def maps(self, tower: TowerStates) -> dict[int, Tensor]:
+        """Hidden states as `(B, h, w, c)`, by layer."""
+        raise NotImplementedError
+
+    def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
+        """Unit embeddings of the proposals, `(B, N, D)`. Masks are read, never trained: they stay class-agnostic."""
+        raise NotImplementedError
+
+    def restore(self, states: dict[int, Tensor], pixel_values: Tensor, content: Tensor | None) -> TowerStates:
+        """Hidden states that [`hidden_states`] gave earlier for the same pixels.
+
+        Raises:
+            ValueError: they do not fit these `pixel_values`.
+        """
+        expected = self.expected_shapes(pixel_values)
+        if not isinstance(states, dict) or list(states) != list(expected):
+            came = list(states) if isinstance(states, dict) else f"a {type(states).__name__}"
+            raise ValueError(f"`clip_hidden_states` is {came}; expected a dict with the layers {list(expected)}.")
+        for layer, values in states.items():
+            check_tensor(f"clip_hidden_states[{layer}]", values, "floating-point numbers", pixel_values.device)
+            if values.shape != expected[layer]:
+                raise ValueError(
+                    f"`clip_hidden_states[{layer}]` has shape {tuple(values.shape)}; expected {expected[layer]} for these "
+                    "`pixel_values`."
+                )
+        states = {layer: values.to(pixel_values.dtype) for layer, values in states.items()}
+        return TowerStates(states, self.grid(pixel_values, content), {})
+
+
+# --- CLIP's ViT: shadow tokens ---------------------------------------------------------------------------------------
+
+
+class AlignZegAttentionBias(nn.Module):
+    """Where each proposal looks in CLIP's last layers, per CLIP head, on CLIP's grid: `MLP_q(Q) · MLP_a(F) + α·log σ(M)`.
+
+    The second term starts the search inside the proposal's own mask.
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.num_heads = config.vision_config.num_attention_heads
+        # Mask cells on a side of one of CLIP's patches. Where it is whole, pooling needs no size, which exports ask for.
+        whole = config.clip_stride % config.mask_stride == 0
+        self.cells = config.clip_stride // config.mask_stride if whole else None
+        width, channels = config.hidden_size, self.num_heads * config.attention_bias_dim
+        self.query_norm = nn.LayerNorm(width)
+        self.query_mlp = AlignZegMLP(width, width, channels)
+        self.feature_norm = nn.LayerNorm(width)
+        self.feature_mlp = AlignZegMLP(width, width, channels)
+        self.mask_scale = nn.Parameter(torch.empty(self.num_heads))
+
+    def forward(self, queries: Tensor, features: Tensor, masks: Tensor, grid: Grid) -> Tensor:
+        """Queries `(B, N, d)`, features at CLIP's patches `(B, P, d)`, mask logits `(B, N, h, w)` and CLIP's `grid` to a
+        bias `(B, heads, N, P)`."""
+
+        def split(states):
+            return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        queries = split(self.query_mlp(self.query_norm(queries)))
+        features = split(self.feature_mlp(self.feature_norm(features)))
+        bias = queries @ features.mT * queries.shape[-1] ** -0.5
+        if self.cells is not None:
+            inside = F.avg_pool2d(masks.detach(), self.cells)
+        else:
+            inside = F.adaptive_avg_pool2d(masks.detach(), grid.size)
+        bias = bias + self.mask_scale[:, None, None] * F.logsigmoid(inside).flatten(2)[:, None]
+        return bias if grid.content is None else bias + grid.key_mask(bias.dtype)
+
+
+def attend_in_layer(
+    layer: nn.Module, states: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, queries: int
+) -> Tensor:
+    """A frozen CLIP layer for `states (B, n, Dv)`, of which `normed` is the first norm, over projected `keys` and
+    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, queries, m)`. n may be 1 for `queries`
+    equal states."""
+    attention = layer.self_attn
+
+    def split(states):
+        return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+
+    heads = split(attention.q_proj(normed).expand(-1, queries, -1).contiguous()), split(keys), split(values)
+    output, _ = attend(attention, *heads, mask, scaling=attention.scale, dropout=0.0)
+    states = states + attention.out_proj(output.flatten(2))
+    return states + layer.mlp(layer.layer_norm2(states))
+
+
+def patch_layer(layer: nn.Module, states: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One frozen CLIP layer for CLS and patches, `(B, 1 + P, Dv)`, and its keys and values for [`shadow_layer`]."""
+    normed = layer.layer_norm1(states)
+    keys, values = layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
+    return attend_in_layer(layer, states, normed, keys, values, mask, states.shape[1]), (keys, values)
+
+
+def shadow_layer(
+    layer: nn.Module,
+    shadow: Tensor,
+    clip_state: Tensor,
+    bias: Tensor,
+    keys_values: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """One frozen CLIP layer for the shadow tokens only.
+
+    A shadow token attends to itself and, with `bias`, to the patches; nothing attends to it. The patches' own states
+    are an input: they do not depend on the shadow tokens and are computed once.
+
+    Args:
+        layer: A `CLIPEncoderLayer`.
+        shadow: `(B, N, Dv)`, or `(B, 1, Dv)` where all N are still equal, as before the first of these layers.
+        clip_state: `(B, 1 + P, Dv)`, the layer's input for CLS and patches.
+        bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token see itself alone.
+        keys_values: Those of CLS and patches, where [`patch_layer`] has computed them.
+    """
+    normed = layer.layer_norm1(shadow)
+    if keys_values is None:
+        patches = layer.layer_norm1(clip_state[:, 1:])
+        keys_values = layer.self_attn.k_proj(patches), layer.self_attn.v_proj(patches)
+    else:
+        keys_values = (states[:, 1:] for states in keys_values)
+    keys, values = (
+        torch.cat([states, projection(normed).expand(-1, bias.shape[2], -1)], 1)
+        for states, projection in zip(keys_values, (layer.self_attn.k_proj, layer.self_attn.v_proj))
+    )
+    return attend_in_layer(layer, shadow, normed, keys, values, bias, bias.shape[2])
+
+
+class ShadowTokenRecognizer(ProposalRecognizer):
+    """One copy of the CLS token per proposal goes through the last layers of CLIP's ViT (SAN, Xu et al. 2023)."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__(config)
+        vision = config.vision_config
+        self.vision_model = AlignZegVisionModel._from_config(vision)
+        self.visual_projection = AlignZegVisualProjection(config, vision.hidden_size)
+        self.attention_bias = AlignZegAttentionBias(config)
+        self.split = config.clip_split_layer
+        self.levels = {layer: Level(self.stride, vision.hidden_size) for layer in range(vision.num_hidden_layers)}
+        self.layers = sorted({*config.fusion_layers, *range(self.split, vision.num_hidden_layers)})
+
+    def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
+        # The last layer's patches are never computed: nothing reads them.
+        embeddings, grid = self.vision_model.embeddings, self.grid(pixel_values, content)
+        pixels = self.scaled(pixel_values, embeddings.patch_size).to(embeddings.patch_embedding.weight.dtype)
+        table = embeddings.position_embedding.weight
+        side = int(round((table.shape[0] - 1) ** 0.5))
+        position = resample(to_map(table[None, 1:], (side, side)), Grid((side, side)), grid, mode="bicubic")
+        tokens = to_tokens(embeddings.patch_embedding(pixels) + position)
+        first = (embeddings.class_embedding + table[0]).expand(len(tokens), 1, -1)
+        states = self.vision_model.pre_layrnorm(torch.cat([first, tokens], 1))
+        mask = grid.key_mask(states.dtype)
+        mask = None if mask is None else F.pad(mask, (1, 0))
+        kept, keys_values = {}, {}
+        for index, layer in enumerate(self.vision_model.encoder.layers):
+            if index in self.layers:
+                kept[index] = states
+            if index == self.layers[-1]:
+                break
+            if index < self.split:
+                states = layer(states, mask)
+            else:
+                states, keys_values[index] = patch_layer(layer, states, mask)
+        return TowerStates(kept, grid, keys_values)
+
+    def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
+        cells = math.prod(self.grid(pixel_values, None).size)
+        return dict.fromkeys(self.layers, (len(pixel_values), 1 + cells, self.config.vision_config.hidden_size))
+
+    def maps(self, tower: TowerStates) -> dict[int, Tensor]:
+        return {layer: states[:, 1:].unflatten(1, tower.grid.size) for layer, states in tower.states.items()}
+
+    def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
+        features = to_map(proposals.features, proposals.grid.size)
+        features = to_tokens(resample(features, proposals.grid, tower.grid))
+        bias = self.attention_bias(proposals.queries, features, proposals.masks, tower.grid)  # (B, heads, N, P)
+        number, dtype = proposals.queries.shape[1], proposals.queries.dtype
+        others = ~torch.eye(number, dtype=torch.bool, device=bias.device)
+        own = torch.zeros(number, number, dtype=dtype, device=bias.device).masked_fill(others, torch.finfo(dtype).min)
+        bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
+        shadow = tower.states[self.split][:, :1]
+        for index in range(self.split, len(self.vision_model.encoder.layers)):
+            layer = self.vision_model.encoder.layers[index]
+            shadow = shadow_layer(layer, shadow, tower.states[index], bias, tower.keys_values.get(index))
+        return self.visual_projection(self.vision_model.post_layernorm(shadow))
+
+
+# --- convolutional towers: mask pooling ------------------------------------------------------------------------------
+
+
+class MaskPoolingRecognizer(ProposalRecognizer):
+    """Means of a convolutional tower's last features over the proposals' masks (FC-CLIP, Yu et al. 2023).
+
+    A convolution cannot be told to leave padding out, so that images of different sizes in a batch run one by one.
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__(config)
+        self.vision_model = AlignZegTimmModel._from_config(config.vision_config)
+        tower = self.vision_model.timm_model
+        stages = [Level(stage["reduction"], stage["num_chs"]) for stage in tower.feature_info]
+        if stages[-1].stride != 32:
+            raise ValueError(
+                f"`vision_config` names {config.vision_config.architecture!r}, whose last stage has stride "
+                f"{stages[-1].stride}; expected a convolutional tower that ends at stride 32."
+            )
+        self.visual_projection = AlignZegVisualProjection(config, tower.num_features)
+        self.levels = {i: Level(round(s.stride / self.input_scale), s.width) for i, s in enumerate(stages)}
+        finer = {i for i, level in self.levels.items() if config.mask_stride <= level.stride < config.patch_size}
+        self.final = len(stages)  # after the stages: what the tower pools for classification
+        self.layers = sorted({*config.fusion_layers, *finer})
+
+    def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
+        grid = self.grid(pixel_values, content)
+        pixels = self.scaled(pixel_values, 32).to(self.vision_model.dtype)
+        if content is None or torch.compiler.is_compiling():
+            return TowerStates(self._run(pixels), grid, {})
+        divisor = self.config.size_divisor
+        kept = {layer: pixels.new_zeros(shape) for layer, shape in self.expected_shapes(pixel_values).items()}
+        for index, size in enumerate(content.tolist()):
+            size = [round(math.ceil(side / divisor) * divisor * self.input_scale) for side in size]
+            for layer, states in self._run(pixels[index : index + 1, :, : size[0], : size[1]]).items():
+                kept[layer][index, :, : states.shape[2], : states.shape[3]] = states[0]
+        return TowerStates(kept, grid, {})
+
+    def _run(self, pixels: Tensor) -> dict[int, Tensor]:
+        tower = self.vision_model.timm_model
+        final, stages = tower.forward_intermediates(
+            pixels.contiguous(memory_format=torch.channels_last), indices=self.layers
+        )
+        return {**dict(zip(self.layers, stages)), self.final: final}
+
+    def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
+        final = Level(self.stride, self.vision_model.timm_model.num_features)
+        levels = {**{layer: self.levels[layer] for layer in self.layers}, self.final: final}
+        batch, sides = len(pixel_values), pixel_values.shape[-2:]
+        return {i: (batch, level.width, *(side // level.stride for side in sides)) for i, level in levels.items()}
+
+    def maps(self, tower: TowerStates) -> dict[int, Tensor]:
+        return {layer: tower.states[layer].permute(0, 2, 3, 1) for layer in self.layers}
+
+    def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
+        features = tower.states[self.final]
+        inside = proposals.masks.detach().float().sigmoid()
+        # The pixels that a proposal claims; where it claims none, all that it leans to.
+        inside = F.adaptive_avg_pool2d(inside * (inside > 0.5) + 1e-4 * inside, tower.grid.size)
+        inside = tower.grid.clear(inside).flatten(2).to(features.dtype)  # (B, N, P)
+        weights = inside / inside.sum(-1, keepdim=True).clamp(min=torch.finfo(inside.dtype).tiny)
+        pooled = weights @ to_tokens(features)  # (B, N, Dv)
+        normed = self.vision_model.timm_model.forward_head(pooled.flatten(0, 1)[..., None, None], pre_logits=True)
+        return self.visual_projection(normed.unflatten(0, pooled.shape[:2]))
+
+
+RECOGNIZERS = {"clip_vision_model": ShadowTokenRecognizer, "timm_wrapper": MaskPoolingRecognizer}

@@ -1,0 +1,92 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Class names into text prototypes: the frozen text tower."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from .checks_alignzeg import check_tensor
+from .configuration_alignzeg import AlignZegConfig
+from .processing_alignzeg import check_class_names, get_templates
+
+
+PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
+
+
+class AlignZegTextEncoder(nn.Module):
+    """CLIP's text tower and projection."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.config = config
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,
+        normalized before and after.
+
+        Raises:
+            ValueError: they are not integers of such a shape, or `attention_mask` has another one.
+        """
+        device = self.text_projection.weight.device
+        check_tensor("input_ids", input_ids, "whole numbers", device, PROCESSOR_HINT)
+        if input_ids.ndim not in (2, 3) or 0 in input_ids.shape:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}; expected (classes, length) or (classes, templates, "
+                f"length) with no empty axis. {PROCESSOR_HINT}"
+            )
+        prompts, mask = input_ids.reshape(-1, input_ids.shape[-1]), None
+        if attention_mask is not None:
+            check_tensor("attention_mask", attention_mask, "real numbers", device, PROCESSOR_HINT)
+            if attention_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"`attention_mask` has shape {tuple(attention_mask.shape)}; expected that of `input_ids`, "
+                    f"{tuple(input_ids.shape)}. {PROCESSOR_HINT}"
+                )
+            mask = attention_mask.reshape(prompts.shape)
+        pooled = self.text_model(input_ids=prompts, attention_mask=mask).pooler_output
+        embeds = F.normalize(self.text_projection(pooled), dim=-1)
+        return F.normalize(embeds.unflatten(0, (input_ids.shape[0], -1)).mean(1), dim=-1)
+
+    def prototypes(
+        self, processor, class_names: list[str], template_set: str | list[str] | None = None, batch_size: int = 256
+    ) -> Tensor:
+        """See [`AlignZegModel.get_text_prototypes`]."""
+        class_names = check_class_names(class_names)
+        templates = get_templates(self.config.template_set if template_set is None else template_set)
+        weights = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
+        key = (tuple(class_names), templates, weights)
+        if key not in self._cache:
+            ids, mask = self._tokenize(processor, class_names, templates)
+            rows = max(1, batch_size // len(templates))
+            with torch.inference_mode(False):  # what is returned may meet a training step
+                self._cache[key] = torch.cat([self(*part) for part in zip(ids.split(rows), mask.split(rows))])
+            while len(self._cache) > 16:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        with torch.inference_mode(False):
+            return self._cache[key].clone()
+
+    def _tokenize(self, processor, class_names: list[str], templates: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        if not hasattr(processor, "encode_class_names"):
+            raise ValueError(
+                f"`processor` is a {type(processor).__name__}; expected the AlignZegProcessor of the checkpoint, as from "
+                "AutoProcessor.from_pretrained."
+            )
+        encoded = processor.encode_class_names(class_names, template_set=templates)
+        known, size = len(processor.tokenizer), self.config.text_config.vocab_size
+        # There are text towers with a few unused rows, and tokenizers with added tokens.
+        if 2 * known < size or encoded["input_ids"].max() >= size:
+            raise ValueError(
+                f"The tokenizer of `processor` has {known} tokens and the text tower {size}: tokenizer.json is missing in "
+                "the checkpoint or belongs to another one. Load the processor from the model's folder, or copy the file "
+                "there from the CLIP that the checkpoint was made of."
+            )
+        device = self.text_projection.weight.device
+        return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
