@@ -22,11 +22,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from zeroshot.ablation import ROWS, TRAININGS, run_cell, summarize
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
+from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
 from zeroshot.files import atomic_write_text
 
 

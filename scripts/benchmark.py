@@ -23,17 +23,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 from PIL import Image
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
-from zeroshot.data import SegmentationDataset, load_benchmark
-from zeroshot.evaluation import library_versions
-from zeroshot.files import atomic_write_text
-from zeroshot.speed import (
+from zeroshot.data.benchmarks import load_benchmark
+from zeroshot.data.dataset import SegmentationDataset
+from zeroshot.data.splits import load_split
+from zeroshot.data.transforms import Collator, TrainTransform
+from zeroshot.evaluation.evaluator import library_versions
+from zeroshot.evaluation.speed import (
     CONTESTANTS,
     TOWERS,
     build_alignzeg,
@@ -48,9 +47,8 @@ from zeroshot.speed import (
     sample_pixels,
     synchronize,
 )
-from zeroshot.splits import load_split
-from zeroshot.training import parameter_groups
-from zeroshot.transforms import Collator, TrainTransform
+from zeroshot.files import atomic_write_text
+from zeroshot.training.setup import parameter_groups
 
 
 ROOT = Path(__file__).resolve().parent.parent

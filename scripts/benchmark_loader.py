@@ -15,18 +15,14 @@ import math
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
 from zeroshot.files import atomic_write_text, check_output
 from zeroshot.settings import load_settings, take_option
-from zeroshot.training import Trainer
+from zeroshot.training.trainer import Trainer
 
 
 def measure(trainer: Trainer, batches: int) -> dict[str, Any]:

@@ -21,15 +21,12 @@ import json
 import sys
 from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from zeroshot.calibration import calibrate, indicator_auc, store_correction
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
+from zeroshot.data.benchmarks import open_part
+from zeroshot.evaluation.calibration import calibrate, indicator_auc, store_correction
 from zeroshot.files import atomic_write_text, check_output
 from zeroshot.settings import load_settings, take_option
-from zeroshot.training import open_part
 
 
 def main() -> None:

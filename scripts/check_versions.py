@@ -34,7 +34,7 @@ CORE = (
         "remote_code",
         "pipelines",
     ),
-    *("settings", "splits", "data", "transforms", "metric", "checkpointing", "scripts"),
+    *("settings", "splits", "data", "transforms", "metric", "checkpoint_store", "scripts"),
 )
 NEEDED_BY_CORE = ("pytest", "hypothesis", "scikit-learn")
 

@@ -13,19 +13,14 @@ Trainable parts are initialised from --seed; --config takes overrides of AlignZe
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
+from zeroshot.cli import run_command, whole_number
 from zeroshot.clip_conversion import load_clip
-from zeroshot.command import run_command, whole_number
-from zeroshot.reading import parse_yaml, shown
+from zeroshot.data.splits import load_split
+from zeroshot.files import parse_yaml, shown
 from zeroshot.settings import load_settings
-from zeroshot.splits import load_split
 
 
 def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:

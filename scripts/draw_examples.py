@@ -15,22 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 from PIL import Image
 
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command, whole_number
+from zeroshot.cli import run_command, whole_number
+from zeroshot.data.scenes import CLASSES, IGNORE_INDEX, Scene, draw_scene
+from zeroshot.data.splits import load_split
 from zeroshot.files import atomic_file, atomic_write_text, check_output
-from zeroshot.scenes import CLASSES, IGNORE_INDEX, Scene, draw_scene
-from zeroshot.splits import load_split
 
 
 OUTPUT = Path(__file__).resolve().parent.parent / "app" / "examples"

@@ -8,11 +8,7 @@ python scripts/draw_overview.py --model .
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -20,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from modeling_alignzeg import class_colors, draw_unseen_map
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
+from zeroshot.data.scenes import CLASSES, draw_scene
+from zeroshot.data.splits import load_split
 from zeroshot.files import atomic_file, check_output
-from zeroshot.scenes import CLASSES, draw_scene
-from zeroshot.splits import load_split
 
 
 SIDE, GAP, HEADER = 256, 10, 34

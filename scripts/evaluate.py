@@ -13,25 +13,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from zeroshot.augmentation import Augmentation
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command, whole_number
-from zeroshot.data import SegmentationDataset
-from zeroshot.evaluation import Readout, evaluate_model, format_scores, library_versions, without_nan
+from zeroshot.cli import run_command, whole_number
+from zeroshot.data.benchmarks import open_part
+from zeroshot.data.dataset import SegmentationDataset, check_dataset
+from zeroshot.data.splits import load_split, split_by_training_names
+from zeroshot.evaluation.evaluator import (
+    Readout,
+    evaluate_model,
+    evaluation_batches,
+    format_scores,
+    library_versions,
+    without_nan,
+)
+from zeroshot.evaluation.test_time_augmentation import Augmentation
 from zeroshot.files import atomic_write_text, check_output
 from zeroshot.launching import start_processes
 from zeroshot.settings import DataSettings
-from zeroshot.splits import load_split, split_by_training_names
-from zeroshot.training import check_dataset, evaluation_batches, open_part
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,12 +17,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
@@ -31,7 +27,7 @@ from torch import Tensor, nn
 from modeling_alignzeg import AlignZegModel
 from modeling_alignzeg.processing_alignzeg import check_class_names
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
 from zeroshot.files import atomic_file, check_output
 
 

@@ -10,15 +10,13 @@ Its weights, config, processor and tokenizer are copied to the root of the repos
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from zeroshot.checkpoints import install_as_root
+from zeroshot.cli import run_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from zeroshot.checkpoints import install_as_root
-from zeroshot.command import run_command
 
 
 def main() -> None:

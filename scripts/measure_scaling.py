@@ -22,20 +22,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel
-from zeroshot.bulk import BulkSettings, Predictor, Shard, Vocabulary, write_shard
-from zeroshot.evaluation import library_versions
+from zeroshot.data.images import label_picture
+from zeroshot.data.scenes import draw_scene
+from zeroshot.evaluation.bulk import BulkSettings, Predictor, Shard, Vocabulary, write_shard
+from zeroshot.evaluation.evaluator import library_versions
 from zeroshot.files import atomic_write_text
-from zeroshot.images import label_picture
-from zeroshot.scenes import draw_scene
 
 
 SIZE = (640, 480)  # width and height

@@ -11,9 +11,9 @@ A file that is no image is reported and skipped; the exit status is then 1.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
 
-segments a whole data set on all processes and machines of the launch, into parquet shards or folders of PNG files; see
-`zeroshot.bulk`. Killed, it goes on where it was when the same command runs again. A broken image is reported, gets a
-row with its error and no label map, and makes the exit status 1 at the end.
+segments a whole dataset on all processes and machines of the launch, into Parquet shards or folders of PNG files (see
+`zeroshot.evaluation.bulk`). Interrupted, it resumes when the same command is run again. A broken image is reported and
+gets a row with its error and no label map; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -25,20 +25,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor, draw_overlay, draw_unseen_map
 from modeling_alignzeg.processing_alignzeg import check_class_names
-from zeroshot.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
 from zeroshot.checkpoints import load_checkpoint
-from zeroshot.command import run_command, whole_number
-from zeroshot.evaluation import check_correction
+from zeroshot.cli import run_command, whole_number
+from zeroshot.data.images import label_picture, open_image
+from zeroshot.evaluation.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
+from zeroshot.evaluation.evaluator import check_correction
 from zeroshot.files import atomic_file, atomic_write_text, check_output
-from zeroshot.images import label_picture, open_image
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}

@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import platform
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, HfArgumentParser, set_seed
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository's root, when it is not installed
-
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
-from zeroshot.scenes import CLASSES, SCENE_SIZE, STUFF, draw_scene, draw_single
+from zeroshot.data.scenes import CLASSES, SCENE_SIZE, STUFF, draw_scene, draw_single
 
 
 @dataclass

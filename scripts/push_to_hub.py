@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
-
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from zeroshot.checkpoints import CODE_FOLDER, REFERENCES, TOKENIZER, WEIGHTS, check_weights, read_object
-from zeroshot.command import run_command
-from zeroshot.reading import read_text
+from zeroshot.cli import run_command
+from zeroshot.files import read_text
+
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 Files = dict[str, bytes | Path]

@@ -25,8 +25,7 @@ def run(title: str, *command: str) -> None:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
-    from zeroshot.scenes import export_scenes
+    from zeroshot.data.scenes import export_scenes
 
     python, started = sys.executable, time.time()
     run(

@@ -18,15 +18,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from zeroshot.checkpoints import install_as_root
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
 from zeroshot.files import atomic_write_text
 
 
+ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")
 RUNS = {
     "zero-shot": ("runs/embedded", []),

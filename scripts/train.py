@@ -9,17 +9,13 @@ and ends with the weights of an uninterrupted training. SIGTERM and Ctrl-C write
 """
 
 import sys
-from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from safetensors import SafetensorError
 
-from zeroshot.checkpointing import CheckpointError, explain
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
 from zeroshot.settings import load_settings
-from zeroshot.training import Trainer
+from zeroshot.training.checkpoint_store import CheckpointError, explain
+from zeroshot.training.trainer import Trainer
 
 
 def main() -> None:

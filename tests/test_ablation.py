@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zeroshot.ablation import PENALTIES, ROWS, SCORES, TRAININGS, summarize
+from zeroshot.evaluation.ablation import PENALTIES, ROWS, SCORES, TRAININGS, summarize
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,7 +27,7 @@ from PIL import Image
 from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from zeroshot.scenes import draw_scene
+from zeroshot.data.scenes import draw_scene
 
 
 gradio_client = pytest.importorskip("gradio_client", reason="the demo needs gradio")

@@ -23,7 +23,7 @@ from tiny import tiny_checkpoint, tiny_tokenizer
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.checkpoints import save_checkpoint
-from zeroshot.scenes import draw_scene
+from zeroshot.data.scenes import draw_scene
 
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

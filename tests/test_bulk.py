@@ -27,8 +27,8 @@ from PIL import Image
 from test_processes import ENVIRONMENT, PRESET, launch
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from zeroshot import bulk
-from zeroshot.bulk import BulkSettings, _shards
+from zeroshot.evaluation import bulk
+from zeroshot.evaluation.bulk import BulkSettings, _shards
 
 
 BROKEN = 5  # position of a file that is no image

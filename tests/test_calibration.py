@@ -10,11 +10,21 @@ from sklearn.metrics import roc_auc_score
 from tiny import tiny_checkpoint
 
 from modeling_alignzeg import AlignZegProcessor
-from zeroshot import calibration, data, training
-from zeroshot.calibration import GAMMAS, THRESHOLDS, calibrate, proposal_indicator, roc_auc, store_correction
-from zeroshot.data import SegmentationDataset
+from zeroshot.data import dataset
+from zeroshot.data.benchmarks import open_part
+from zeroshot.data.dataset import SegmentationDataset
+from zeroshot.data.splits import load_split
+from zeroshot.evaluation import calibration
+from zeroshot.evaluation.calibration import (
+    GAMMAS,
+    THRESHOLDS,
+    calibrate,
+    proposal_indicator,
+    roc_auc,
+    store_correction,
+)
 from zeroshot.settings import Settings, load_settings
-from zeroshot.splits import load_split
+from zeroshot.training.trainer import Trainer
 
 
 SPLIT = load_split("embedded_scenes")
@@ -71,7 +81,7 @@ def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pyt
         assert {classes[i] for i in found if i != SPLIT.ignore_index} <= set(SPLIT.seen)
 
     unseen = np.array(SPLIT.unseen_ids)
-    read = data._label_array
+    read = dataset._label_array
 
     def paint(ids):
         def repainted(value):
@@ -79,7 +89,7 @@ def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pyt
             label[np.isin(label, ids)] = ids[-1]
             return label
 
-        monkeypatch.setattr(data, "_label_array", repainted)
+        monkeypatch.setattr(dataset, "_label_array", repainted)
 
     paint(unseen)
     calibrate(settings)
@@ -116,8 +126,8 @@ def test_roc_auc_is_that_of_sklearn() -> None:
 
 
 def test_the_indicator_is_asked_about_the_best_query_of_each_class(settings: Settings) -> None:
-    trainer = training.Trainer(settings)
-    part = SegmentationDataset(training.open_part(settings.data, "validation", 3), SPLIT, training=False)
+    trainer = Trainer(settings)
+    part = SegmentationDataset(open_part(settings.data, "validation", 3), SPLIT, training=False)
     scores, truth = proposal_indicator(trainer.model.eval(), trainer.processor, part, SPLIT)
     present = [np.unique(np.asarray(part[i]["label"])) for i in range(3)]
     expected = [c in SPLIT.unseen_ids for classes in present for c in classes if c != SPLIT.ignore_index]

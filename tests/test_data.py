@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from zeroshot.data import SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
-from zeroshot.scenes import draw_scene
-from zeroshot.splits import SPLITS_FOLDER, SegmentationSplit, load_split
-from zeroshot.transforms import TrainTransform
+from zeroshot.data.benchmarks import load_benchmark
+from zeroshot.data.dataset import SegmentationDataset, raise_for_problems, validate_dataset
+from zeroshot.data.scenes import draw_scene
+from zeroshot.data.splits import SPLITS_FOLDER, SegmentationSplit, load_split
+from zeroshot.data.transforms import TrainTransform
 
 
 def voc_palette():

@@ -32,8 +32,8 @@ from demo_server import serve_demo
 from huggingface_hub import ModelCard, SpaceCard
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from zeroshot.data.splits import load_split
 from zeroshot.settings import load_settings
-from zeroshot.splits import load_split
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,7 +169,7 @@ def check_command(words: list[str]) -> bool:
         return True
     scripts = [word for word in words if re.fullmatch(r"(\./)?(scripts|app)/[\w/]+\.py", word)]
     for word in words:
-        if re.match(r"(scripts|app|docs|tests|modeling_alignzeg)/", word):
+        if re.match(r"(scripts|app|docs|tests|modeling_alignzeg|zeroshot)/", word):
             assert (ROOT / word).exists(), f"{word} does not exist"
     if not scripts:
         return False
@@ -206,7 +206,7 @@ def test_links_paths_and_commands_in_the_text_exist(name: str) -> None:
         words = shlex.split(code) if code.startswith(("python ", "make ")) else []
         if words:
             check_command(words)
-        elif re.fullmatch(r"(scripts|app|docs|tests|modeling_alignzeg)/[\w/.-]*", code):
+        elif re.fullmatch(r"(scripts|app|docs|tests|modeling_alignzeg|zeroshot)/[\w/.-]*", code):
             assert (ROOT / code).exists(), f"{name} names {code}"
 
 

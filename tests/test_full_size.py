@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from test_data import voc_palette, write_list
 from test_processes import ENVIRONMENT
 
-from zeroshot.scenes import draw_scene
+from zeroshot.data.scenes import draw_scene
 
 
 GIB = 2**20  # of the kilobytes in which Linux counts

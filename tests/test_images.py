@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zeroshot.images import MAX_PIXELS, open_image
+from zeroshot.data.images import MAX_PIXELS, open_image
 
 
 def claim(path: Path, width: int, height: int) -> Path:

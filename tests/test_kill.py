@@ -121,7 +121,7 @@ class Lab:
         self.folder = folder
         os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "scripts", ROOT / "tests")))
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["zeroshot.training", "tiny"])
+        self.context.set_forkserver_preload(["zeroshot.training.trainer", "tiny"])
         self.start_checkpoint = tiny.tiny_checkpoint(folder / "start")
         self.wholes: dict[str, dict[str, object]] = {}
         self.seconds: dict[str, float] = {}

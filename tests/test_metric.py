@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zeroshot.scoring import confusion_matrix, scores_from_confusion
+from zeroshot.metrics.hiou.scoring import confusion_matrix, scores_from_confusion
 
 
-MODULE = Path(__file__).resolve().parent.parent / "scripts" / "metrics" / "hiou"
+MODULE = Path(__file__).resolve().parent.parent / "zeroshot" / "metrics" / "hiou"
 
 
 def slow_scores(predictions, references, num_classes, unseen_ids, ignore_index):

@@ -21,10 +21,10 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from modeling_alignzeg import modeling_alignzeg
-from zeroshot.scenes import CLASSES, scenes_dataset
+from zeroshot.data.scenes import CLASSES, scenes_dataset
+from zeroshot.data.splits import load_split
 from zeroshot.settings import load_settings
-from zeroshot.splits import load_split
-from zeroshot.training import Trainer
+from zeroshot.training.trainer import Trainer
 
 
 SETTINGS = {

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from modeling_alignzeg import class_colors
-from zeroshot import scenes
-from zeroshot.scenes import (
+from zeroshot.data import scenes
+from zeroshot.data.scenes import (
     CLASSES,
     COLORS,
     IGNORE_INDEX,
@@ -29,7 +29,7 @@ from zeroshot.scenes import (
     export_scenes,
     scenes_dataset,
 )
-from zeroshot.splits import load_split
+from zeroshot.data.splits import load_split
 
 
 def digest(seed: int, split: str, index: int, size: int = SCENE_SIZE) -> str:

@@ -20,8 +20,8 @@ from PIL import Image
 from predict import output_stems
 from safetensors.torch import load_file
 
-from zeroshot.checkpointing import CheckpointError
-from zeroshot.command import run_command
+from zeroshot.cli import run_command
+from zeroshot.training.checkpoint_store import CheckpointError
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,9 +108,8 @@ def test_a_killed_training_resumes_to_the_same_weights(run: Path):
 
 def test_relabelling_unseen_pixels_changes_no_loss(run: Path, tmp_path: Path):
     """Unseen pixels given other unseen ids: the losses of every step are the same numbers."""
-    sys.path.append(str(ROOT / "scripts"))
-    from zeroshot.scenes import CLASSES, scenes_dataset
-    from zeroshot.splits import load_split
+    from zeroshot.data.scenes import CLASSES, scenes_dataset
+    from zeroshot.data.splits import load_split
 
     split = load_split("embedded_scenes")
     turned = dict(zip(split.unseen_ids, split.unseen_ids[1:] + split.unseen_ids[:1]))

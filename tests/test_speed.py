@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from zeroshot.speed import Timing, giga_macs, interleaved
+from zeroshot.evaluation.speed import Timing, giga_macs, interleaved
 
 
 def test_multiply_adds_of_known_layers() -> None:

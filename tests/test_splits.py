@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zeroshot.scenes import CLASSES, COLORS, PATTERNS, STUFF
-from zeroshot.splits import SHIPPED_SPLITS, SPLITS_FOLDER, SegmentationSplit, load_split, split_by_training_names
+from zeroshot.data.scenes import CLASSES, COLORS, PATTERNS, STUFF
+from zeroshot.data.splits import SHIPPED_SPLITS, SPLITS_FOLDER, SegmentationSplit, load_split, split_by_training_names
 
 
 SIZES = {  # seen and unseen classes of the protocols

@@ -13,9 +13,10 @@ from tiny import TOWER, picture, tiny_checkpoint, tiny_config, tiny_model, tiny_
 from transformers import AutoModel, AutoProcessor, Trainer, TrainerCallback, TrainingArguments
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from zeroshot.data import SegmentationDataset, load_benchmark
-from zeroshot.splits import load_split
-from zeroshot.transforms import Collator, TrainTransform
+from zeroshot.data.benchmarks import load_benchmark
+from zeroshot.data.dataset import SegmentationDataset
+from zeroshot.data.splits import load_split
+from zeroshot.data.transforms import Collator, TrainTransform
 
 
 SPLIT = load_split("embedded_scenes")

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zeroshot import transforms
-from zeroshot.training import build_transform
-from zeroshot.transforms import Collator, TrainTransform, jitter_colors, normalize_image, to_masks
+from zeroshot.data import transforms
+from zeroshot.data.transforms import Collator, TrainTransform, jitter_colors, normalize_image, to_masks
+from zeroshot.training.setup import build_transform
 
 
 def generator(seed=0):

@@ -22,8 +22,9 @@ from conftest import ROOT
 from PIL import Image
 from test_processes import launch
 
-from zeroshot.data import SegmentationDataset, load_benchmark, validate_dataset
-from zeroshot.splits import load_split
+from zeroshot.data.benchmarks import load_benchmark
+from zeroshot.data.dataset import SegmentationDataset, validate_dataset
+from zeroshot.data.splits import load_split
 
 
 SIZE = (37, 53)  # rows and columns

@@ -1,13 +1,57 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Files and folders that are never half written: they are written beside their place and renamed when complete."""
+"""Reading user-supplied text files, and writing files and folders atomically.
+
+What is written appears beside its place and is renamed when complete, so nothing is ever half written.
+"""
 
 from __future__ import annotations
 
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 120, 120
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 10
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value for a message, cut short: a few lines of YAML can stand for gigabytes."""
+    return _REPR.repr(value)
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file.
+
+    Raises:
+        ValueError: It cannot be read, or is no UTF-8 text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def parse_yaml(text: str, source: str | Path) -> Any:
+    """YAML that came from `source`, a file or an option.
+
+    Raises:
+        ValueError: It is no YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates that do not exist
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{source} is not valid YAML: {reason}") from error
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

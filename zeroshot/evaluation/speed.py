@@ -34,7 +34,7 @@ from transformers import (
 
 from modeling_alignzeg import AlignZegConfig, AlignZegModel
 
-from .scenes import draw_scene
+from ..data.scenes import draw_scene
 
 
 TOWERS = {

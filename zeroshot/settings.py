@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from .reading import parse_yaml, read_text, shown
+from .files import parse_yaml, read_text, shown
 
 
 @dataclass
@@ -43,7 +43,7 @@ class DataSettings:
     """What to train on.
 
     Attributes:
-        dataset: A name known to `zeroshot.data.load_benchmark`, a hub id or a local folder.
+        dataset: A name known to `zeroshot.data.benchmarks.load_benchmark`, a hub id or a local folder.
         root: Folder of a named benchmark's files.
         split: Name of a split or a YAML with classes and unseen classes; default: that of `dataset`.
         train_part, validation_part: Parts of the dataset.
@@ -52,7 +52,7 @@ class DataSettings:
         label_folder: Folder of label files, where a benchmark has several.
         context_459_ids: PASCAL Context's label files hold the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
-        transform: Arguments of `zeroshot.transforms.TrainTransform`.
+        transform: Arguments of `zeroshot.data.transforms.TrainTransform`.
         in_memory: Decode the training images once and keep them.
         cache_clip_features: Compute the frozen CLIP's features of every training image once and keep them in memory.
             Exact, and only possible where the transform never changes an image.

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.benchmarks import open_part
+from ..data.dataset import SegmentationDataset
+from ..files import atomic_write_text
+from ..settings import load_settings
+from ..training.trainer import Trainer
 from .calibration import GAMMAS, THRESHOLDS, proposal_indicator, roc_auc
-from .data import SegmentationDataset
-from .evaluation import Readout, evaluate_model, library_versions
-from .files import atomic_write_text
-from .settings import load_settings
-from .training import Trainer, evaluation_batches, open_part
+from .evaluator import Readout, evaluate_model, evaluation_batches, library_versions
 
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2)

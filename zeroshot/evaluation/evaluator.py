@@ -14,11 +14,12 @@ import transformers
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput, AlignZegProcessor
 
-from .augmentation import Augmentation, View, label_map
-from .scoring import confusion_matrix, scores_from_confusion
-from .splits import SegmentationSplit
+from ..data.dataset import SegmentationDataset
+from ..data.splits import SegmentationSplit
+from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
+from .test_time_augmentation import Augmentation, View, label_map
 
 
 def check_correction(gamma: float | None, threshold: float | None) -> None:
@@ -96,6 +97,39 @@ class Evaluator:
             total = accelerator.reduce(matrix, reduction="sum") if accelerator is not None else matrix
             results[name] = scores_from_confusion(total.cpu(), self.split.unseen_ids, self.split.classes)
         return results
+
+
+def evaluation_batches(
+    dataset: SegmentationDataset,
+    processor: AlignZegProcessor,
+    batch_size: int,
+    accelerator=None,
+    shortest_edge: int | None = None,
+):
+    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share.
+
+    `shortest_edge` takes the place of the image processor's size.
+    """
+    resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+
+    def flush(samples):
+        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt", **resize)
+        return {
+            **inputs,
+            "labels": [torch.from_numpy(s["label"]) for s in samples],
+            "names": [s["name"] for s in samples],
+        }
+
+    waiting: list[dict[str, Any]] = []
+    for index in range(rank, len(dataset), world):
+        sample = dataset[index]
+        if waiting and (len(waiting) == batch_size or waiting[0]["image"].shape != sample["image"].shape):
+            yield flush(waiting)
+            waiting = []
+        waiting.append(sample)
+    if waiting:
+        yield flush(waiting)
 
 
 @torch.no_grad()

@@ -29,13 +29,13 @@ from torch import nn
 
 
 if __name__ == "__main__":  # as a program under torchrun, see the end of the file
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zeroshot import checkpointing, guards
-from zeroshot.checkpointing import CheckpointError, CheckpointStore
 from zeroshot.files import atomic_file, atomic_folder, atomic_write_text
-from zeroshot.guards import SignalStop, check_finite
-from zeroshot.training_state import read_state, write_state
+from zeroshot.training import checkpoint_store, guards, manifest
+from zeroshot.training.checkpoint_store import CheckpointError, CheckpointStore
+from zeroshot.training.guards import SignalStop, check_finite
+from zeroshot.training.state import read_state, write_state
 
 
 # ------------------------------------------------------------------------------------------------------ a toy training
@@ -240,7 +240,7 @@ def test_sharded_training_leaves_the_tensors_to_accelerate(
     store = CheckpointStore(tmp_path)
     model, optimizer, scheduler = accelerator.prepare(*toy(3))
     plain = store.save(accelerator, model, optimizer, scheduler, {"step": 1, "epoch": 0, "batch": 1})
-    monkeypatch.setattr(checkpointing, "SHARDED", (accelerator.distributed_type,))
+    monkeypatch.setattr(checkpoint_store, "SHARDED", (accelerator.distributed_type,))
     path = store.save(accelerator, model, optimizer, scheduler, {"step": 2, "epoch": 0, "batch": 2})
     expected = torch.rand(3)
     set_weights(model, 5)
@@ -322,7 +322,7 @@ def escape(path: Path) -> None:
 def consistent_nonsense(path: Path) -> None:
     """A progress file that is none, in a manifest that agrees with it."""
     (path / "progress.json").write_text("[")
-    entry = {"bytes": 1, "sha256": checkpointing._sha256(path / "progress.json")}
+    entry = {"bytes": 1, "sha256": manifest.sha256_of(path / "progress.json")}
     edit_manifest(path, lambda m: m["files"].update({"progress.json": entry}))
 
 
@@ -464,7 +464,7 @@ def test_kill_at_every_point_of_a_save(step: int, tmp_path: Path, accelerator: A
                 (os, "rmdir"),
                 (os, "mkdir"),
                 (Path, "write_text"),
-                (checkpointing, "save_file"),
+                (checkpoint_store, "save_file"),
             ]:
                 setattr(place, name, dying(getattr(place, name)))
             save_step(CheckpointStore(folder), accelerator, step)
@@ -528,7 +528,7 @@ def test_full_disk_simulated(
     first = save_step(store, accelerator, 1)
     with monkeypatch.context() as patch:
         if where == "weights":
-            patch.setattr(checkpointing, "save_file", full)
+            patch.setattr(checkpoint_store, "save_file", full)
         else:
             patch.setattr(Path, "mkdir" if where == "folder" else "write_text", full)
         with pytest.raises(
@@ -710,13 +710,13 @@ def run_rank(folder: Path, task: str) -> None:
     train(accelerator, store, stop_at=7)
     newest = store.latest(accelerator)
 
-    original, checkpointing.rng_state = checkpointing.rng_state, lambda device: 1 / (1 - rank)
+    original, checkpoint_store.rng_state = checkpoint_store.rng_state, lambda device: 1 / (1 - rank)
     for failing in ("one process fails in writing", "no process fails"):
         try:
             save_step(CheckpointStore(folder / "run", keep=3), accelerator, 8)
         except CheckpointError as error:
             assert "ZeroDivisionError" in str(error) and failing.startswith("one"), error
-        checkpointing.rng_state = original
+        checkpoint_store.rng_state = original
         if failing.startswith("one"):
             assert store.latest(accelerator) == newest
         accelerator.wait_for_everyone()

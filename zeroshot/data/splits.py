@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .reading import read_text, shown
+from ..files import read_text, shown
 
 
 SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"

@@ -16,8 +16,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
-from .files import atomic_file, atomic_folder, check_output
-from .reading import read_text, shown
+from .files import atomic_file, atomic_folder, check_output, read_text, shown
 
 
 CODE_FOLDER = "modeling_alignzeg"

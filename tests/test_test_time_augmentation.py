@@ -19,8 +19,8 @@ from PIL import Image
 
 from modeling_alignzeg import AlignZegOutput
 from modeling_alignzeg.image_processing_alignzeg import resize_matrix
-from zeroshot import augmentation
-from zeroshot.augmentation import Augmentation, label_map, window_matrix, window_starts
+from zeroshot.evaluation import test_time_augmentation
+from zeroshot.evaluation.test_time_augmentation import Augmentation, label_map, window_matrix, window_starts
 
 
 SEEN = torch.tensor([name not in tiny.UNSEEN for name in tiny.CLASSES])
@@ -138,8 +138,8 @@ def test_a_single_view_is_the_usual_read_out(model: Decided) -> None:
 def test_tiles_and_parts_of_the_classes_change_nothing(model, monkeypatch: pytest.MonkeyPatch) -> None:
     views = Augmentation(True, 32, 20).views(model, image_of(40, 75), (53, 100), [(0.0, 0.5)])
     whole = label_map(views)
-    monkeypatch.setattr(augmentation, "TILE", {"cpu": 7})
-    monkeypatch.setattr(augmentation, "WORKSPACE", 100)
+    monkeypatch.setattr(test_time_augmentation, "TILE", {"cpu": 7})
+    monkeypatch.setattr(test_time_augmentation, "WORKSPACE", 100)
     assert (label_map(views) != whole).float().mean() < 1e-3  # ties
 
 
@@ -175,10 +175,10 @@ def test_windows_that_make_no_sense_are_named(arguments: dict, words: str) -> No
 
 MEMORY = """
 import resource, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path.insert(0, sys.argv[1])
 import torch, torch.nn.functional as F
 from modeling_alignzeg.image_processing_alignzeg import resize_matrix
-from zeroshot.augmentation import View, label_map
+from zeroshot.evaluation.test_time_augmentation import View, label_map
 torch.set_num_threads(1)
 torch.manual_seed(0)
 table = (40 * F.normalize(torch.randn(100, 64), dim=-1) @ F.normalize(torch.randn(10000, 64), dim=-1).T).softmax(-1)
@@ -192,7 +192,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, len
 
 
 def test_ten_thousand_classes_fit_into_memory() -> None:
-    command = [sys.executable, "-c", MEMORY, str(ROOT), str(ROOT / "scripts")]
+    command = [sys.executable, "-c", MEMORY, str(ROOT)]
     extra, classes = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert extra < 512 and classes > 10  # MiB; all scores at full size would be 1.4 GiB
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from .reading import shown
+from ..files import shown
 
 
 # The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part comes with probability
@@ -165,7 +165,7 @@ def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[floa
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of samples of [`~zeroshot.data.SegmentationDataset`], in the terms of the model's `forward`.
+    """Makes a batch of samples of [`~zeroshot.data.benchmarks.SegmentationDataset`], in the terms of the model's `forward`.
 
     Images are padded at the bottom and on the right to the largest height and width of the batch, rounded up to a
     multiple of `size_divisor`. With the crop size as `size_divisor` all batches of a training have one shape.

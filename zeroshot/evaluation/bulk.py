@@ -41,11 +41,11 @@ from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 
-from .data import NAMED_BENCHMARKS, load_benchmark, open_any_dataset
-from .evaluation import check_correction
-from .files import atomic_file, atomic_folder, atomic_write_text, check_output
-from .images import decode_image, label_picture, open_image
-from .launching import start_processes
+from ..data.benchmarks import NAMED_BENCHMARKS, load_benchmark, open_any_dataset
+from ..data.images import decode_image, label_picture, open_image
+from ..files import atomic_file, atomic_folder, atomic_write_text, check_output
+from ..launching import start_processes
+from .evaluator import check_correction
 
 
 FORMATS = ("parquet", "png")
@@ -70,7 +70,7 @@ class BulkSettings:
     """What to predict, and how.
 
     Attributes:
-        dataset: A named benchmark, a hub id or a local folder; see `zeroshot.data.load_benchmark`.
+        dataset: A named benchmark, a hub id or a local folder; see `zeroshot.data.benchmarks.load_benchmark`.
         part: Part of it.
         root: Folder of a named benchmark's files.
         image_column: Column of images, where it is not a named benchmark.

@@ -24,14 +24,12 @@ writes model and optimizer in its own formats, pickles among them; everything el
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -40,8 +38,22 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .files import begin_folder, beside, finish_folder, recover_folder, sync
-from .training_state import (
+from ..files import begin_folder, beside, finish_folder, recover_folder, sync
+from .manifest import (
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    PROGRESS,
+    RNG,
+    STEP_FOLDER,
+    TRAINING,
+    missing_files,
+    problem_of,
+    progress_text,
+    sha256_of,
+    step_of,
+)
+from .state import (
     frozen_hash,
     load_optimizer_state,
     model_tensors,
@@ -57,11 +69,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FORMAT = 1
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
-MODEL, TRAINING, RNG = "model.safetensors", "training.safetensors", "rng-{:05d}.safetensors"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-STEP_FOLDER = re.compile(r"step-(\d{8,})")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -112,7 +120,7 @@ class CheckpointStore:
                 written of this checkpoint is removed, the earlier ones are intact.
             ValueError: If `progress` is not what is described above, or gradients are being accumulated.
         """
-        progress_text = _progress_text(progress)
+        text = progress_text(progress)
         if not accelerator.sync_gradients:
             raise ValueError("Gradients are being accumulated and are not saved: save after the optimizer's step.")
         final = self.folder / f"step-{progress['step']:08d}"
@@ -128,7 +136,7 @@ class CheckpointStore:
         try:
             _together(accelerator, lambda: self._begin(final), self.folder)
             _together(accelerator, write, self.folder, everywhere=True)
-            _together(accelerator, lambda: self._finish(accelerator, partial, final, progress_text), self.folder)
+            _together(accelerator, lambda: self._finish(accelerator, partial, final, text), self.folder)
         finally:
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -146,7 +154,7 @@ class CheckpointStore:
         def find() -> Path | None:
             problems = []
             for path in reversed(self._checkpoints()):
-                problem = _problem(path)
+                problem = problem_of(path)
                 if problem is None:
                     self._verified = path
                     return path
@@ -183,7 +191,7 @@ class CheckpointStore:
 
         def verify() -> None:
             verified, self._verified = self._verified, None
-            problem = None if path == verified else _problem(path)
+            problem = None if path == verified else problem_of(path)
             if problem is not None:
                 raise CheckpointError(f"The checkpoint {path} is damaged: {problem}.")
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -215,11 +223,11 @@ class CheckpointStore:
         for aside in self.folder.glob(".step-*.replaced"):
             recover_folder(self.folder / aside.name[1 : -len(".replaced")])
         found = [path for path in self.folder.glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
-        return sorted(found, key=_step_of)
+        return sorted(found, key=step_of)
 
     def _begin(self, final: Path) -> None:
         for path in self._checkpoints():
-            if _step_of(path) > _step_of(final) and _problem(path) is None:
+            if step_of(path) > step_of(final) and problem_of(path) is None:
                 raise CheckpointError(
                     f"{self.folder} holds {path.name}, newer than the {final.name} that is to be written: resume from "
                     "it, remove it, or choose another folder."
@@ -292,16 +300,16 @@ class CheckpointStore:
             accelerator.scaler.load_state_dict(state["scaler"])
         accelerator.step = state["accelerate_step"]
 
-    def _finish(self, accelerator: Accelerator, partial: Path, final: Path, progress_text: str) -> None:
+    def _finish(self, accelerator: Accelerator, partial: Path, final: Path, text: str) -> None:
         sharded = accelerator.distributed_type in SHARDED
-        (partial / PROGRESS).write_text(progress_text, encoding="utf-8")
+        (partial / PROGRESS).write_text(text, encoding="utf-8")
         files = {}
         for path in sorted(partial.rglob("*")):
             sync(path)
             if path.is_file():
                 name = path.relative_to(partial).as_posix()
-                files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        missing = _missing_files(files, accelerator.num_processes, sharded)
+                files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        missing = missing_files(files, accelerator.num_processes, sharded)
         if missing:
             raise CheckpointError(
                 f"{', '.join(sorted(missing))}, written by other processes, cannot be seen by the first: choose a "
@@ -309,7 +317,7 @@ class CheckpointStore:
             )
         manifest = {
             "format": FORMAT,
-            "step": _step_of(final),
+            "step": step_of(final),
             "processes": accelerator.num_processes,
             "sharded": sharded,
             "files": files,
@@ -325,7 +333,7 @@ class CheckpointStore:
         for path in reversed(self._checkpoints()):
             if path == newest:
                 continue
-            if len(kept) < self.keep and _step_of(path) < _step_of(newest) and _problem(path, hashes=False) is None:
+            if len(kept) < self.keep and step_of(path) < step_of(newest) and problem_of(path, hashes=False) is None:
                 kept.append(path)
                 continue
             gone = beside(path, "partial")  # a removal that is cut short leaves no folder that looks complete
@@ -334,71 +342,6 @@ class CheckpointStore:
                 shutil.rmtree(gone)
             except OSError as error:
                 logger.warning("The old checkpoint %s could not be removed: %s.", path, error)
-
-
-def _step_of(path: Path) -> int:
-    match = STEP_FOLDER.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _missing_files(files: dict[str, Any], processes: int, sharded: bool) -> set[str]:
-    needed = {PROGRESS} if sharded else {PROGRESS, MODEL, TRAINING}
-    ranks = min(processes, len(files))  # the number may come from a damaged file
-    return needed.union(map(RNG.format, range(ranks))) - files.keys()
-
-
-def _progress_text(progress: dict[str, Any]) -> str:
-    for key in ("step", "epoch", "batch"):
-        if type(progress.get(key)) is not int or progress[key] < 0:
-            raise ValueError(f"`progress` needs {key!r}, a whole number from 0 on, and has {progress.get(key)!r}.")
-    try:
-        return json.dumps(progress, indent=2)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`progress` is written as JSON and holds what JSON cannot: {error}.") from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _problem(path: Path, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint, as the end of a sentence; `None` if nothing is."""
-    name = MANIFEST
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"{MANIFEST} is of format {manifest['format']}, and this version reads format {FORMAT}"
-        if STEP_FOLDER.fullmatch(path.name) and manifest["step"] != _step_of(path):
-            return f"{MANIFEST} is that of step {manifest['step']}"
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        missing = _missing_files(files, manifest["processes"], manifest["sharded"])
-        if missing:
-            return f"{MANIFEST} does not list {', '.join(sorted(missing))}"
-        for name, (size, sha256) in files.items():
-            relative = PurePosixPath(name)
-            if relative.is_absolute() or ".." in relative.parts or "\\" in name:
-                return f"{MANIFEST} names {name!r}, which is outside the folder"
-            found = (path / relative).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes instead of {size}"
-            if hashes and _sha256(path / relative) != sha256:
-                return f"{name} has changed since it was written (its SHA-256 differs)"
-        name = PROGRESS
-        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        _progress_text(progress)
-        if progress["step"] != manifest["step"]:
-            return f"{PROGRESS} is that of step {progress['step']}"
-    except FileNotFoundError:
-        return f"{name} is missing"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f"{name} is not what this program writes ({type(error).__name__}: {error})"
-    return None
 
 
 def explain(error: Exception, place: Path) -> str:

@@ -9,36 +9,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.loss_alignzeg import MatchingCostError
 
-from .checkpointing import CheckpointError, CheckpointStore
-from .checkpoints import assemble, load_checkpoint, save_checkpoint
-from .clip_conversion import load_clip
-from .data import Problem, SegmentationDataset, load_benchmark, raise_for_problems, validate_dataset
-from .evaluation import Readout, evaluate_model, format_scores
-from .files import atomic_write_text
+from ..checkpoints import save_checkpoint
+from ..data.benchmarks import open_part
+from ..data.dataset import SegmentationDataset, check_dataset
+from ..data.splits import SegmentationSplit, load_split, pseudo_unseen_split
+from ..data.transforms import Collator
+from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
+from ..files import atomic_write_text
+from ..settings import Settings
+from .checkpoint_store import CheckpointError, CheckpointStore
 from .guards import SignalStop, check_finite
-from .launching import start_processes
-from .settings import DataSettings, ModelSettings, Settings
-from .splits import SegmentationSplit, load_split, pseudo_unseen_split
-from .transforms import Collator, TrainTransform, normalize_image
+from .setup import (
+    build_model,
+    build_transform,
+    clip_feature_cache,
+    learning_rate_factor,
+    parameter_groups,
+    start_accelerator,
+)
 
 
 METRICS = "metrics.jsonl"
@@ -52,136 +54,6 @@ LOSSES = (
     "loss_diversity",
     "loss_indicator",
 )
-
-
-# --- building blocks -----------------------------------------------------------------------------------------------
-
-
-def start_accelerator(settings: Settings) -> Accelerator:
-    """The accelerator of this process; see [`start_processes`] for what it refuses."""
-    accelerator = start_processes(
-        log_with="tensorboard" if settings.training.tensorboard else None,
-        project_dir=settings.output_dir,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
-        step_scheduler_with_optimizer=False,
-    )
-    if settings.training.num_threads:
-        torch.set_num_threads(settings.training.num_threads)
-    return accelerator
-
-
-def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, AlignZegProcessor]:
-    """The model to train, and its processor.
-
-    Raises:
-        ValueError: neither a checkpoint nor a CLIP is named, or it cannot be loaded.
-    """
-    if settings.checkpoint is not None:
-        return load_checkpoint(settings.checkpoint, "model.checkpoint")
-    if settings.clip is None:
-        raise ValueError(
-            "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
-        )
-    clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
-    return assemble(
-        clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
-    )
-
-
-def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
-    """The transform of `data.transform`.
-
-    Raises:
-        ValueError: an option is unknown or out of its range.
-    """
-    known = [each.name for each in dataclasses.fields(TrainTransform) if each.name != "ignore_index"]
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
-    return TrainTransform(ignore_index=ignore_index, **options)
-
-
-def open_part(settings: DataSettings, part: str, limit: int | None):
-    """One part of the dataset, as `datasets.Dataset`, at most `limit` images."""
-    dataset = load_benchmark(
-        settings.dataset,
-        part,
-        settings.root,
-        label_folder=settings.label_folder,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        num_scenes=limit,
-        seed=settings.scene_seed,
-    )
-    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
-
-
-def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> None:
-    """Reads all files of a part once, each process its share.
-
-    Raises:
-        ValueError: On every process, if something is wrong anywhere; the message names the files.
-    """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    share = rows.select(range(len(rows) * rank // world, len(rows) * (rank + 1) // world))
-    problems = validate_dataset(share, split) if len(share) or not len(rows) else []
-    raise_for_problems([Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])])
-
-
-def evaluation_batches(
-    dataset: SegmentationDataset,
-    processor: AlignZegProcessor,
-    batch_size: int,
-    accelerator=None,
-    shortest_edge: int | None = None,
-):
-    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share.
-
-    `shortest_edge` takes the place of the image processor's size.
-    """
-    resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
-
-    def flush(samples):
-        inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt", **resize)
-        return {
-            **inputs,
-            "labels": [torch.from_numpy(s["label"]) for s in samples],
-            "names": [s["name"] for s in samples],
-        }
-
-    waiting: list[dict[str, Any]] = []
-    for index in range(rank, len(dataset), world):
-        sample = dataset[index]
-        if waiting and (len(waiting) == batch_size or waiting[0]["image"].shape != sample["image"].shape):
-            yield flush(waiting)
-            waiting = []
-        waiting.append(sample)
-    if waiting:
-        yield flush(waiting)
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
-    with_decay, without = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim < 2 or any(part in name for part in ("position", "query_embeddings", "prototypes"))
-            (without if plain else with_decay).append(parameter)
-    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
-
-
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
-    """Share of the peak learning rate at `step` (from 0)."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    done = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if schedule == "poly":
-        return (1 - done) ** 0.9
-    if schedule == "constant":
-        return 1.0
-    raise ValueError(f"`training.schedule` is {schedule!r}; use cosine, poly or constant.")
 
 
 def step_seed(seed: int, step: int, micro_step: int) -> int:
@@ -201,20 +73,6 @@ def forget_later_steps(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     atomic_write_text(path, "".join(f"{line}\n" for line in kept))
-
-
-@torch.no_grad()
-def clip_feature_cache(model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64) -> Tensor:
-    """Frozen CLIP features of every image: `(images, layers, 1 + P, Dv)`, exactly what the model would compute."""
-    parts = []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
-        images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
-        pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        parts.append(torch.stack(list(model.clip_hidden_states(pixels).values()), 1).cpu())
-    return torch.cat(parts)
-
-
-# --- the run -------------------------------------------------------------------------------------------------------
 
 
 class Trainer:

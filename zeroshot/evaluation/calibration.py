@@ -16,13 +16,14 @@ import torch
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.image_processing_alignzeg import resize_matrix
 
-from .checkpoints import load_checkpoint
-from .data import SegmentationDataset
-from .evaluation import Readout, evaluate_model
-from .files import atomic_write_text
-from .settings import Settings
-from .splits import SegmentationSplit, load_split
-from .training import Trainer, evaluation_batches, open_part
+from ..checkpoints import load_checkpoint
+from ..data.benchmarks import open_part
+from ..data.dataset import SegmentationDataset
+from ..data.splits import SegmentationSplit, load_split
+from ..files import atomic_write_text
+from ..settings import Settings
+from ..training.trainer import Trainer
+from .evaluator import Readout, evaluate_model, evaluation_batches
 
 
 GAMMAS = (0.25, 0.5, 1.0)

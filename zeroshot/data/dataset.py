@@ -1,0 +1,204 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The samples that training and evaluation read, and a check of the files behind them.
+
+Label maps stay as their files have them until a [`~zeroshot.data.splits.SegmentationSplit`] maps them, sample by sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image as PILImage
+from tqdm.auto import tqdm
+
+from .benchmarks import encoded_images
+from .splits import SegmentationSplit
+
+
+Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
+
+LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL modes with one integer per pixel
+
+
+class Problem(NamedTuple):
+    """What is wrong with one file of a dataset."""
+
+    file: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.message}"
+
+
+def validate_dataset(dataset: datasets.Dataset, split: SegmentationSplit, num_threads: int = 8) -> list[Problem]:
+    """Reads every file of `dataset` once and returns all that is wrong, in the order of the dataset.
+
+    Found are missing and damaged files, label maps that are not one integer a pixel or not of the image's size, raw
+    ids that `split` does not map, and a dataset without any image.
+
+    Args:
+        dataset: As from [`load_benchmark`].
+        split: The split whose raw ids the label maps should hold.
+        num_threads: Number of files that are decoded at once.
+    """
+    if not len(dataset):
+        return [Problem("dataset", "it is empty")]
+    problems: list[Problem] = []
+    rows = encoded_images(dataset)
+    progress = tqdm(total=len(rows), desc="Checking files", disable=None)
+    with progress, ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(rows), 512):  # not all at once, because embedded files are read ahead
+            batch = rows.select(range(start, min(start + 512, len(rows)))).to_list()
+            for found in pool.map(lambda row: _read_row(row, split)[-1], batch):
+                problems += found
+                progress.update()
+    return problems
+
+
+def raise_for_problems(problems: list[Problem], limit: int = 20) -> None:
+    """Raises a [`ValueError`] that lists the first `limit` of `problems`; does nothing if there are none."""
+    if problems:
+        more = [f"… and {len(problems) - limit} more"] if len(problems) > limit else []
+        lines = "\n".join([*map(str, problems[:limit]), *more])
+        raise ValueError(f"The dataset cannot be used, {len(problems)} problem(s) found:\n{lines}")
+
+
+def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> None:
+    """Reads all files of a part once, each process its share.
+
+    Raises:
+        ValueError: On every process, if something is wrong anywhere; the message names the files.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = rows.select(range(len(rows) * rank // world, len(rows) * (rank + 1) // world))
+    problems = validate_dataset(share, split) if len(share) or not len(rows) else []
+    raise_for_problems([Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])])
+
+
+def _read_row(
+    row: dict[str, Any], split: SegmentationSplit
+) -> tuple[np.ndarray | None, np.ndarray | None, list[Problem]]:
+    """The `uint8` RGB image, the map of class ids, and what is wrong; what cannot be read is `None`."""
+    arrays: dict[str, np.ndarray | None] = {}
+    files, problems = {}, []
+    for column, to_array in (("image", _image_array), ("label", _label_array)):
+        files[column] = (row[column] or {}).get("path") or f"{column} of {row['name']}"
+        try:
+            arrays[column] = to_array(row[column])
+        except ValueError as error:
+            arrays[column] = None
+            problems.append(Problem(files[column], str(error)))
+    image, label = arrays["image"], arrays["label"]
+    if image is not None and label is not None and image.shape[:2] != label.shape:
+        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape, *image.shape)
+        problems.append(Problem(files["label"], f"the label map has {sizes}; they must agree"))
+    if label is not None:
+        try:
+            label = split.map_raw(label)
+        except ValueError as error:
+            problems.append(Problem(files["label"], str(error)))
+    return image, label, problems
+
+
+def _decode(value: dict[str, Any] | None) -> PILImage.Image:
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError("the file is missing")
+    if value["bytes"] is None and "://" not in value["path"] and not os.path.isfile(value["path"]):
+        raise ValueError("the file does not exist")
+    try:
+        return datasets.Image().decode_example(value)
+    except Exception as error:  # damaged files make PIL raise errors of all kinds
+        raise ValueError(f"the file cannot be decoded ({error or type(error).__name__})") from None
+
+
+def _image_array(value: dict[str, Any] | None) -> np.ndarray:
+    return np.array(_decode(value).convert("RGB"))
+
+
+def _label_array(value: dict[str, Any] | None) -> np.ndarray:
+    picture = _decode(value)
+    if picture.mode not in LABEL_MODES:
+        raise ValueError(
+            f"the label map has mode {picture.mode}, expected one integer id a pixel (PNG of mode L, P or I;16); "
+            "if colours stand for classes, convert them to ids first"
+        )
+    return np.array(picture)
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Samples of a benchmark, decoded, mapped and transformed.
+
+    A sample depends on `seed`, the epoch and its index only, never on a global random state or on which worker reads
+    it.
+
+    Args:
+        dataset: As from [`load_benchmark`].
+        split: The split that maps its label files.
+        transform: Called with image, label map and a `torch.Generator`, such as
+            [`~zeroshot.data.transforms.TrainTransform`].
+        training: Whether label maps hold training ids, with unseen classes ignored, instead of class ids. The
+            transform sees nothing else.
+        seed: Seed of the transform.
+        in_memory: Whether to decode everything now and keep it, 4 bytes a pixel.
+
+    Raises:
+        ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or not as `split`
+            says. The message names it.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        split: SegmentationSplit,
+        transform: Transform | None = None,
+        *,
+        training: bool,
+        seed: int = 0,
+        in_memory: bool = False,
+    ):
+        self.split = split
+        self.transform = transform
+        self.training = training
+        self.seed = seed
+        self._rows = encoded_images(dataset)
+        # In shared memory, so that loader processes which live on through several epochs see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the transform's randomness of the samples read from now on."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns a dictionary of
+
+        - `image`: `uint8` array of shape (height, width, 3), RGB;
+        - `label`: `int64` array of shape (height, width), training ids or class ids, or `split.ignore_index`;
+        - `name`: what the dataset calls it;
+        - `index`: its position in the dataset.
+        """
+        image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)
+        label = self.split.hide_unseen(label) if self.training else label.astype(np.int64)
+        if self.transform is not None:
+            entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
+            generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            image, label = self.transform(image, label, generator)
+        return {"image": image, "label": label, "name": name, "index": index}
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
+        row = self._rows[index]
+        image, label, problems = _read_row(row, self.split)
+        raise_for_problems(problems)
+        smallest = np.result_type(*map(np.min_scalar_type, (self.split.ignore_index, len(self.split.classes) - 1)))
+        return image, label.astype(smallest), row["name"]

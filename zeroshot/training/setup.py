@@ -1,0 +1,100 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a training run starts from: accelerator, model, transform, optimizer groups and learning rate schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+
+from ..checkpoints import assemble, load_checkpoint
+from ..clip_conversion import load_clip
+from ..data.dataset import SegmentationDataset
+from ..data.transforms import TrainTransform, normalize_image
+from ..launching import start_processes
+from ..settings import ModelSettings, Settings
+
+
+def start_accelerator(settings: Settings) -> Accelerator:
+    """The accelerator of this process; see [`start_processes`] for what it refuses."""
+    accelerator = start_processes(
+        log_with="tensorboard" if settings.training.tensorboard else None,
+        project_dir=settings.output_dir,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
+        step_scheduler_with_optimizer=False,
+    )
+    if settings.training.num_threads:
+        torch.set_num_threads(settings.training.num_threads)
+    return accelerator
+
+
+def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, AlignZegProcessor]:
+    """The model to train, and its processor.
+
+    Raises:
+        ValueError: neither a checkpoint nor a CLIP is named, or it cannot be loaded.
+    """
+    if settings.checkpoint is not None:
+        return load_checkpoint(settings.checkpoint, "model.checkpoint")
+    if settings.clip is None:
+        raise ValueError(
+            "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
+        )
+    clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
+    return assemble(
+        clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
+    )
+
+
+def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
+    """The transform of `data.transform`.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
+    known = [each.name for each in dataclasses.fields(TrainTransform) if each.name != "ignore_index"]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
+    return TrainTransform(ignore_index=ignore_index, **options)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
+    with_decay, without = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or any(part in name for part in ("position", "query_embeddings", "prototypes"))
+            (without if plain else with_decay).append(parameter)
+    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
+    """Share of the peak learning rate at `step` (from 0)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = min((step - warmup_steps) / max(steps - warmup_steps, 1), 1.0)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "poly":
+        return (1 - done) ** 0.9
+    if schedule == "constant":
+        return 1.0
+    raise ValueError(f"`training.schedule` is {schedule!r}; use cosine, poly or constant.")
+
+
+@torch.no_grad()
+def clip_feature_cache(model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64) -> Tensor:
+    """Frozen CLIP features of every image: `(images, layers, 1 + P, Dv)`, exactly what the model would compute."""
+    parts = []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
+        images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
+        pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
+        parts.append(torch.stack(list(model.clip_hidden_states(pixels).values()), 1).cpu())
+    return torch.cat(parts)
