@@ -17,10 +17,10 @@ from typing import Any
 
 from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
 from zeroshot.cli import run_command, whole_number
-from zeroshot.clip_conversion import load_clip
 from zeroshot.data.splits import load_split
 from zeroshot.files import parse_yaml, shown
 from zeroshot.settings import load_settings
+from zeroshot.towers import load_towers
 
 
 def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,6 +40,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--clip", required=True)
     options.add_argument("--pretrained")
+    options.add_argument("--random_weights", action="store_true", help="draw the weights of an open_clip model")
     options.add_argument("--vocabulary", required=True)
     options.add_argument("--output_dir", required=True)
     options.add_argument("--template_set", help="single, vild or imagenet; default: the config's")
@@ -56,10 +57,8 @@ def main() -> None:
     else:
         split = load_split(args.vocabulary)
         classes, unseen = list(split.classes), list(split.unseen)
-    clip, tokenizer, normalization = load_clip(args.clip, args.pretrained)
-    model, processor = assemble(
-        clip, tokenizer, normalization, seed=args.seed, config=config, image_processor=image_processor
-    )
+    towers = load_towers(args.clip, args.pretrained, random_weights=args.random_weights)
+    model, processor = assemble(towers, seed=args.seed, config=config, image_processor=image_processor)
     model.set_vocabulary(classes, unseen, processor)
     save_checkpoint(model, processor, args.output_dir)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

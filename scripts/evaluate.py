@@ -115,7 +115,7 @@ def main() -> None:
     )["report"]
     if not accelerator.is_main_process:
         return
-    gamma = model.config.correction_gamma if args.gamma is None else args.gamma
+    gamma = processor.image_processor.correction_gamma if args.gamma is None else args.gamma
     report = {
         **{name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")},
         "dataset": args.dataset,
@@ -131,7 +131,7 @@ def main() -> None:
             "template_set": args.template_set or model.config.template_set,
             "bias_correction": gamma > 0 and bool(split.unseen),
             "gamma": gamma,
-            "threshold": model.config.correction_threshold if args.threshold is None else args.threshold,
+            "threshold": processor.image_processor.correction_threshold if args.threshold is None else args.threshold,
             "seen_penalty": args.seen_penalty,
             "size": {"shortest_edge": args.shortest_edge}
             if args.shortest_edge

@@ -60,7 +60,7 @@ def export_program(model: AlignZegModel) -> torch.export.ExportedProgram:
     sides = [divisor * torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns")]
     classes = torch.export.Dim("classes", min=2, max=2**24)
     example = (
-        torch.zeros(2, config.num_channels, 3 * divisor, 4 * divisor, device=device, dtype=dtype),
+        torch.zeros(2, 3, 3 * divisor, 4 * divisor, device=device, dtype=dtype),
         torch.eye(5, config.projection_dim, device=device, dtype=dtype),
         torch.tensor([True, True, False, True, True], device=device),
     )

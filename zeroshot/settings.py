@@ -27,6 +27,7 @@ class ModelSettings:
         checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; then `clip` and `config` are not used.
         clip: A CLIP to start from: a folder or hub id of a transformers CLIP, or a model name of open_clip.
         pretrained: With open_clip, the tag or file of the weights.
+        random_weights: With open_clip, draw the weights instead: for tests of size and speed, not for training.
         config: Overrides of `AlignZegConfig`, by name.
         image_processor: Overrides of `AlignZegImageProcessor`, by name.
     """
@@ -34,6 +35,7 @@ class ModelSettings:
     checkpoint: str | None = None
     clip: str | None = None
     pretrained: str | None = None
+    random_weights: bool = False
     config: dict[str, Any] = field(default_factory=dict)
     image_processor: dict[str, Any] = field(default_factory=dict)
 

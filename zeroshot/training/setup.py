@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..checkpoints import assemble, load_checkpoint
-from ..clip_conversion import load_clip
 from ..data.dataset import SegmentationDataset
 from ..data.transforms import TrainTransform, normalize_image
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings
+from ..towers import load_towers
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
@@ -47,10 +47,8 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
         raise ValueError(
             "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
         )
-    clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
-    return assemble(
-        clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
-    )
+    towers = load_towers(settings.clip, settings.pretrained, random_weights=settings.random_weights)
+    return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 
 
 def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
@@ -90,11 +88,23 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
 
 
 @torch.no_grad()
-def clip_feature_cache(model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64) -> Tensor:
-    """Frozen CLIP features of every image: `(images, layers, 1 + P, Dv)`, exactly what the model would compute."""
+def clip_feature_cache(
+    model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64
+) -> dict[int, Tensor]:
+    """The frozen image tower's hidden states of every image, by layer, exactly as the model would compute them.
+
+    Raises:
+        ValueError: the images have different sizes.
+    """
+    sizes = {dataset[index]["image"].shape for index in range(len(dataset))}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`data.cache_clip_features` needs images of one size, but {len(sizes)} sizes occur, such as "
+            f"{' and '.join(str(size[:2]) for size in sorted(sizes)[:2])}: set it to false."
+        )
     parts = []
     for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
         images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
         pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        parts.append(torch.stack(list(model.clip_hidden_states(pixels).values()), 1).cpu())
-    return torch.cat(parts)
+        parts.append({layer: states.cpu() for layer, states in model.clip_hidden_states(pixels).items()})
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}

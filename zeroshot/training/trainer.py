@@ -271,7 +271,9 @@ class Trainer:
             names += batch.pop("names")
             indices = batch.pop("indices")
             if self.clip_cache is not None:
-                batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
+                batch["clip_hidden_states"] = {
+                    layer: states[indices].to(accelerator.device) for layer, states in self.clip_cache.items()
+                }
             is_last = micro_step == settings.gradient_accumulation_steps - 1
             with nullcontext() if is_last else accelerator.no_sync(self.network):
                 try:
