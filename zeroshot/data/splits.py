@@ -33,6 +33,9 @@ SHIPPED_SPLITS: dict[str, str] = {
     "pascal_context_60": "pascal_context_60_with_background.json",
     "ade20k": "ade20k_150.json",
     "embedded_scenes": "embedded_scenes.json",
+    "msrc": "msrc21_a.json",
+    "msrc_a": "msrc21_a.json",
+    "msrc_b": "msrc21_b.json",
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
 CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
