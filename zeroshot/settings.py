@@ -56,8 +56,9 @@ class DataSettings:
         scene_seed: Seed of the embedded scenes.
         transform: Arguments of `zeroshot.data.transforms.TrainTransform`.
         in_memory: Decode the training images once and keep them.
-        cache_clip_features: Compute the frozen CLIP's features of every training image once and keep them in memory.
-            Exact, and only possible where the transform never changes an image.
+        cached_epochs: Run the frozen image tower once on the samples of the first N epochs, keep its hidden states in
+            memory, and repeat these epochs. 1 is exact where the transform never changes an image; with random crops,
+            N is the number of augmented versions of each image. 0 runs the tower in every step.
         validate: Read the whole dataset once, before training, and stop if a file is missing or does not fit.
         pseudo_unseen: Share of the seen classes that play unseen; the real unseen ones then exist nowhere. For choosing
             hyper-parameters and calibration without unseen labels; 0 is the real task.
@@ -80,7 +81,7 @@ class DataSettings:
     scene_seed: int = 0
     transform: dict[str, Any] = field(default_factory=dict)
     in_memory: bool = False
-    cache_clip_features: bool = False
+    cached_epochs: int = 0
     validate: bool = True
     pseudo_unseen: float = 0.0
     pseudo_seed: int = 0
@@ -152,7 +153,7 @@ _TINY = 1e-12  # above zero
 _RANGES = (  # names, smallest and largest value
     ("seed data.scene_seed data.pseudo_seed", 0, 2**32 - 1),
     ("data.num_train data.num_validation", 1, math.inf),
-    ("data.num_workers training.num_threads", 0, 4096),
+    ("data.num_workers data.cached_epochs training.num_threads", 0, 4096),
     ("data.pseudo_unseen", 0, 0.99),
     ("training.steps training.batch_size training.gradient_accumulation_steps", 1, 2**31 - 1),
     ("training.log_every training.keep_checkpoints", 1, 2**31 - 1),

@@ -89,22 +89,33 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
 
 @torch.no_grad()
 def clip_feature_cache(
-    model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64
+    model: AlignZegModel, dataset: SegmentationDataset, mean, std, epochs: int, batch_size: int = 32
 ) -> dict[int, Tensor]:
-    """The frozen image tower's hidden states of every image, by layer, exactly as the model would compute them.
+    """The frozen image tower's hidden states of all samples of the first `epochs`, exactly as the model would compute them.
+
+    Returns:
+        By layer, `(epochs · images, …)`, epoch by epoch.
 
     Raises:
-        ValueError: the images have different sizes.
+        ValueError: the samples have different sizes.
     """
-    sizes = {dataset[index]["image"].shape for index in range(len(dataset))}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"`data.cache_clip_features` needs images of one size, but {len(sizes)} sizes occur, such as "
-            f"{' and '.join(str(size[:2]) for size in sorted(sizes)[:2])}: set it to false."
-        )
-    parts = []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
-        images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
+    cache: dict[int, Tensor] = {}
+    shape, total = None, epochs * len(dataset)
+    for start in tqdm(range(0, total, batch_size), desc="image tower", leave=False):
+        images = []
+        for position in range(start, min(start + batch_size, total)):
+            dataset.set_epoch(position // len(dataset))
+            images.append(dataset[position % len(dataset)]["image"])
+            shape = shape or images[0].shape
+            if images[-1].shape != shape:
+                raise ValueError(
+                    f"`data.cached_epochs` needs samples of one size, but {shape[:2]} and {images[-1].shape[:2]} (height, "
+                    "width) occur: set it to 0, or let `data.transform` cut crops of one size (a lower end of "
+                    "`scale_range` of 1 or more)."
+                )
         pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        parts.append({layer: states.cpu() for layer, states in model.clip_hidden_states(pixels).items()})
-    return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+        for layer, states in model.clip_hidden_states(pixels).items():
+            if layer not in cache:
+                cache[layer] = states.new_empty(total, *states.shape[1:], device="cpu")
+            cache[layer][start : start + len(states)] = states
+    return cache

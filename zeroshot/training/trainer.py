@@ -114,15 +114,9 @@ class Trainer:
         self.model.to(self.accelerator.device)
         image_processor = self.processor.image_processor
         self.clip_cache = None
-        if data.cache_clip_features:
-            if transform.crop_size is not None or transform.color_jitter or transform.flip_probability > 0:
-                raise ValueError(
-                    "`data.cache_clip_features` needs images that never change: set data.transform to "
-                    "{crop_size: null, color_jitter: false, flip_probability: 0}."
-                )
-            self.clip_cache = clip_feature_cache(
-                self.model, self.dataset, image_processor.image_mean, image_processor.image_std
-            )
+        if data.cached_epochs:
+            mean, std = image_processor.image_mean, image_processor.image_std
+            self.clip_cache = clip_feature_cache(self.model, self.dataset, mean, std, data.cached_epochs)
 
         collator = Collator(
             image_mean=image_processor.image_mean,
@@ -179,10 +173,16 @@ class Trainer:
 
     # --- loop
 
+    @property
+    def data_epoch(self) -> int:
+        """What the transform draws from: the epoch, or one of the cached epochs in turn."""
+        cached = self.settings.data.cached_epochs
+        return self.epoch % cached if cached else self.epoch
+
     def micro_batches(self) -> Iterator[dict[str, Any]]:
         """Batches without end, from where the run stands; `self.epoch` and `self.batch` follow."""
         while True:
-            self.dataset.set_epoch(self.epoch)
+            self.dataset.set_epoch(self.data_epoch)
             loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
             for each in {self.loader, loader}:  # the one that skips is new, and may begin to count epochs at 0
                 each.set_epoch(self.epoch)
@@ -269,7 +269,7 @@ class Trainer:
                 continue
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
             names += batch.pop("names")
-            indices = batch.pop("indices")
+            indices = torch.as_tensor(batch.pop("indices")) + self.data_epoch * len(self.dataset)
             if self.clip_cache is not None:
                 batch["clip_hidden_states"] = {
                     layer: states[indices].to(accelerator.device) for layer, states in self.clip_cache.items()
