@@ -29,10 +29,11 @@ from ..data.dataset import SegmentationDataset, check_dataset
 from ..data.splits import SegmentationSplit, load_split, pseudo_unseen_split
 from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
-from ..files import atomic_write_text
+from ..files import atomic_write_text, shown
 from ..settings import Settings
 from .checkpoint_store import CheckpointError, CheckpointStore
 from .guards import SignalStop, check_finite
+from .manifest import PROGRESS
 from .setup import (
     build_model,
     build_transform,
@@ -157,7 +158,20 @@ class Trainer:
 
     @property
     def progress(self) -> dict[str, Any]:
-        return {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
+        progress = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
+        return {**progress, "task": self.task}
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the first one: data and classes. Otherwise classes that the run
+        calls unseen may have been labelled in its earlier steps."""
+        return {
+            "data.dataset": self.settings.data.dataset,
+            "data.train_part": self.settings.data.train_part,
+            "images": len(self.dataset),
+            "classes": list(self.split.classes),
+            "labelled classes": list(self.training_split.seen),
+        }
 
     def save(self) -> None:
         self.store.save(self.accelerator, self.network, self.optimizer, self.scheduler, self.progress)
@@ -165,11 +179,19 @@ class Trainer:
     def resume(self) -> None:
         path = self.store.latest(self.accelerator)
         if path is None:
+            self.accelerator.print(f"Starting a new training in {self.output}")
             return
+        earlier = json.loads((path / PROGRESS).read_text(encoding="utf-8")).get("task", {})
+        for name, value in self.task.items():
+            if earlier.get(name) != value:
+                raise CheckpointError(
+                    f"{path} was trained with other {name}, {shown(earlier.get(name))}, than this run asks for, "
+                    f"{shown(value)}: choose another `output_dir`, or restore the settings in {self.output}/settings.json."
+                )
         state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best = state["best"]
-        self.accelerator.print(f"Resumed at step {self.step} from {path}")
+        self.accelerator.print(f"Resuming at step {self.step} from {path}")
 
     # --- loop
 
@@ -194,9 +216,6 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         settings = self.settings.training
         accelerator = self.accelerator
-        if accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
         if self.settings.resume:
             self.resume()
         elif self.store.latest(accelerator) is not None:
@@ -204,6 +223,8 @@ class Trainer:
                 f"`resume` is off, but {self.output} holds checkpoints of an earlier run: choose another `output_dir`."
             )
         if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
             forget_later_steps(self.output / METRICS, self.step)
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
