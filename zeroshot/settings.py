@@ -67,6 +67,8 @@ class DataSettings:
         cached_epochs: Run the frozen image tower once on the samples of the first N epochs, keep its hidden states in
             memory, and repeat these epochs. 1 is exact where the transform never changes an image; with random crops,
             N is the number of augmented versions of each image. 0 runs the tower in every step.
+        feature_folder: Keep these hidden states in files there, for later runs on the same samples and tower.
+        augmentation_seed: Seed of the transform; by default `seed`. Runs with several seeds can share cached features.
         validate: Read the whole dataset once before training, and stop if a file is missing or unusable.
         pseudo_unseen: Share of the seen classes that is treated as unseen; the real unseen classes are then
             ignored. For choosing hyper-parameters without labels of unseen classes; 0 is the real task.
@@ -90,6 +92,8 @@ class DataSettings:
     transform: dict[str, Any] = field(default_factory=dict)
     in_memory: bool = False
     cached_epochs: NonNegativeInt = 0
+    feature_folder: str | None = None
+    augmentation_seed: NonNegativeInt | None = None
     validate: bool = True
     pseudo_unseen: ClosedUnitInterval = 0.0
     pseudo_seed: NonNegativeInt = 0

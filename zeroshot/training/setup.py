@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..checkpoints import assemble, load_checkpoint
-from ..data.dataset import SegmentationDataset
-from ..data.transforms import TrainTransform, normalize_image
+from ..data.transforms import TrainTransform
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings
 from ..towers import load_towers
@@ -85,37 +82,3 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     if schedule == "constant":
         return 1.0
     raise ValueError(f"`training.schedule` is {schedule!r}; use cosine, poly or constant.")
-
-
-@torch.no_grad()
-def clip_feature_cache(
-    model: AlignZegModel, dataset: SegmentationDataset, mean, std, epochs: int, batch_size: int = 32
-) -> dict[int, Tensor]:
-    """The frozen image tower's hidden states of all samples of the first `epochs`, exactly as the model would compute them.
-
-    Returns:
-        By layer, `(epochs · images, …)`, epoch by epoch.
-
-    Raises:
-        ValueError: the samples have different sizes.
-    """
-    cache: dict[int, Tensor] = {}
-    shape, total = None, epochs * len(dataset)
-    for start in tqdm(range(0, total, batch_size), desc="image tower", leave=False):
-        images = []
-        for position in range(start, min(start + batch_size, total)):
-            dataset.set_epoch(position // len(dataset))
-            images.append(dataset[position % len(dataset)]["image"])
-            shape = shape or images[0].shape
-            if images[-1].shape != shape:
-                raise ValueError(
-                    f"`data.cached_epochs` needs samples of one size, but {shape[:2]} and {images[-1].shape[:2]} (height, "
-                    "width) occur: set it to 0, or let `data.transform` cut crops of one size (a lower end of "
-                    "`scale_range` of 1 or more)."
-                )
-        pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        for layer, states in model.clip_hidden_states(pixels).items():
-            if layer not in cache:
-                cache[layer] = states.new_empty(total, *states.shape[1:], device="cpu")
-            cache[layer][start : start + len(states)] = states
-    return cache

@@ -32,12 +32,12 @@ from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, 
 from ..files import atomic_write_text, shown
 from ..settings import Settings
 from .checkpoint_store import CheckpointError, CheckpointStore
+from .feature_cache import feature_cache
 from .guards import SignalStop, check_finite
 from .manifest import PROGRESS
 from .setup import (
     build_model,
     build_transform,
-    clip_feature_cache,
     learning_rate_factor,
     parameter_groups,
     start_accelerator,
@@ -106,8 +106,9 @@ class Trainer:
         self.validation = None
         if validation_rows is not None:
             self.validation = SegmentationDataset(validation_rows, self.split, training=False)
+        seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
-            train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
+            train_rows, self.training_split, transform, training=True, seed=seed, in_memory=data.in_memory
         )
 
         self.model, self.processor = build_model(settings.model, settings.seed)
@@ -116,8 +117,10 @@ class Trainer:
         image_processor = self.processor.image_processor
         self.clip_cache = None
         if data.cached_epochs:
-            mean, std = image_processor.image_mean, image_processor.image_std
-            self.clip_cache = clip_feature_cache(self.model, self.dataset, mean, std, data.cached_epochs)
+            with self.accelerator.main_process_first():  # it fills the folder for the others
+                self.clip_cache = feature_cache(
+                    self.model, image_processor, self.dataset, data.cached_epochs, data.feature_folder
+                )
 
         collator = Collator(
             image_mean=image_processor.image_mean,
