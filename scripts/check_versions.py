@@ -37,7 +37,7 @@ CORE = (
     ),
     *("settings", "splits", "data", "transforms", "metric", "checkpoint_store", "scripts"),
 )
-NEEDED_BY_CORE = ("pytest", "hypothesis", "scikit-learn")
+NEEDED_BY_CORE = ("pytest", "hypothesis")
 
 
 def requirements() -> list[str]:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as PILImage
+from torchvision.transforms.v2 import functional
 
 from ..files import shown
 
 
-# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part comes with probability
-# one half.
-BRIGHTNESS = 32.0  # added to 0..255, at most
-CONTRAST = SATURATION = 0.5  # relative change, at most
-HUE = 0.1  # turn of the colour circle, at most
+# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part is applied with
+# probability one half; the numbers are its largest change.
+BRIGHTNESS = 32 / 255  # relative
+CONTRAST = SATURATION = 0.5  # relative
+HUE = 0.1  # turns of the colour circle
 
 CROP_TRIES = 10
 
@@ -118,20 +119,21 @@ class TrainTransform:
 
 
 def jitter_colors(image: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue of `image`, a `uint8` RGB array of shape (height, width, 3)."""
-    values = np.arange(256.0)
-    brightness = _maybe(generator, BRIGHTNESS)
-    contrast, saturation = 1 + _maybe(generator, CONTRAST), 1 + _maybe(generator, SATURATION)
-    turn = 256 * _maybe(generator, HUE)
-    contrast_last = _uniform(generator) < 0.5
+    """Changes brightness, contrast, saturation and hue of `image`, a `uint8` RGB array of shape (height, width, 3).
 
-    brighter = _table(values + brightness if contrast_last else (values + brightness) * contrast)
-    picture = PILImage.fromarray(image).point(brighter * 3)
-    if saturation != 1 or turn != 0:
-        hue = (np.round(values + turn).astype(int) % 256).tolist()
-        picture = picture.convert("HSV").point(hue + _table(values * saturation) + _table(values)).convert("RGB")
-    if contrast_last and contrast != 1:
-        picture = picture.point(_table(values * contrast) * 3)
+    `v2.RandomPhotometricDistort` does the same, but draws from the global generator.
+    """
+    brightness, contrast, saturation, hue = (
+        (functional.adjust_brightness, 1 + _maybe(generator, BRIGHTNESS)),
+        (functional.adjust_contrast, 1 + _maybe(generator, CONTRAST)),
+        (functional.adjust_saturation, 1 + _maybe(generator, SATURATION)),
+        (functional.adjust_hue, _maybe(generator, HUE)),
+    )
+    contrast_last = _uniform(generator) < 0.5
+    steps = [brightness, saturation, hue, contrast] if contrast_last else [brightness, contrast, saturation, hue]
+    picture = PILImage.fromarray(image)
+    for adjust, amount in steps:
+        picture = adjust(picture, amount)
     return np.array(picture)
 
 
@@ -234,7 +236,3 @@ def _integer(generator: torch.Generator, high: int) -> int:
 def _maybe(generator: torch.Generator, limit: float) -> float:
     """A number in [-limit, limit], or 0 half of the time."""
     return _uniform(generator, -limit, limit) if _uniform(generator) < 0.5 else 0.0
-
-
-def _table(values: np.ndarray) -> list[int]:
-    return np.clip(np.round(values), 0, 255).astype(int).tolist()

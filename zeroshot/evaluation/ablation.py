@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
 from ..settings import load_settings
 from ..training.trainer import Trainer
-from .calibration import GAMMAS, THRESHOLDS, proposal_indicator, roc_auc
+from .calibration import GAMMAS, THRESHOLDS, proposal_indicator
 from .evaluator import Readout, evaluate_model, evaluation_batches, library_versions
 
 
@@ -112,7 +113,8 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     model.config.unclaimed_proposal = unclaimed
     auc = None
     if model.indicator is not None and not settings.data.fully_supervised:
-        auc = roc_auc(*proposal_indicator(model, trainer.processor, test, trainer.split))
+        indicator, unseen = proposal_indicator(model, trainer.processor, test, trainer.split)
+        auc = float(roc_auc_score(unseen, indicator))
     curve = [
         json.loads(line)
         for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
