@@ -16,6 +16,8 @@ import torch
 from PIL import Image as PILImage
 from torchvision.transforms.v2 import functional
 
+from modeling_alignzeg import AlignZegImageProcessor
+
 from ..files import shown
 
 
@@ -45,6 +47,7 @@ class TrainTransform:
         flip_probability: Probability of a horizontal flip.
         color_jitter: Whether brightness, contrast, saturation and hue change.
         ignore_index: Id of unlabelled pixels.
+        resample: PIL's filter for images, that of the image processor.
 
     Raises:
         ValueError: An attribute is out of its range.
@@ -56,6 +59,7 @@ class TrainTransform:
     flip_probability: float = 0.5
     color_jitter: bool = True
     ignore_index: int = 255
+    resample: int = PILImage.Resampling.BICUBIC
 
     def __post_init__(self) -> None:
         crop, scale = self.crop_size, self.scale_range
@@ -114,7 +118,7 @@ class TrainTransform:
         right = min((left + crop_width) * x_scale, label.shape[1])
         bottom = min((top + crop_height) * y_scale, label.shape[0])
         box = (left * x_scale, top * y_scale, right, bottom)
-        resized = PILImage.fromarray(image).resize((crop_width, crop_height), PILImage.Resampling.BILINEAR, box)
+        resized = PILImage.fromarray(image).resize((crop_width, crop_height), self.resample, box)
         return np.array(resized), label_crop
 
 
@@ -137,79 +141,33 @@ def jitter_colors(image: np.ndarray, generator: torch.Generator) -> np.ndarray:
     return np.array(picture)
 
 
-def to_masks(label: np.ndarray | torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns a label map into one mask for every class that it shows.
-
-    Args:
-        label: Integer map of shape (height, width).
-        ignore_index: Id of pixels that belong to no mask.
-
-    Returns:
-        `mask_labels`, `bool` of shape (num_masks, height, width), and `class_labels`, `int64` of shape (num_masks,),
-        ascending. Masks do not overlap, so the ignored pixels are those in none of them; `num_masks` is 0 if that is
-        all.
-    """
-    label = torch.as_tensor(label)
-    class_labels = torch.unique(label)
-    class_labels = class_labels[class_labels != ignore_index].long()
-    return label[None] == class_labels[:, None, None], class_labels
-
-
-def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns a `uint8` image of shape (height, width, 3) into `float32` of shape (3, height, width).
-
-    `mean` and `std` are CLIP's, in units of 0..1 and one for each channel.
-    """
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return (pixels / 255 - mean) / std
-
-
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of samples of [`~zeroshot.data.benchmarks.SegmentationDataset`], in the terms of the model's `forward`.
-
-    Images are padded at the bottom and on the right to the largest height and width of the batch, rounded up to a
-    multiple of `size_divisor`. With the crop size as `size_divisor` all batches of a training have one shape.
+    """Makes a batch of samples of [`~zeroshot.data.dataset.SegmentationDataset`], in the terms of the model's `forward`.
 
     Attributes:
-        image_mean: CLIP's mean of each channel.
-        image_std: CLIP's standard deviation of each channel.
-        ignore_index: Id of unlabelled pixels.
-        size_divisor: See above.
+        image_processor: Normalizes and pads; images are not resized.
+        size_divisor: Height and width are padded to a multiple of it. With the crop size all batches have one shape.
     """
 
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    ignore_index: int = 255
-    size_divisor: int = 1
+    image_processor: AlignZegImageProcessor
+    size_divisor: int
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns a dictionary of
+        """Returns what [`AlignZegImageProcessor`] returns, with `bool` masks, and
 
-        - `pixel_values`: `float32` of shape (batch, 3, height, width), 0 where padded;
-        - `pixel_mask`: `int64` of shape (batch, height, width), 1 on the image and 0 where padded;
-        - `mask_labels`: list of `bool` tensors of shape (num_masks, height, width), see [`to_masks`];
-        - `class_labels`: list of `int64` tensors of shape (num_masks,);
         - `names` and `indices`: lists of what the samples are called, and their positions in the dataset.
         """
-        sizes = np.array([sample["label"].shape for sample in samples])
-        height, width = -(-sizes.max(axis=0) // self.size_divisor) * self.size_divisor
-        pixel_values = torch.zeros(len(samples), 3, height, width)
-        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.int64)
-        mask_labels, class_labels = [], []
-        for position, sample in enumerate(samples):
-            masks, classes = to_masks(sample["label"], self.ignore_index)
-            h, w = sizes[position]
-            pixel_values[position, :, :h, :w] = normalize_image(sample["image"], self.image_mean, self.image_std)
-            pixel_mask[position, :h, :w] = 1
-            mask_labels.append(torch.nn.functional.pad(masks, (0, width - w, 0, height - h)))
-            class_labels.append(classes)
+        batch = self.image_processor(
+            [sample["image"] for sample in samples],
+            [sample["label"] for sample in samples],
+            do_resize=False,
+            size_divisor=self.size_divisor,
+            return_tensors="pt",
+        )
         return {
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "mask_labels": mask_labels,
-            "class_labels": class_labels,
+            **batch,
+            "mask_labels": [masks.bool() for masks in batch["mask_labels"]],
             "names": [sample["name"] for sample in samples],
             "indices": [sample["index"] for sample in samples],
         }

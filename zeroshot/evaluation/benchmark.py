@@ -299,7 +299,7 @@ def loader(args: argparse.Namespace) -> dict[str, Any]:
     rows = load_benchmark("embedded_scenes", "train", num_scenes=count)
     dataset = SegmentationDataset(rows, split, TrainTransform(crop_size=args.size), training=True)
     processor = AlignZegImageProcessor()
-    collator = Collator(processor.image_mean, processor.image_std, size_divisor=args.size)
+    collator = Collator(processor, args.size)
     rates = {}
     for workers in (0, 2):
         batch_loader = torch.utils.data.DataLoader(dataset, 8, collate_fn=collator, num_workers=workers)

@@ -93,7 +93,12 @@ class Trainer:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
-        transform = build_transform(data.transform, self.split.ignore_index)
+        self.model, self.processor = build_model(settings.model, settings.seed)
+        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
+        self.model.to(self.accelerator.device)
+        image_processor = self.processor.image_processor
+        image_processor.ignore_index = self.split.ignore_index
+        transform = build_transform(data.transform, self.split.ignore_index, image_processor.resample)
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
             validation_rows = (
@@ -110,11 +115,6 @@ class Trainer:
         self.dataset = SegmentationDataset(
             train_rows, self.training_split, transform, training=True, seed=seed, in_memory=data.in_memory
         )
-
-        self.model, self.processor = build_model(settings.model, settings.seed)
-        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
-        self.model.to(self.accelerator.device)
-        image_processor = self.processor.image_processor
         self.clip_cache = None
         if data.cached_epochs:
             with self.accelerator.main_process_first():  # it fills the folder for the others
@@ -122,12 +122,7 @@ class Trainer:
                     self.model, image_processor, self.dataset, data.cached_epochs, data.feature_folder
                 )
 
-        collator = Collator(
-            image_mean=image_processor.image_mean,
-            image_std=image_processor.image_std,
-            ignore_index=self.split.ignore_index,
-            size_divisor=transform.crop_size or self.model.config.size_divisor,
-        )
+        collator = Collator(image_processor, transform.crop_size or self.model.config.size_divisor)
         loader = DataLoader(
             self.dataset,
             batch_size=training.batch_size,
