@@ -58,10 +58,10 @@ def card_files(card: Path, model: str, root: Path) -> Files:
         raise ValueError(f"`--card` is {str(card)!r}, which is no file.")
     text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
     try:
-        metadata = ModelCard(text).data
+        metadata = ModelCard(text).data.to_dict()
     except Exception as error:  # YAML errors, and values that the Hub's classes refuse
         raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
-    if not metadata.library_name or not metadata.pipeline_tag:
+    if not metadata.get("library_name") or not metadata.get("pipeline_tag"):
         raise ValueError(f"{card} needs metadata with `library_name` and `pipeline_tag` at its top.")
     names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.png)\"", text)
     linked = {name for pair in names for name in pair if name and (root / name).is_file()}

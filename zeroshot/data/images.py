@@ -17,7 +17,7 @@ from modeling_alignzeg.image_processing_alignzeg import to_rgb
 
 
 # A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -64,7 +64,7 @@ def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
         return Image.fromarray(np.where(label < 0, 65535, label).astype(np.uint16))
     picture = Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8))
     colors = np.full((256, 3), 128, np.uint8)
-    colors[: len(names)] = class_colors(names)
+    colors[: len(names)] = class_colors(list(names))
     picture.putpalette(colors.flatten().tolist())
     return picture
 

@@ -87,7 +87,7 @@ class TrainTransform:
             Image and label map of the same types and of one common size.
         """
         if self.crop_size is not None:
-            image, label = self._scale_and_crop(image, label, generator)
+            image, label = self._scale_and_crop(image, label, self.crop_size, generator)
         if _uniform(generator) < self.flip_probability:
             image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch takes no negative strides
         if self.color_jitter:
@@ -95,11 +95,11 @@ class TrainTransform:
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
     def _scale_and_crop(
-        self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
+        self, image: np.ndarray, label: np.ndarray, crop_size: int, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        scale = self.crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
+        scale = crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
         height, width = (max(round(side * scale), 1) for side in label.shape)
-        crop_height, crop_width = min(height, self.crop_size), min(width, self.crop_size)
+        crop_height, crop_width = min(height, crop_size), min(width, crop_size)
         for _ in range(CROP_TRIES):
             top = _integer(generator, height - crop_height + 1)
             left = _integer(generator, width - crop_width + 1)
@@ -160,9 +160,9 @@ def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[floa
 
     `mean` and `std` are CLIP's, in units of 0..1 and one for each channel.
     """
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+    offset, scale = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return (pixels / 255 - mean) / std
+    return (pixels / 255 - offset) / scale
 
 
 @dataclass(frozen=True)

@@ -193,10 +193,9 @@ def predict_dataset(
 def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableDataset:
     """The images of a data set, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
     if settings.is_named:
-        limit = {"num_scenes": settings.limit} if settings.dataset == "embedded_scenes" else {}
-        rows = load_benchmark(settings.dataset, settings.part, settings.root, **limit).select_columns(
-            ["image", "name"]
-        )
+        scenes = settings.limit if settings.dataset == "embedded_scenes" else None
+        rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
+        rows = rows.select_columns(["image", "name"])
     else:
         rows = open_any_dataset(settings.dataset, settings.part, settings.streaming)
         present = rows.column_names
@@ -259,11 +258,11 @@ def _shards(
         stream = rows.shard(num_shards=sources, index=source) if sources > 1 else rows
         stream = enumerate(stream.skip(position * size) if position else stream, position * size)
         while (head := next(stream, None)) is not None:
-            images = chain([head], islice(stream, size - 1))
+            shard_rows = chain([head], islice(stream, size - 1))
             shard, is_last_mine = Shard(source, position), (position - first) % step == 0
             if is_last_mine and position >= number:
-                yield shard, None if is_finished(shard) else images
-            deque(images, maxlen=0)  # what nobody took
+                yield shard, None if is_finished(shard) else shard_rows
+            deque(shard_rows, maxlen=0)  # what nobody took
             position += 1
         if position > first and is_last_mine:
             atomic_write_text(marker, json.dumps({"shards": position}) + "\n")
@@ -334,7 +333,7 @@ class Predictor:
         """Results without label maps, the sizes of the images that could be read, and the model's inputs for those."""
         images, results = [], []
         for index, row in rows:
-            result = {**dict.fromkeys(FEATURES), "index": index, "name": _name(row, index)}
+            result: dict[str, Any] = {**dict.fromkeys(FEATURES), "index": index, "name": _name(row, index)}
             try:
                 image = _open_row(row, result["name"])
                 images.append(image)

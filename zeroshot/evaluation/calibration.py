@@ -79,7 +79,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
             f"No correction can be chosen: the part {settings.data.validation_part!r} shows none of the classes that play "
             "unseen, or none of the others. Raise `data.num_validation` or choose another part."
         )
-    best = max(means, key=means.get)
+    best = max(means, key=means.__getitem__)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
     return {
         "gamma": gamma,

@@ -72,7 +72,7 @@ class Evaluator:
 
     def add(self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor]) -> None:
         """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size."""
-        sizes = [tuple(label.shape) for label in labels]
+        sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for name, readout in self.readouts.items():
             maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, **asdict(readout))
             for prediction, label in zip(maps, labels):

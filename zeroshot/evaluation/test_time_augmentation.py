@@ -74,19 +74,19 @@ class Augmentation:
         if self.window is not None:
             if self.window < 1:
                 raise ValueError(f"`sliding_window` is {self.window}; expected a positive number of pixels.")
-            if self.stride is None:
-                object.__setattr__(self, "stride", max(1, self.window * 2 // 3))
-            if not 1 <= self.stride <= self.window:
+            stride = max(1, self.window * 2 // 3) if self.stride is None else self.stride
+            object.__setattr__(self, "stride", stride)
+            if not 1 <= stride <= self.window:
                 raise ValueError(
-                    f"`stride` is {self.stride}; expected 1 to {self.window}, the side of the window: beyond it, "
+                    f"`stride` is {stride}; expected 1 to {self.window}, the side of the window: beyond it, "
                     "windows would leave pixels out."
                 )
 
     def windows(self, height: int, width: int) -> list[Window]:
         """The windows of an image of that size, row by row."""
-        tops, lefts = (
-            [0] if self.window is None else window_starts(side, self.window, self.stride) for side in (height, width)
-        )
+        tops, lefts = [0], [0]
+        if self.window is not None and self.stride is not None:
+            tops, lefts = (window_starts(side, self.window, self.stride) for side in (height, width))
         flips = (False, True) if self.flip else (False,)
         return [Window(top, left, flip) for top in tops for left in lefts for flip in flips]
 
@@ -198,16 +198,16 @@ def label_map(views: list[View], readout: int = 0, penalty: Tensor | None = None
     for top in range(0, height, side):
         for left in range(0, width, side):
             tile = (slice(top, min(top + side, height)), slice(left, min(left + side, width)))
-            shown, masks, coverage = [], [], 0.0
+            shown, parts, coverage = [], [], torch.zeros((), device=device)
             for view, table in zip(views, probabilities):
                 rows, used_rows = _part(view.rows[tile[0]])
                 columns, used_columns = _part(view.columns[tile[1]])
                 if rows.numel() and columns.numel():
                     rows, columns = rows.to(device), columns.to(device)
                     shown.append(table)
-                    masks.append(rows @ view.masks[:, used_rows, used_columns] @ columns.T)
+                    parts.append(rows @ view.masks[:, used_rows, used_columns] @ columns.T)
                     coverage = coverage + rows.sum(1)[:, None] * columns.sum(1)
-            masks = (torch.cat(masks) / coverage).flatten(1)
+            masks = (torch.cat(parts) / coverage).flatten(1)
             labels[tile] = _winners(torch.cat(shown), masks, penalty).view(labels[tile].shape)
     return labels
 
@@ -226,10 +226,10 @@ def _winners(probabilities: Tensor, masks: Tensor, penalty: Tensor) -> Tensor:
     least = (masks.amin(1) @ probabilities - penalty).amax()
     rounding = 1e-5 * upper.abs().amax() + 1e-7
     contenders = (upper >= least - rounding).nonzero()[:, 0]
-    best = labels = None
+    best, labels = upper.new_full(masks.shape[1:], -torch.inf), contenders.new_zeros(masks.shape[1:])
     for part in contenders.split(max(1, WORKSPACE // masks.shape[1])):
         values, winners = (probabilities[:, part].T @ masks - penalty[part, None]).max(0)
         winners = part[winners]
-        labels = winners if best is None else torch.where(values > best, winners, labels)
-        best = values if best is None else torch.maximum(best, values)
+        labels = torch.where(values > best, winners, labels)
+        best = torch.maximum(best, values)
     return labels

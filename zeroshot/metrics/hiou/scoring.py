@@ -102,7 +102,7 @@ def scores_from_confusion(
         is_count = False
     if not is_count:
         raise ValueError("`matrix` holds numbers that are no counts; expected what `confusion_matrix` returns.")
-    matrix = matrix.double().numpy()
+    matrix = torch.as_tensor(matrix).double().numpy()
     if matrix.ndim != 2 or matrix.shape[1] - matrix.shape[0] not in (0, 1):
         raise ValueError(
             f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes), or one column more."
