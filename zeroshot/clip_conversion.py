@@ -119,7 +119,7 @@ def load_clip(
         return clip_from_open_clip(FOLDER + source, pretrained, cache_dir=cache_dir)
     if pretrained is not None:
         raise ValueError(
-            f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is no open_clip model name"
+            f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is not an open_clip model name"
             f"{_suggest(source)}. A transformers CLIP brings its weights: leave `pretrained` out."
         )
     return _clip_from_transformers(source, cache_dir)

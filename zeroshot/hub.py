@@ -29,7 +29,7 @@ def checkpoint_files(checkpoint: Path) -> Files:
     """Weights, config, processor, tokenizer and code of a checkpoint, by their names in the repository.
 
     Raises:
-        ValueError: The folder is no complete AlignZeg checkpoint.
+        ValueError: The folder is not a complete AlignZeg checkpoint.
     """
     names = [path.name for path in checkpoint.glob("*") if path.name.endswith(WEIGHTS)]
     if not names:
@@ -55,7 +55,7 @@ def card_files(card: Path, model: str, root: Path) -> Files:
         ValueError: The file is missing or has no metadata.
     """
     if not card.is_file():
-        raise ValueError(f"`--card` is {str(card)!r}, which is no file.")
+        raise ValueError(f"`--card` is {str(card)!r}, which is not a file.")
     text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
     try:
         metadata = ModelCard(text).data.to_dict()

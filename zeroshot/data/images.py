@@ -1,6 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Reading image files of strangers, where every failure is one sentence that names the file and the way out; and
-label maps as pictures."""
+"""Reading user-supplied image files, and label maps as pictures.
+
+Every failure is one sentence that names the file and says what to do.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder.
-        ValueError: the file is empty, no image, truncated, damaged or too large.
+        ValueError: the file is empty, not an image, truncated, damaged or too large.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,7 +77,9 @@ def _decode(source: Path | io.BytesIO, path: str, max_pixels: int) -> Image.Imag
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             image = Image.open(source)
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no image, or PIL cannot read its format; convert it to PNG or JPEG.") from None
+        raise ValueError(
+            f"{path} is not an image, or PIL cannot read its format; convert it to PNG or JPEG."
+        ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}); scale it down first.") from None
     except Exception as error:  # permissions, and headers on which PIL's plug-ins stumble

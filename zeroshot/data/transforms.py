@@ -60,7 +60,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         crop, scale = self.crop_size, self.scale_range
         if crop is not None and (type(crop) is not int or crop < 1):
-            raise ValueError(f"`crop_size` is {shown(crop)}; expected a positive whole number of pixels, or None.")
+            raise ValueError(f"`crop_size` is {shown(crop)}; expected a whole number of pixels ≥ 1, or None.")
         is_pair = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
         if not is_pair or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors, the smaller first.")

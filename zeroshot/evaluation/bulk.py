@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Label maps for a whole data set: sharded over processes and machines, resumable, and every image accounted for.
+"""Label maps for a whole dataset: sharded over processes and machines, resumable, and every image accounted for.
 
-The images of a data set are cut into shards of a fixed number, whose names do not depend on how many processes there
+The images of a dataset are cut into shards of a fixed size, whose names do not depend on how many processes there
 are. Each is written beside its place and renamed when it is complete, so a shard that exists is finished: whoever runs
 the same command again, on any number of processes, redoes only what was under way. Processes never wait for each other
 before the end.
@@ -9,7 +9,7 @@ before the end.
 ```
 run.json                          what was asked for; a resumed run must ask for the same
 part-00000-00000012.parquet       or a folder of that name with PNG files and results.jsonl
-source-00000.json                 streaming: how many shards file 0 of the data set makes, once its end was reached
+source-00000.json                 streaming: how many shards file 0 of the dataset makes, once its end was reached
 ```
 """
 
@@ -52,7 +52,7 @@ FORMATS = ("parquet", "png")
 RUN, RESULTS = "run.json", "results.jsonl"
 FEATURES = datasets.Features(
     {
-        "index": datasets.Value("int64"),  # position in the data set, or in its file when streaming
+        "index": datasets.Value("int64"),  # position in the dataset, or in its file when streaming
         "name": datasets.Value("string"),  # file name without its ending, or the index if there is none
         "height": datasets.Value("int32"),
         "width": datasets.Value("int32"),
@@ -76,7 +76,7 @@ class BulkSettings:
         image_column: Column of images, where it is not a named benchmark.
         streaming: Read a hub id or folder from front to back without downloading or indexing it first. Its files are
             spread over the processes; where there are fewer files than processes, each reads all and keeps its share.
-        limit: The first so many images only.
+        limit: Use only the first N images.
         shard_size: Images in a shard: what is redone after a kill, at most, by each process.
         output_format: `"parquet"` or `"png"`.
         batch_size: Images in a forward pass.
@@ -118,7 +118,7 @@ class BulkSettings:
 
 
 class Shard(NamedTuple):
-    """Images `number * shard_size` and following of file `source` of a data set; a data set that is not streamed is one."""
+    """Images `number * shard_size` and following of file `source` of a dataset; a dataset that is not streamed is one."""
 
     source: int
     number: int
@@ -152,10 +152,10 @@ def predict_dataset(
     """Predicts all shards of this process that are not finished yet.
 
     Returns:
-        How many images the data set has, and how many of them are broken, over all processes and earlier runs.
+        How many images the dataset has, and how many of them are broken, over all processes and earlier runs.
 
     Raises:
-        ValueError: The data set cannot be opened, or `output_dir` holds results of another model, vocabulary or data set;
+        ValueError: The dataset cannot be opened, or `output_dir` holds results of another model, vocabulary or dataset;
             the message says what differs.
     """
     output = Path(output_dir)
@@ -187,11 +187,11 @@ def predict_dataset(
     return images, broken
 
 
-# --- the data set ------------------------------------------------------------------------------------------------
+# --- the dataset ------------------------------------------------------------------------------------------------
 
 
 def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableDataset:
-    """The images of a data set, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
+    """The images of a dataset, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
     if settings.is_named:
         scenes = settings.limit if settings.dataset == "embedded_scenes" else None
         rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
@@ -276,7 +276,7 @@ def _name(row: dict[str, Any], index: int) -> str:
 def _open_row(row: dict[str, Any], name: str) -> Image.Image:
     value = row["image"]
     if value is None or (value["bytes"] is None and not value["path"]):
-        raise ValueError(f"{name} is missing: the data set holds nothing there.")
+        raise ValueError(f"{name} is missing: the dataset holds nothing there.")
     if value["bytes"] is not None:
         return decode_image(value["bytes"], value["path"] or name)
     if "://" not in value["path"]:

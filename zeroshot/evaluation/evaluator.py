@@ -29,7 +29,7 @@ def check_correction(gamma: float | None, threshold: float | None) -> None:
         ValueError: A value is out of its range.
     """
     if gamma is not None and not 0 <= gamma < math.inf:
-        raise ValueError(f"`gamma` is {gamma}; expected a number from 0 on.")
+        raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")
 
@@ -40,7 +40,7 @@ class Readout:
 
     Attributes:
         gamma, threshold: PBC's; `gamma=0` switches it off, `None` takes the checkpoint's values.
-        seen_penalty: A constant off every seen class's score, the peers' blind correction.
+        seen_penalty: constant subtracted from the scores of all seen classes: the blind correction of earlier work.
 
     Raises:
         ValueError: A value is out of its range.

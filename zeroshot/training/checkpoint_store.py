@@ -87,7 +87,7 @@ class CheckpointStore:
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"`keep` is the number of checkpoints to keep, at least 1, not {keep}.")
+            raise ValueError(f"`keep` is {keep}; expected a whole number ≥ 1.")
         self.folder = Path(folder)
         self.keep = keep
         self._verified: Path | None = None
