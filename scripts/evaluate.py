@@ -4,8 +4,8 @@
 
     python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 
-Any checkpoint goes with any data set: classes come from --split, by default those of the data set. With
---unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the data set says.
+Any checkpoint goes with any dataset: classes come from --split, by default those of the dataset. With
+--unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the dataset says.
 The report is written at the end, whole or not at all.
 """
 

@@ -7,7 +7,7 @@
 For every image it writes NAME.png (palette PNG, values are positions in --classes), NAME_overlay.png with a legend, and
 NAME_unseen.png, how much each pixel looks like an unseen class; NAME is the file's without its ending, and with it where
 two files would write the same picture. Without --classes the checkpoint's vocabulary is used.
-A file that is no image is reported and skipped; the exit status is then 1.
+A file that is not an image is reported and skipped; the exit status is then 1.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Test-time augmentation against a plain loop over windows, and evaluation of any checkpoint on any data set."""
+"""Test-time augmentation against a plain loop over windows, and evaluation of any checkpoint on any dataset."""
 
 from __future__ import annotations
 

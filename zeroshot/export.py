@@ -79,6 +79,7 @@ def export_onnx(model: AlignZegModel, path: str | Path) -> None:
         output_names=list(ImageTowerAndHead(model).outputs),
         verbose=False,
     )
+    assert program is not None  # None is what the old exporter returns
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,6 @@ def export_checkpoint(
         else:
             names = list(model.config.id2label.values())
             vectors, seen = model.class_text_embeds, model.seen_class_mask
-        with atomic_file(prototypes) as partial, open(partial, "wb") as file:  # np.savez appends .npz to a mere name
-            np.savez(file, text_prototypes=vectors, seen_class_mask=seen, names=np.array(names))
+        with atomic_file(prototypes) as partial, open(partial, "wb") as stream:  # np.savez appends .npz to a mere name
+            np.savez(stream, text_prototypes=vectors, seen_class_mask=seen, names=np.array(names))
         print(f"Text prototypes of {len(names)} classes: {prototypes}")

@@ -74,11 +74,11 @@ def check_output(path: str | Path) -> Path:
     """Where a file can be written, links resolved; called before the work whose result is to be written there.
 
     Raises:
-        ValueError: `path` is a folder or a device, or there is no place for it.
+        ValueError: `path` is a folder or a device, or its folder cannot be written to.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
-        what = "a folder" if place.is_dir() else "no regular file"
+        what = "a folder" if place.is_dir() else "not a regular file"
         raise ValueError(f"{path} is {what} where a file is to be written: choose another name.")
     folder = next(folder for folder in place.parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -29,7 +29,7 @@ def checkpoint_files(checkpoint: Path) -> Files:
     """Weights, config, processor, tokenizer and code of a checkpoint, by their names in the repository.
 
     Raises:
-        ValueError: The folder is no complete AlignZeg checkpoint.
+        ValueError: The folder is not a complete AlignZeg checkpoint.
     """
     names = [path.name for path in checkpoint.glob("*") if path.name.endswith(WEIGHTS)]
     if not names:
@@ -55,13 +55,13 @@ def card_files(card: Path, model: str, root: Path) -> Files:
         ValueError: The file is missing or has no metadata.
     """
     if not card.is_file():
-        raise ValueError(f"`--card` is {str(card)!r}, which is no file.")
+        raise ValueError(f"`--card` is {str(card)!r}, which is not a file.")
     text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
     try:
-        metadata = ModelCard(text).data
+        metadata = ModelCard(text).data.to_dict()
     except Exception as error:  # YAML errors, and values that the Hub's classes refuse
         raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
-    if not metadata.library_name or not metadata.pipeline_tag:
+    if not metadata.get("library_name") or not metadata.get("pipeline_tag"):
         raise ValueError(f"{card} needs metadata with `library_name` and `pipeline_tag` at its top.")
     names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.png)\"", text)
     linked = {name for pair in names for name in pair if name and (root / name).is_file()}

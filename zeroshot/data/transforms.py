@@ -64,7 +64,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         crop, scale = self.crop_size, self.scale_range
         if crop is not None and (type(crop) is not int or crop < 1):
-            raise ValueError(f"`crop_size` is {shown(crop)}; expected a positive whole number of pixels, or None.")
+            raise ValueError(f"`crop_size` is {shown(crop)}; expected a whole number of pixels ≥ 1, or None.")
         is_pair = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
         if not is_pair or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors, the smaller first.")
@@ -91,7 +91,7 @@ class TrainTransform:
             Image and label map of the same types and of one common size.
         """
         if self.crop_size is not None:
-            image, label = self._scale_and_crop(image, label, generator)
+            image, label = self._scale_and_crop(image, label, self.crop_size, generator)
         if _uniform(generator) < self.flip_probability:
             image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch takes no negative strides
         if self.color_jitter:
@@ -99,11 +99,11 @@ class TrainTransform:
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
     def _scale_and_crop(
-        self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
+        self, image: np.ndarray, label: np.ndarray, crop_size: int, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        scale = self.crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
+        scale = crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
         height, width = (max(round(side * scale), 1) for side in label.shape)
-        crop_height, crop_width = min(height, self.crop_size), min(width, self.crop_size)
+        crop_height, crop_width = min(height, crop_size), min(width, crop_size)
         for _ in range(CROP_TRIES):
             top = _integer(generator, height - crop_height + 1)
             left = _integer(generator, width - crop_width + 1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Choosing PBC's θ and γ on seen classes that play unseen, and measuring the indicator."""
+"""Choosing PBC's θ and γ on seen classes that are treated as unseen, and measuring the indicator."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ THRESHOLDS = (0.5, 0.7, 0.9)
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     """Trains `folds` models without a part of the seen classes each and sweeps γ and θ on the validation part.
 
-    The share of the seen classes that plays unseen is that of the unseen ones among all: how strong the bias is, and with
-    it the best correction, depends on how many names compete on either side.
+    The fraction of seen classes that is treated as unseen equals the fraction of unseen classes in the split, because the
+    strength of the bias, and with it the best correction, depends on how many names compete on either side.
 
     Returns:
         `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
@@ -79,7 +79,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
             f"No correction can be chosen: the part {settings.data.validation_part!r} shows none of the classes that play "
             "unseen, or none of the others. Raise `data.num_validation` or choose another part."
         )
-    best = max(means, key=means.get)
+    best = max(means, key=means.__getitem__)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
     return {
         "gamma": gamma,
@@ -104,7 +104,7 @@ def store_correction(folder: str | Path, gamma: float, threshold: float) -> None
 def proposal_indicator(
     model: AlignZegModel, processor: AlignZegProcessor, dataset: SegmentationDataset, split: SegmentationSplit
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indicator scores of the proposals that show something, and whether it is unseen.
+    """Indicator scores of the proposals that cover a class, and whether that class is unseen.
 
     For every class in an image the query whose proposal covers it best (largest IoU of the binary mask) is looked at; the
     unclaimed region, which counts as unseen whatever the indicator says, is not.

@@ -65,7 +65,7 @@ def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: 
         seconds[stage] += time.process_time() - started
         return result
 
-    finished = []
+    finished: list[dict[str, Any]] = []
     for start in range(-batch_size, len(rows), batch_size):
         if start == 0:  # what went before was the warm-up
             seconds, finished = dict.fromkeys(seconds, 0.0), []
@@ -97,7 +97,7 @@ def measure_scaling(output: str, images: int, batch_size: int) -> None:
         buffer = io.BytesIO()
         label_picture(np.asarray(picture, np.int64), names).save(buffer, "PNG")
         label_bytes.append(buffer.tell())
-    report = {
+    report: dict[str, Any] = {
         "command": "python scripts/measure_scaling.py",
         "model": "ViT-B/16, short side 640, 100 queries, random weights",
         "images": f"{images} drawn scenes, JPEG, {SIZE[0]} x {SIZE[1]}",

@@ -114,8 +114,8 @@ def draw_pools(args: ClipPretraining, phase: Phase):
         # Seeds of their own: the scenes of the segmentation benchmark are not CLIP's.
         jobs = [(args.seed + 100 * number, "train", i, int(c), phase.min_radius) for i, c in enumerate(class_ids)]
         singles = list(tqdm(pool.imap(_single, jobs, chunksize=64), total=len(jobs), desc="single objects"))
-        jobs = [(args.seed + 1000 + 100 * number, "train", i) for i in range(args.pool_scenes)]
-        scenes = list(tqdm(pool.imap(_scene, jobs, chunksize=32), total=len(jobs), desc="scenes"))
+        scene_jobs = [(args.seed + 1000 + 100 * number, "train", i) for i in range(args.pool_scenes)]
+        scenes = list(tqdm(pool.imap(_scene, scene_jobs, chunksize=32), total=len(scene_jobs), desc="scenes"))
     as_tensor = lambda images: torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()  # noqa: E731
     return (
         as_tensor(singles),
@@ -187,8 +187,8 @@ def pretrain_clip(args: ClipPretraining) -> None:
 
     held_out_ids = torch.arange(args.eval_per_class * len(CLASSES)) % len(CLASSES)
     radius = PHASES[0].min_radius
-    held_out = [_single((args.seed, "test", i, int(c), radius)) for i, c in enumerate(held_out_ids)]
-    held_out = torch.from_numpy(np.stack(held_out)).permute(0, 3, 1, 2).contiguous()
+    images = [_single((args.seed, "test", i, int(c), radius)) for i, c in enumerate(held_out_ids)]
+    held_out = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(step / args.steps, 1)))  # noqa: E731
     class_index = {name: i for i, name in enumerate(CLASSES)}

@@ -62,7 +62,8 @@ def build_transform(options: dict[str, Any], ignore_index: int, resample: int) -
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
-    with_decay, without = [], []
+    with_decay: list[torch.nn.Parameter] = []
+    without: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(part in name for part in ("position", "query_embeddings", "prototypes"))

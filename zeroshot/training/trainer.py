@@ -305,9 +305,10 @@ class Trainer:
                 value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
                 totals[name] = totals.get(name, 0) + value
         if broken is not None:
-            checked = {f"{term} cost of the matching": value for term, value in broken.costs.items()}
+            costs = broken.costs.items()
+            checked: dict[str, Tensor | float] = {f"{term} cost of the matching": cost for term, cost in costs}
         else:
-            checked = dict(totals)
+            checked = {**totals}
             norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
             if accelerator.mixed_precision != "fp16":
                 checked["gradient norm"] = norm
@@ -326,6 +327,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Scores on the validation part; keeps the best model by `training.best_metric`."""
+        assert self.validation is not None
         model = self.accelerator.unwrap_model(self.network)
         prototypes = model.get_text_prototypes(self.processor, list(self.split.classes))
         # The correction of an untrained threshold would blur the curves: they are read out without PBC.
