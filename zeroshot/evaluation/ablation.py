@@ -19,7 +19,7 @@ from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
 from ..settings import load_settings
 from ..training.trainer import Trainer
-from .calibration import GAMMAS, THRESHOLDS, proposal_indicator
+from .calibration import proposal_indicator
 from .evaluator import Readout, evaluate_model, evaluation_batches, library_versions
 
 
@@ -80,11 +80,14 @@ ROWS: dict[str, Row] = {
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 
 
-def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """Trains one cell and evaluates it on the test part, with every read-out of interest."""
+def run_cell(
+    name: str, seed: int, folder: str, arguments: list[str], corrections: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """Trains one cell in `folder` and evaluates it on the test part with PBC's `corrections` (γ, θ), without correction and
+    with the constants of the blind baseline."""
     row = ROWS[name]
     flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
-    output = f"runs/ablation/{name}-{seed}"
+    output = f"{folder}/{name}-{seed}"
     if name not in CURVES:
         flags.append("--training.evaluate_every=0")
     settings = load_settings([*arguments, *flags, f"--seed={seed}", f"--output_dir={output}"])
@@ -97,7 +100,7 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     test = SegmentationDataset(open_part(settings.data, "test", None), trainer.split, training=False)
     readouts = {"plain": Readout(gamma=0.0)}
     if model.indicator is not None:
-        readouts |= {f"pbc {g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
+        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in corrections}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
     prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
 
