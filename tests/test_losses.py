@@ -9,27 +9,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import tiny_model
+from tiny import tiny_config, tiny_model
 from torch import Tensor
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from modeling_alignzeg import loss_alignzeg
+from modeling_alignzeg.classifier_alignzeg import AlignZegBackgroundPrototypes, AlignZegFeatureExpansion
 from modeling_alignzeg.loss_alignzeg import (
+    IGNORED_SHARE,
+    PointSample,
     ProposalMatch,
     SegmentationTargets,
     cell_centres,
     classification_loss,
     count_over_processes,
-    frozen_virtual_loss,
-    indicator_loss,
     mask_loss,
     mask_values,
     match_proposals,
-    prototype_diversity_loss,
     reached_pixels,
-    reserve_virtual_loss,
     sample_labelled_points,
-    semantic_virtual_loss,
     stack_targets,
     target_reach,
 )

@@ -375,7 +375,7 @@ def test_attention_implementations(
 ) -> None:
     model = AlignZegModel.from_pretrained(saved, attn_implementation=implementation)
     if isinstance(implementation, str):
-        configs = (model.config, model.config.vision_config, model.config.text_config, model.vision_model.config)
+        configs = (model.config, model.config.vision_config, model.config.text_config, model.recognizer.vision_model.config)
         assert {config._attn_implementation for config in configs} == {implementation}
     torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
     model.set_attn_implementation("eager")
@@ -419,7 +419,7 @@ def test_text_tower_on_disk(
     device_map |= dict.fromkeys(("class_text_embeds", "seen_class_mask"), "cpu")
     device_map |= {"text_model": "disk", "text_projection": "disk"}
     model = AlignZegModel.from_pretrained(saved, device_map=device_map, offload_folder=tmp_path)
-    assert model.text_model.embeddings.token_embedding.weight.device.type == "meta"
+    assert model.text_encoder.text_model.embeddings.token_embedding.weight.device.type == "meta"
     assert torch.equal(logits(model, pixels), expected["stored/class_queries_logits"])
     prototypes = model.get_text_prototypes(AlignZegProcessor.from_pretrained(saved), list(CLASSES))
     torch.testing.assert_close(prototypes.cpu(), model.class_text_embeds)
@@ -432,7 +432,7 @@ def test_meta_device(saved: Path) -> None:
     model.to_empty(device="cpu").init_weights()
     assert all(tensor.isfinite().all() for tensor in model.parameters())
     assert model.seen_class_mask.tolist() == [name not in UNSEEN for name in CLASSES]
-    assert model.adapter.mlp.layers[-1].weight.abs().max() == 0, "the adapter starts as the identity"
+    assert model.classifier.adapter.mlp.layers[-1].weight.abs().max() == 0, "the adapter starts as the identity"
 
 
 def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
@@ -445,10 +445,10 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = AlignZegModel.from_pretrained(tmp_path)
-    assert model.adapter.mlp.layers[-1].weight.abs().max() == 0
+    assert model.classifier.adapter.mlp.layers[-1].weight.abs().max() == 0
     assert torch.equal(model.class_text_embeds, torch.eye(4, 24))
-    assert 0.05 < model.background.prototypes.std() < 1
-    assert torch.equal(model.query_embeddings, weights["query_embeddings"])
+    assert 0.05 < model.classifier.background.prototypes.std() < 1
+    assert torch.equal(model.side_network.query_embeddings, weights["query_embeddings"])
 
 
 @pytest.mark.parametrize("length", [0, 7, 5000, -1])

@@ -140,7 +140,7 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(
     with torch.no_grad():
         for (
             layer
-        ) in model.refinement_layers:  # zero in a fresh model, which lets no gradient through to what is before
+        ) in model.side_network.refinement_layers:  # zero in a fresh model, which lets no gradient through to what is before
             layer.feature_cross_attention.out_proj.weight.normal_(std=0.1)
     before = weights_of(model)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r"refinement_layers\..*\.(q_proj|v_proj)")
@@ -179,7 +179,7 @@ def test_activation_checkpointing_gives_the_same_gradients(
     collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
     batch = {k: v for k, v in collator([scenes[0], scenes[1]]).items() if k not in ("names", "indices")}
     passes = []
-    for layer in model.refinement_layers:
+    for layer in model.side_network.refinement_layers:
         layer.query_mlp.register_forward_pre_hook(lambda *_: passes.append(1))
 
     def gradients():

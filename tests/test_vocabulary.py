@@ -35,8 +35,8 @@ def plain_prototypes(
         sentences = []
         for template in templates:
             tokens = processor.tokenizer(template.format(name), truncation=True, return_tensors="pt")
-            pooled = model.text_model(**tokens).pooler_output
-            sentences.append(F.normalize(model.text_projection(pooled), dim=-1))
+            pooled = model.text_encoder.text_model(**tokens).pooler_output
+            sentences.append(F.normalize(model.text_encoder.text_projection(pooled), dim=-1))
         rows.append(F.normalize(torch.cat(sentences).mean(0), dim=-1))
     return torch.stack(rows)
 
@@ -222,7 +222,7 @@ def test_other_weights_keep_the_cache(
 ) -> None:
     passes = count_passes(model, monkeypatch)
     model.get_text_prototypes(processor, ["grass"])
-    write_in_place(model.query_embeddings)
+    write_in_place(model.side_network.query_embeddings)
     model.get_text_prototypes(processor, ["grass"])
     assert len(passes) == 1
 
@@ -238,7 +238,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         prototypes = model.get_text_prototypes(processor, ["grass", "brick"])
     outputs = model(**processor(images=picture(), return_tensors="pt"), text_prototypes=prototypes)
     outputs.class_queries_logits.sum().backward()
-    assert model.adapter.mlp.layers[1].weight.grad is not None
+    assert model.classifier.adapter.mlp.layers[1].weight.grad is not None
 
 
 # --- wrong arguments
