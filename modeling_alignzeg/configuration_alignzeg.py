@@ -157,8 +157,12 @@ class AlignZegConfig(PreTrainedConfig):
             kind = values.pop("model_type")
             if kind == "clip_vision_model":
                 values.setdefault("projection_dim", self.projection_dim)
-            if kind in TOWERS:  # others are named in validation
-                self.vision_config = TOWERS[kind](**values)
+        else:
+            values, kind = None, getattr(self.vision_config, "model_type", None)
+        if kind not in TOWERS:
+            raise ValueError(f"`vision_config` has `model_type` {kind!r}; expected one of {', '.join(TOWERS)}.")
+        if values is not None:
+            self.vision_config = TOWERS[kind](**values)
         if self.text_config is None or isinstance(self.text_config, dict):
             self.text_config = CLIPTextConfig(**{"projection_dim": self.projection_dim, **(self.text_config or {})})
         self.fusion_layers = list(self.fusion_layers)
@@ -202,10 +206,6 @@ class AlignZegConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Fields that have to fit each other."""
-        tower = self.vision_config
-        if not isinstance(tower, tuple(TOWERS.values())):
-            kind = tower.get("model_type") if isinstance(tower, dict) else tower.model_type
-            raise ValueError(f"`vision_config` has `model_type` {kind!r}; expected one of {', '.join(TOWERS)}.")
         blocks = self.num_hidden_layers + self.num_refinement_layers
         ratio = self.patch_size / self.mask_stride
         stride = (32 if self.is_convolutional else self.vision_config.patch_size) / max(self.clip_input_scale, 1e-6)
