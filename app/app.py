@@ -270,7 +270,8 @@ class Segmenter:
         config = self.model.config
         self.classes = [config.id2label[i] for i in range(config.num_labels)]
         self.unseen = [name for name in config.unseen_labels or [] if name in self.classes]
-        self.gamma, self.threshold = float(config.correction_gamma), float(config.correction_threshold)
+        image_processor = self.processor.image_processor
+        self.gamma, self.threshold = image_processor.correction_gamma, image_processor.correction_threshold
         self.has_correction = bool(config.bias_correction)
         self.max_gamma = max(10.0, math.ceil(2 * self.gamma))
         self._kept: deque[weakref.ref[Result]] = deque()

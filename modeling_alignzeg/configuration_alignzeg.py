@@ -48,8 +48,9 @@ class AlignZegConfig(PreTrainedConfig):
             convolutional towers, a `TimmWrapperConfig`. A dict says which by its `model_type`.
         text_config (`dict` or [`CLIPTextConfig`], *optional*): Frozen text tower. Default: that of ViT-B/16.
         projection_dim (`int`, defaults to 512): Width `D` of the joint image-text space.
-        projection_hidden_dim (`int`, defaults to 0): Hidden width of an MLP beside the linear image projection, as
-            `scripts/pretrain_lit.py` trains it; 0: none.
+        visual_projection (`str`, defaults to `"linear"`): From the image tower into the joint space: `"linear"`; `"mlp"`, as
+            in some of open_clip's ConvNeXt models; or the sum of both, `"linear+mlp"`, as `scripts/pretrain_lit.py` trains.
+        projection_hidden_dim (`int`, defaults to 0): Hidden width of that MLP.
         logit_scale_init_value (`float`, defaults to 4.6052): Log of the temperature `τ` (100 for OpenAI's weights).
         image_size (`int`, defaults to 640): Side of the training crops; position embeddings are learned for it and
             resampled for any other size.
@@ -106,6 +107,7 @@ class AlignZegConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = count(512)
+    visual_projection: Literal["linear", "mlp", "linear+mlp"] = "linear"
     projection_hidden_dim: int = count(0, low=0)
     logit_scale_init_value: float | int = math.log(100)
 
@@ -223,6 +225,9 @@ class AlignZegConfig(PreTrainedConfig):
             "large.": ratio >= 1 and math.log2(ratio).is_integer(),
             f"`clip_input_scale` is {self.clip_input_scale}; a cell of the image tower must cover a whole number of input "
             "pixels (0.5 and 1.0 always do).": self.clip_input_scale > 0 and abs(stride - round(stride)) < 1e-6,
+            f"`projection_hidden_dim` is {self.projection_hidden_dim} with the `visual_projection` "
+            f"{self.visual_projection!r}; an MLP needs a width of at least 1.": self.visual_projection == "linear"
+            or self.projection_hidden_dim > 0,
             f"`held_out_fraction` is {self.held_out_fraction}; use a share of the seen classes above 0 and below 1.": 0
             < self.held_out_fraction
             < 1,

@@ -60,18 +60,18 @@ class TowerStates(NamedTuple):
 
 
 class AlignZegVisualProjection(nn.Module):
-    """Features of the image tower into the joint space: linear, or linear plus MLP (`projection_hidden_dim`)."""
+    """Features of the image tower into the joint space, see `config.visual_projection`."""
 
     def __init__(self, config: AlignZegConfig, width: int):
         super().__init__()
-        hidden = config.projection_hidden_dim
-        self.linear = nn.Linear(width, config.projection_dim, bias=hidden > 0)
-        self.mlp = AlignZegMLP(width, hidden, config.projection_dim) if hidden else None
+        kind, dim = config.visual_projection, config.projection_dim
+        self.linear = nn.Linear(width, dim, bias=kind != "linear") if "linear" in kind else None
+        self.mlp = AlignZegMLP(width, config.projection_hidden_dim, dim) if "mlp" in kind else None
 
     def forward(self, features: Tensor) -> Tensor:
         """`(..., Dv)` to unit embeddings `(..., D)`."""
-        embeds = self.linear(features)
-        return F.normalize(embeds if self.mlp is None else embeds + self.mlp(features), dim=-1)
+        parts = [part(features) for part in (self.linear, self.mlp) if part is not None]
+        return F.normalize(sum(parts), dim=-1)
 
 
 class ProposalRecognizer(nn.Module):

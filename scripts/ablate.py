@@ -14,7 +14,6 @@ never from the test part. The peers' constant is given its best value on the tes
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,9 +21,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zeroshot.cli import run_command
-from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
-from zeroshot.files import atomic_write_text
+from zeroshot.cli import command_parser, integer, names, run_command
+from zeroshot.settings import load_settings
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,14 +44,20 @@ def start(name: str, seed: int, arguments: list[str]) -> tuple[str, int, int]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rows", help="rows to run, separated by commas; default: all")
+    options = command_parser(__doc__)
+    options.add_argument("--rows", type=names, help="rows to run; by default all")
     options.add_argument("--cell", help="run one row with one seed, in this process")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--workers", type=int, default=1, help="cells at a time, each on one thread")
-    options.add_argument("--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"))
-    options.add_argument("--summarize", action="store_true")
+    options.add_argument("--seed", type=integer(0), default=0, help="seed of --cell")
+    options.add_argument("--workers", type=integer(1), default=1, help="cells at a time, each on one thread")
+    options.add_argument(
+        "--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"), help="preset of the trainings"
+    )
+    options.add_argument("--summarize", action="store_true", help="only tables and figures, from the finished cells")
     args, overrides = options.parse_known_args()
+    load_settings(["--config", args.config, *overrides])  # names what is wrong before anything starts
+    from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
+    from zeroshot.files import atomic_write_text
+
     if args.cell:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; rows with a training are {', '.join(TRAININGS)}.")
@@ -63,15 +67,15 @@ def main() -> int:
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
         return 0
     if not args.summarize:
-        names = args.rows.split(",") if args.rows else TRAININGS
-        if unknown := set(names) - set(TRAININGS):
+        chosen = args.rows or TRAININGS
+        if unknown := set(chosen) - set(TRAININGS):
             raise ValueError(f"`--rows` names {', '.join(sorted(unknown))}; it takes {', '.join(TRAININGS)}.")
         CELLS.mkdir(parents=True, exist_ok=True)
         if not CALIBRATION.exists():
             flags = ["--config", args.config, "--folds", "2", "--output", str(CALIBRATION), *overrides]
             subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
         jobs = [
-            (seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
+            (seed, name) for name in chosen for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
         ]
         jobs.sort()  # all rows of seed 0 first
         started = time.time()

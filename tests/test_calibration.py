@@ -60,7 +60,7 @@ def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pyt
 
     def look(self, index):
         found = sample(self, index)
-        labels.append((self.spec.classes, np.unique(np.asarray(found["label"]))))
+        labels.append((self.split.classes, np.unique(np.asarray(found["label"]))))
         return found
 
     monkeypatch.setattr(AlignZegProcessor, "encode_class_names", encode)

@@ -217,7 +217,7 @@ def test_a_signal_writes_a_checkpoint_first(lab: Lab, variant: str, number: int)
     assert 2 <= newest < STEPS and f"Stopped by a signal at step {newest}; run the same command to go on" in text
     assert 128 + number in statuses and all(status and status > 128 for status in statuses), text
     text = lab.train(output.name, variant).finish()
-    assert f"Resumed at step {newest}" in text
+    assert f"Resuming at step {newest}" in text
     assert_same(ending(output), expected)
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import os
 import shutil
@@ -10,13 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
 from .files import atomic_file, atomic_folder, check_output, read_text, shown
+from .towers import CONFIG as TOWER_FIELDS
+from .towers import Towers, fresh_model
 
 
 CODE_FOLDER = "modeling_alignzeg"
@@ -26,52 +29,46 @@ REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  
 
 
 def assemble(
-    clip: CLIPModel,
-    tokenizer: PreTrainedTokenizerBase,
-    normalization: dict[str, Any],
+    towers: Towers,
     *,
     seed: int = 0,
     config: dict[str, Any] | None = None,
     image_processor: dict[str, Any] | None = None,
 ) -> tuple[AlignZegModel, AlignZegProcessor]:
-    """A fresh AlignZeg on a CLIP: its towers are copied, the trainable parts initialised from `seed`.
+    """A fresh AlignZeg on frozen towers: they are copied, the trainable parts initialised from `seed`.
 
     Args:
-        clip: The CLIP, in the transformers layout.
-        tokenizer: Its tokenizer.
-        normalization: `image_mean` and `image_std`.
+        towers: From [`load_towers`].
         seed: Of the trainable parts.
         config: Overrides of [`AlignZegConfig`].
         image_processor: Overrides of [`AlignZegImageProcessor`].
 
     Raises:
-        ValueError: `config` names no field of `AlignZegConfig`, or its values contradict the CLIP.
+        ValueError: `config` names a field that `AlignZegConfig` does not have or that describes the towers, or its values
+            contradict the towers.
     """
     overrides = dict(config or {})
-    towers = {
-        "vision_config": clip.config.vision_config.to_dict(),
-        "text_config": clip.config.text_config.to_dict(),
-        "projection_dim": clip.config.projection_dim,
-        "logit_scale_init_value": float(clip.logit_scale.detach()),
-    }
-    known = vars(AlignZegConfig())
+    known = [field.name for field in dataclasses.fields(AlignZegConfig)]
     for name in overrides:
         if name not in known:
-            raise ValueError(f"`model.config` names {name!r}, which is no field of AlignZegConfig.")
-        if name in towers:
-            raise ValueError(f"`model.config` names {name!r}, which is taken from the CLIP: leave it out.")
-    full = AlignZegConfig(**towers, **overrides)
-    torch.manual_seed(seed)
-    model = AlignZegModel(full)
-    with torch.no_grad():
-        for part in ("vision_model", "text_model", "visual_projection", "text_projection"):
-            getattr(model, part).load_state_dict(getattr(clip, part).state_dict())
-        model.logit_scale.copy_(clip.logit_scale)
-    options = {"size_divisor": full.size_divisor, **normalization, **(image_processor or {})}
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"`model.config` contains {name!r}, which is not a field of AlignZegConfig{hint}")
+        if name in TOWER_FIELDS:
+            raise ValueError(
+                f"`model.config` contains {name!r}, which is taken from the image and text towers: leave it out."
+            )
+    try:
+        model = fresh_model(towers, overrides, seed)
+    except StrictDataclassError as error:
+        raise ValueError(f"`model.config` does not fit. {error}") from error
+    options = {"size_divisor": model.config.size_divisor, **towers.image_processor, **(image_processor or {})}
     processor = AlignZegProcessor(
-        image_processor=AlignZegImageProcessor(**options), tokenizer=tokenizer, template_set=full.template_set
+        image_processor=AlignZegImageProcessor(**options),
+        tokenizer=towers.tokenizer,
+        template_set=model.config.template_set,
     )
-    return model.eval(), processor
+    return model, processor
 
 
 def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[AlignZegModel, AlignZegProcessor]:

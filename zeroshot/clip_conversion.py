@@ -38,7 +38,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, ImageProcessingMixin, PreTrainedConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, ImageProcessingMixin, PreTrainedConfig
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ _CONVERTED = {
 _PARTS = {
     "multimodal_cfg": "CoCa's text decoder",
     "init_logit_bias": "SigLIP's logit bias",
-    "timm_model_name": "a timm image tower (ConvNeXt, EVA, SigLIP, MobileCLIP, ViTamin, …)",
+    "timm_model_name": "a timm image tower",
     "hf_model_name": "a Hugging Face text tower",
     "hf_tokenizer_name": "a tokenizer other than CLIP's",
     "tokenizer_kwargs": "a tokenizer other than CLIP's",
@@ -148,7 +148,7 @@ def clip_from_open_clip(
         ValueError: If the model or the tag is unknown, the family cannot be converted, or the weights do not fit.
         OSError: If the weights cannot be downloaded.
     """
-    cfg, normalization, fetch = _look_up(model_name, pretrained, cache_dir)
+    cfg, normalization, fetch = look_up(model_name, pretrained, cache_dir)
     _check_convertible(cfg, model_name)
     config = clip_config_from_open_clip(cfg)
     tokenizer = clip_tokenizer_from_open_clip(config.text_config.max_position_embeddings)
@@ -162,7 +162,7 @@ def clip_from_open_clip(
             torch.default_generator.manual_seed(seed)
             model = CLIPModel(config)
     else:
-        state_dict = convert_state_dict(_load_weights(Path(fetch())), config)
+        state_dict = convert_state_dict(load_weights(Path(fetch())), config)
         model = CLIPModel.from_pretrained(None, config=config, state_dict=state_dict, dtype=torch.float32)
     return model.eval(), tokenizer, normalization
 
@@ -197,7 +197,17 @@ def clip_config_from_open_clip(
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
     }
-    text_config = {
+    text_config = _text_fields(text)
+    return CLIPConfig(
+        vision_config={**shared, **vision_config},
+        text_config={**shared, **text_config},
+        projection_dim=cfg["embed_dim"],
+        logit_scale_init_value=float(cfg.get("init_logit_scale", CLIPConfig.logit_scale_init_value)),
+    )
+
+
+def _text_fields(text: open_clip.CLIPTextCfg) -> dict[str, Any]:
+    return {
         "hidden_size": text.width,
         "intermediate_size": int(text.width * text.mlp_ratio),
         "num_hidden_layers": text.layers,
@@ -208,12 +218,38 @@ def clip_config_from_open_clip(
         "eos_token_id": text.vocab_size - 1,
         "pad_token_id": text.vocab_size - 1,  # CLIPTokenizer's
     }
-    return CLIPConfig(
-        vision_config={**shared, **vision_config},
-        text_config={**shared, **text_config},
-        projection_dim=cfg["embed_dim"],
-        logit_scale_init_value=float(cfg.get("init_logit_scale", CLIPConfig.logit_scale_init_value)),
+
+
+def clip_text_config(cfg: Mapping[str, Any]) -> CLIPTextConfig:
+    """The config of an open_clip model's text tower, whatever its image tower.
+
+    Raises:
+        ValueError: the tower has a part that `CLIPTextModel` has not.
+    """
+    _check_convertible({**cfg, "vision_cfg": {}}, "of this config")
+    act = "quick_gelu" if cfg.get("quick_gelu") else "gelu"
+    return CLIPTextConfig(
+        **_text_fields(open_clip.CLIPTextCfg(**cfg["text_cfg"])), hidden_act=act, layer_norm_eps=1e-5
     )
+
+
+def convert_text_weights(weights: Mapping[str, Tensor], config: CLIPTextConfig, dim: int) -> dict[str, Tensor]:
+    """`text_model.*` and `text_projection.weight` of open_clip's weights.
+
+    Raises:
+        ValueError: a weight is missing; the message names it.
+    """
+    weights = {key.removeprefix("module.").removeprefix("text."): value for key, value in weights.items()}
+    names = {key: targets for key, targets in _names(None, config).items() if not key.startswith(("visual.", "logit"))}
+    if missing := [key for key in names if key not in weights]:
+        raise ValueError(f"The weights lack {_listed(missing)}: choose the model that they belong to.")
+    converted: dict[str, Tensor] = {}
+    for key, targets in names.items():
+        if len(targets) == 3:
+            converted |= {target: part.clone() for target, part in zip(targets, weights[key].chunk(3), strict=True)}
+        else:
+            converted[targets[0]] = weights[key].T.contiguous() if key in _TRANSPOSED else weights[key]
+    return converted
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> dict[str, Tensor]:
@@ -232,7 +268,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> 
         key = key.removeprefix("module.").removeprefix("text.")
         if key != "attn_mask":  # a constant
             weights[key] = weight
-    names = _names(config)
+    names = _names(config.vision_config, config.text_config)
     if unknown := [key for key in weights if key not in names]:
         raise ValueError(
             f"`state_dict` holds {_listed(unknown)}; a CLIP with {config.vision_config.num_hidden_layers} image and "
@@ -284,7 +320,7 @@ def clip_tokenizer_from_open_clip(context_length: int = 77) -> CLIPTokenizer:
 # ------------------------------------------------------------------------------------------------ where weights are
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """open_clip's model config, the normalization, and what fetches the weights' file (`None`: random weights)."""
 
     cfg: dict[str, Any]
@@ -292,7 +328,7 @@ class _Source(NamedTuple):
     fetch: Callable[[], str | Path] | None
 
 
-def _look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> _Source:
+def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> Source:
     """Finds a model and its weights, downloading no more than a config."""
     if model_name.startswith((HUB, FOLDER)):
         if pretrained is not None:
@@ -303,7 +339,7 @@ def _look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> 
         return _look_up_repository(model_name, cache_dir)
     cfg = _named_cfg(model_name)
     if pretrained is None:
-        return _Source(cfg, _normalization({}), None)
+        return Source(cfg, _normalization({}), None)
 
     if pretrained.startswith((HUB, FOLDER)):
         repository = _look_up_repository(pretrained, cache_dir)
@@ -318,21 +354,21 @@ def _look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> 
     name = model_name.replace("/", "-")
     if tag := open_clip.get_pretrained_cfg(name, pretrained):
         cfg["quick_gelu"] = tag.get("quick_gelu", False)
-        return _Source(cfg, _normalization(tag), partial(_download, name, pretrained, tag, cache_dir))
+        return Source(cfg, _normalization(tag), partial(_download, name, pretrained, tag, cache_dir))
     if Path(pretrained).is_file():
         if not cfg.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
             logger.warning(
                 f"{pretrained} is read as {name}, without QuickGELU. If its weights were trained with it, as OpenAI's "
                 f"and many of DFN and MetaCLIP were, give the name {name}-quickgelu: the file does not tell."
             )
-        return _Source(cfg, _normalization({}), partial(Path, pretrained))
+        return Source(cfg, _normalization({}), partial(Path, pretrained))
     raise ValueError(
         f"`pretrained` is {pretrained!r}, which is neither a file nor one of the tags of {name!r}: "
         f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'it has none'}."
     )
 
 
-def _look_up_repository(name: str, cache_dir: str | None) -> _Source:
+def _look_up_repository(name: str, cache_dir: str | None) -> Source:
     """The same for a repository on the hub or a folder that holds open_clip's config and the weights."""
     if name.startswith(HUB):
         model_id = name.removeprefix(HUB)
@@ -348,7 +384,7 @@ def _look_up_repository(name: str, cache_dir: str | None) -> _Source:
     content = json.loads(path.read_text(encoding="utf-8"))
     if "model_cfg" not in content:
         raise ValueError(f"{path} has no `model_cfg`: it is not a config as open_clip saves it.")
-    return _Source(content["model_cfg"], _normalization(content.get("preprocess_cfg", {})), fetch)
+    return Source(content["model_cfg"], _normalization(content.get("preprocess_cfg", {})), fetch)
 
 
 def _named_cfg(name: str) -> dict[str, Any]:
@@ -380,7 +416,7 @@ def _download(name: str, tag: str, pretrained_cfg: dict[str, Any], cache_dir: st
         ) from error
 
 
-def _load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path) -> dict[str, Tensor]:
     """Reads a weights file; nothing but tensors and plain containers, so no code in it can run.
 
     open_clip's own loader is not used: on a `TypeError` it reads the file again without `weights_only`.
@@ -443,14 +479,16 @@ def _clip_from_transformers(
 # ----------------------------------------------------------------------------------------------------- small helpers
 
 
-def _names(config: CLIPConfig) -> dict[str, tuple[str, ...]]:
+def _names(vision: PreTrainedConfig | None, text: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
     """What each of open_clip's weights becomes: one of transformers', or query, key and value."""
     names = {old: (new,) for old, new in _NAMES.items()}
     towers = {
-        ("visual.transformer", "vision_model"): config.vision_config,
-        ("transformer", "text_model"): config.text_config,
+        ("visual.transformer", "vision_model"): vision,
+        ("transformer", "text_model"): text,
     }
     for (old_tower, new_tower), tower in towers.items():
+        if tower is None:
+            continue
         for layer in range(tower.num_hidden_layers):
             for old, new in _LAYER_NAMES.items():
                 for kind in ("weight", "bias"):

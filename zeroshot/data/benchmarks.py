@@ -15,13 +15,15 @@ import torch
 
 from ..files import read_text
 from ..settings import DataSettings
+from .photos import load_photos
 from .scenes import scenes_dataset
 from .splits import load_split
 
 
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
 
-NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k")
+PHOTOS = ("msrc", "coco_panoptic")
+NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k", *PHOTOS)
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's names of one integer a pixel
 
 
@@ -49,6 +51,8 @@ def load_benchmark(
       in `stuffthingmaps` or `annotations`. The parts are `train` and `val`.
     - `"ade20k"`: `root` holds `images` and `annotations`, each with the folders `training` and `validation`. The parts
       are `train` and `val`.
+    - `"msrc"`, `"coco_panoptic"`: `root` holds parquet files, see photos.py; `train`, `validation`, `test` and `train`,
+      `test`. MSRC also as its original folder.
     - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
     - anything else: a hub id, or a local folder that is an imagefolder, holds parquet files or was made by
       `save_to_disk`. The parts are what the dataset calls them.
@@ -83,6 +87,8 @@ def load_benchmark(
         raise ValueError(f"`root` is missing; give the folder of {name}.")
     if not Path(root).is_dir():
         raise FileNotFoundError(f"`root` is {str(root)!r}, which is not a folder; expected the folder of {name}.")
+    if name in PHOTOS:
+        return load_photos(name, "validation" if split_part == "val" else split_part, Path(root))
     part = "val" if split_part == "validation" else split_part
     if name == "coco_stuff":
         folders = (f"{part}2017", f"images/{part}2017"), (f"stuffthingmaps/{part}2017", f"annotations/{part}2017")

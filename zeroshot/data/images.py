@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from modeling_alignzeg import class_colors
-from modeling_alignzeg.image_processing_alignzeg import to_rgb
+from modeling_alignzeg.images_alignzeg import to_rgb
 
 
 # A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.

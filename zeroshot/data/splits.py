@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from ..files import read_text, shown
+from ..files import parse_yaml, read_text, shown
 
 
 SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"
@@ -33,6 +32,9 @@ SHIPPED_SPLITS: dict[str, str] = {
     "pascal_context_60": "pascal_context_60_with_background.json",
     "ade20k": "ade20k_150.json",
     "embedded_scenes": "embedded_scenes.json",
+    "msrc": "msrc21_a.json",
+    "msrc_a": "msrc21_a.json",
+    "msrc_b": "msrc21_b.json",
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
 CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
@@ -252,8 +254,8 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
             return _from_json(json.loads(text), context_459_ids)
         if context_459_ids:
             raise ValueError("`context_459_ids` is for the PASCAL Context splits; write the ids into `raw_id_map`.")
-        return _from_yaml(yaml.safe_load(text), path.stem)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError includes JSON errors
+        return _from_yaml(parse_yaml(text, path), path.stem)
+    except (ValueError, RecursionError) as error:  # ValueError includes JSON errors
         raise ValueError(f"The split file {path} cannot be used. {error}") from None
 
 

@@ -162,7 +162,7 @@ def predict_dataset(
     check_output(output / RUN)
     with accelerator.local_main_process_first():  # it fills the cache for the others
         rows = open_images(settings)
-    _begin(output, _describe(model, vocabulary, settings, rows), accelerator)
+    _begin(output, _describe(model, processor, vocabulary, settings, rows), accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     predictor = Predictor(model, processor, vocabulary, settings, accelerator)
     images = broken = 0
@@ -422,7 +422,9 @@ def _read_counts(output: Path, shard: Shard, output_format: str) -> tuple[int, i
         ) from error
 
 
-def _describe(model: AlignZegModel, vocabulary: Vocabulary, settings: BulkSettings, rows) -> dict[str, Any]:
+def _describe(
+    model: AlignZegModel, processor: AlignZegProcessor, vocabulary: Vocabulary, settings: BulkSettings, rows
+) -> dict[str, Any]:
     """What a resumed run must have in common with the first one, as JSON."""
     ways_to_run = ("batch_size", "num_threads", "root")
     prototypes = hashlib.sha256(vocabulary.prototypes.float().cpu().numpy().tobytes()).hexdigest()
@@ -431,8 +433,10 @@ def _describe(model: AlignZegModel, vocabulary: Vocabulary, settings: BulkSettin
         "files" if settings.streaming else "images": rows.num_shards if settings.streaming else len(rows),
         "classes": vocabulary.names,
         "unseen": vocabulary.unseen,
-        "gamma": model.config.correction_gamma if settings.gamma is None else settings.gamma,
-        "threshold": model.config.correction_threshold if settings.threshold is None else settings.threshold,
+        "gamma": processor.image_processor.correction_gamma if settings.gamma is None else settings.gamma,
+        "threshold": processor.image_processor.correction_threshold
+        if settings.threshold is None
+        else settings.threshold,
         "text_prototypes_sha256": prototypes,
         "weights_sha256": _weights_hash(model),
     }

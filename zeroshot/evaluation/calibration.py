@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from modeling_alignzeg.image_processing_alignzeg import resize_matrix
+from modeling_alignzeg.readout_alignzeg import resize_matrix
 
 from ..checkpoints import load_checkpoint
 from ..data.benchmarks import open_part
@@ -92,11 +92,11 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
 
 
 def store_correction(folder: str | Path, gamma: float, threshold: float) -> None:
-    """Writes θ and γ into the checkpoint's config, atomically."""
-    path = Path(folder) / "config.json"
+    """Writes θ and γ into the checkpoint's processor_config.json, atomically."""
+    path = Path(folder) / "processor_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["correction_gamma"], config["correction_threshold"] = gamma, threshold
-    atomic_write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    config["image_processor"] |= {"correction_gamma": gamma, "correction_threshold": threshold}
+    atomic_write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()

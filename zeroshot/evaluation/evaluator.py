@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput, AlignZegProcessor
+from modeling_alignzeg.readout_alignzeg import View, label_map
 
 from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
-from .test_time_augmentation import Augmentation, View, label_map
+from .test_time_augmentation import Augmentation
 
 
 def check_correction(gamma: float | None, threshold: float | None) -> None:
@@ -78,11 +79,11 @@ class Evaluator:
             for prediction, label in zip(maps, labels):
                 self._count(name, prediction, label)
 
-    def add_views(self, views: list[View], label: Tensor) -> None:
+    def add_views(self, views: list[list[View]], label: Tensor) -> None:
         """Adds an image by its `views`, whose tables of probabilities are those of the readouts, in their order."""
         seen = torch.tensor(self.split.seen_class_mask, dtype=torch.float32)
         for index, (name, readout) in enumerate(self.readouts.items()):
-            self._count(name, label_map(views, index, readout.seen_penalty * seen), label)
+            self._count(name, label_map(views[index], readout.seen_penalty * seen), label)
 
     def _count(self, name: str, prediction: Tensor, label: Tensor) -> None:
         matrix = confusion_matrix(
@@ -166,7 +167,7 @@ def evaluate_model(
         corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]
         for image, mask, label in zip(pixel_values, pixel_mask, batch["labels"]):
             image = image[:, : int(mask.any(1).sum()), : int(mask.any(0).sum())]
-            views = augmentation.views(model, image, tuple(label.shape), corrections, **vocabulary)
+            views = augmentation.views(model, image_processor, image, tuple(label.shape), corrections, **vocabulary)
             evaluator.add_views(views, label)
     model.train(was_training)
     return evaluator.scores(accelerator)

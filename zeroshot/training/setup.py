@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..checkpoints import assemble, load_checkpoint
-from ..clip_conversion import load_clip
 from ..data.dataset import SegmentationDataset
 from ..data.transforms import TrainTransform, normalize_image
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings
+from ..towers import load_towers
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
@@ -47,10 +47,8 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
         raise ValueError(
             "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
         )
-    clip, tokenizer, normalization = load_clip(settings.clip, settings.pretrained)
-    return assemble(
-        clip, tokenizer, normalization, seed=seed, config=settings.config, image_processor=settings.image_processor
-    )
+    towers = load_towers(settings.clip, settings.pretrained, random_weights=settings.random_weights)
+    return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 
 
 def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
@@ -90,11 +88,34 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
 
 
 @torch.no_grad()
-def clip_feature_cache(model: AlignZegModel, dataset: SegmentationDataset, mean, std, batch_size: int = 64) -> Tensor:
-    """Frozen CLIP features of every image: `(images, layers, 1 + P, Dv)`, exactly what the model would compute."""
-    parts = []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="CLIP features", leave=False):
-        images = [dataset[i]["image"] for i in range(start, min(start + batch_size, len(dataset)))]
+def clip_feature_cache(
+    model: AlignZegModel, dataset: SegmentationDataset, mean, std, epochs: int, batch_size: int = 32
+) -> dict[int, Tensor]:
+    """The frozen image tower's hidden states of all samples of the first `epochs`, exactly as the model would compute them.
+
+    Returns:
+        By layer, `(epochs · images, …)`, epoch by epoch.
+
+    Raises:
+        ValueError: the samples have different sizes.
+    """
+    cache: dict[int, Tensor] = {}
+    shape, total = None, epochs * len(dataset)
+    for start in tqdm(range(0, total, batch_size), desc="image tower", leave=False):
+        images = []
+        for position in range(start, min(start + batch_size, total)):
+            dataset.set_epoch(position // len(dataset))
+            images.append(dataset[position % len(dataset)]["image"])
+            shape = shape or images[0].shape
+            if images[-1].shape != shape:
+                raise ValueError(
+                    f"`data.cached_epochs` needs samples of one size, but {shape[:2]} and {images[-1].shape[:2]} (height, "
+                    "width) occur: set it to 0, or let `data.transform` cut crops of one size (a lower end of "
+                    "`scale_range` of 1 or more)."
+                )
         pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        parts.append(torch.stack(list(model.clip_hidden_states(pixels).values()), 1).cpu())
-    return torch.cat(parts)
+        for layer, states in model.clip_hidden_states(pixels).items():
+            if layer not in cache:
+                cache[layer] = states.new_empty(total, *states.shape[1:], device="cpu")
+            cache[layer][start : start + len(states)] = states
+    return cache

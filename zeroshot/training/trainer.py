@@ -29,10 +29,11 @@ from ..data.dataset import SegmentationDataset, check_dataset
 from ..data.splits import SegmentationSplit, load_split, pseudo_unseen_split
 from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
-from ..files import atomic_write_text
+from ..files import atomic_write_text, shown
 from ..settings import Settings
 from .checkpoint_store import CheckpointError, CheckpointStore
 from .guards import SignalStop, check_finite
+from .manifest import PROGRESS
 from .setup import (
     build_model,
     build_transform,
@@ -114,15 +115,9 @@ class Trainer:
         self.model.to(self.accelerator.device)
         image_processor = self.processor.image_processor
         self.clip_cache = None
-        if data.cache_clip_features:
-            if transform.crop_size is not None or transform.color_jitter or transform.flip_probability > 0:
-                raise ValueError(
-                    "`data.cache_clip_features` needs images that never change: set data.transform to "
-                    "{crop_size: null, color_jitter: false, flip_probability: 0}."
-                )
-            self.clip_cache = clip_feature_cache(
-                self.model, self.dataset, image_processor.image_mean, image_processor.image_std
-            )
+        if data.cached_epochs:
+            mean, std = image_processor.image_mean, image_processor.image_std
+            self.clip_cache = clip_feature_cache(self.model, self.dataset, mean, std, data.cached_epochs)
 
         collator = Collator(
             image_mean=image_processor.image_mean,
@@ -163,7 +158,20 @@ class Trainer:
 
     @property
     def progress(self) -> dict[str, Any]:
-        return {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
+        progress = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
+        return {**progress, "task": self.task}
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the first one: data and classes. Otherwise classes that the run
+        calls unseen may have been labelled in its earlier steps."""
+        return {
+            "data.dataset": self.settings.data.dataset,
+            "data.train_part": self.settings.data.train_part,
+            "images": len(self.dataset),
+            "classes": list(self.split.classes),
+            "labelled classes": list(self.training_split.seen),
+        }
 
     def save(self) -> None:
         self.store.save(self.accelerator, self.network, self.optimizer, self.scheduler, self.progress)
@@ -171,18 +179,32 @@ class Trainer:
     def resume(self) -> None:
         path = self.store.latest(self.accelerator)
         if path is None:
+            self.accelerator.print(f"Starting a new training in {self.output}")
             return
+        earlier = json.loads((path / PROGRESS).read_text(encoding="utf-8")).get("task", {})
+        for name, value in self.task.items():
+            if earlier.get(name) != value:
+                raise CheckpointError(
+                    f"{path} was trained with other {name}, {shown(earlier.get(name))}, than this run asks for, "
+                    f"{shown(value)}: choose another `output_dir`, or restore the settings in {self.output}/settings.json."
+                )
         state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best = state["best"]
-        self.accelerator.print(f"Resumed at step {self.step} from {path}")
+        self.accelerator.print(f"Resuming at step {self.step} from {path}")
 
     # --- loop
+
+    @property
+    def data_epoch(self) -> int:
+        """What the transform draws from: the epoch, or one of the cached epochs in turn."""
+        cached = self.settings.data.cached_epochs
+        return self.epoch % cached if cached else self.epoch
 
     def micro_batches(self) -> Iterator[dict[str, Any]]:
         """Batches without end, from where the run stands; `self.epoch` and `self.batch` follow."""
         while True:
-            self.dataset.set_epoch(self.epoch)
+            self.dataset.set_epoch(self.data_epoch)
             loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
             for each in {self.loader, loader}:  # the one that skips is new, and may begin to count epochs at 0
                 each.set_epoch(self.epoch)
@@ -194,9 +216,6 @@ class Trainer:
     def run(self) -> dict[str, Any] | None:
         settings = self.settings.training
         accelerator = self.accelerator
-        if accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
         if self.settings.resume:
             self.resume()
         elif self.store.latest(accelerator) is not None:
@@ -204,6 +223,8 @@ class Trainer:
                 f"`resume` is off, but {self.output} holds checkpoints of an earlier run: choose another `output_dir`."
             )
         if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
             forget_later_steps(self.output / METRICS, self.step)
         if settings.tensorboard:
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
@@ -269,9 +290,11 @@ class Trainer:
                 continue
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
             names += batch.pop("names")
-            indices = batch.pop("indices")
+            indices = torch.as_tensor(batch.pop("indices")) + self.data_epoch * len(self.dataset)
             if self.clip_cache is not None:
-                batch["clip_hidden_states"] = self.clip_cache[indices].to(accelerator.device)
+                batch["clip_hidden_states"] = {
+                    layer: states[indices].to(accelerator.device) for layer, states in self.clip_cache.items()
+                }
             is_last = micro_step == settings.gradient_accumulation_steps - 1
             with nullcontext() if is_last else accelerator.no_sync(self.network):
                 try:

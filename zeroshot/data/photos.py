@@ -1,0 +1,88 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Two small benchmarks of photographs: MSRC v2 (Shotton et al., 2006) and COCO panoptic (Kirillov et al., 2019).
+
+Both are read from parquet files `<benchmark>_<part>.parquet` with the columns `name`, `image` and `label`; MSRC also from
+its original folder, with `Images/*.bmp` and the coloured `GroundTruth/*_GT.bmp`. MSRC has no official split into parts:
+by their positions in the sorted file names, modulo 10, images 0, 2, 4, 6, 8 are for training, 3 for validation, and
+1, 5, 7, 9 for testing.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+
+MSRC_PARTS = {"train": (0, 2, 4, 6, 8), "validation": (3,), "test": (1, 5, 7, 9)}
+# MSRC's colours are those of PASCAL VOC's palette, in which two were passed over before "road".
+MSRC_PALETTE_IDS = [*range(19), *range(21, 26)]
+
+
+def voc_palette(count: int) -> np.ndarray:
+    """The first `count` colours of PASCAL VOC's palette, `uint8 (count, 3)`: the bits of an id, dealt out in turn to red,
+    green and blue from the highest bit down."""
+    ids = np.arange(count)
+    colors = np.zeros((count, 3), np.uint8)
+    for level in range(8):
+        for channel in range(3):
+            colors[:, channel] |= (((ids >> (3 * level + channel)) & 1) << (7 - level)).astype(np.uint8)
+    return colors
+
+
+def colors_to_ids(picture: np.ndarray, palette: np.ndarray, name: str) -> np.ndarray:
+    """A coloured label picture `(height, width, 3)` as positions in `palette (K, 3)`, `uint8`.
+
+    Raises:
+        ValueError: the picture has a colour that the palette does not have.
+    """
+    weights = np.array([1 << 16, 1 << 8, 1])
+    codes, known = picture.astype(int) @ weights, palette.astype(int) @ weights
+    order = np.argsort(known)
+    places = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
+    ids = order[places]
+    wrong = known[ids] != codes
+    if wrong.any():
+        color = tuple(int(value) for value in picture[wrong][0])
+        raise ValueError(f"{name} has the colour {color} in {int(wrong.sum())} pixels, which no class has.")
+    return ids.astype(np.uint8)
+
+
+def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
+    """One part of `"msrc"` or `"coco_panoptic"` with the columns `image`, `label` (raw ids) and `name`.
+
+    Raises:
+        FileNotFoundError: `root` holds neither the parquet file nor, for MSRC, the original folders.
+    """
+    file = root / f"{benchmark}_{part}.parquet"
+    if file.is_file():
+        rows = datasets.Dataset.from_parquet(str(file))
+        return rows.select_columns(["image", "label", "name"])
+    if benchmark == "msrc" and (root / "Images").is_dir() and part in MSRC_PARTS:
+        return _original_msrc(root, part)
+    present = sorted(path.name for path in root.glob(f"{benchmark}_*.parquet"))
+    raise FileNotFoundError(
+        f"{root} has no {file.name}; it has {', '.join(present) or 'no such files'}"
+        f"{', and no folder Images as MSRC v2 comes with' if benchmark == 'msrc' else ''}."
+    )
+
+
+def _original_msrc(root: Path, part: str) -> datasets.Dataset:
+    palette = voc_palette(26)[MSRC_PALETTE_IDS]
+    paths = sorted((root / "Images").glob("*.bmp"), key=lambda path: path.stem)
+    columns: dict[str, list] = {"image": [], "label": [], "name": []}
+    for path in (path for position, path in enumerate(paths) if position % 10 in MSRC_PARTS[part]):
+        label = root / "GroundTruth" / f"{path.stem}_GT.bmp"
+        if not label.is_file():
+            raise FileNotFoundError(f"{label} does not exist; MSRC's label of {path.name} is missing.")
+        ids = colors_to_ids(np.asarray(Image.open(label).convert("RGB")), palette, str(label))
+        encoded = io.BytesIO()
+        Image.fromarray(ids).save(encoded, "PNG")
+        columns["image"].append(str(path))
+        columns["label"].append({"bytes": encoded.getvalue(), "path": None})
+        columns["name"].append(path.stem)
+    features = {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

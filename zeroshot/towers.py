@@ -1,0 +1,214 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The frozen parts of an AlignZeg, by the names that `AlignZegModel` gives them: image tower, text tower, projections.
+
+They come from a CLIP of transformers, from any open_clip model whose image tower is a plain ViT or a convolutional network
+of timm (ConvNeXt and others), or from another AlignZeg checkpoint, such as `scripts/pretrain_lit.py` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedTokenizerBase
+
+from modeling_alignzeg import AlignZegConfig, AlignZegModel
+
+from .clip_conversion import (
+    FOLDER,
+    HUB,
+    clip_text_config,
+    clip_tokenizer_from_open_clip,
+    convert_text_weights,
+    load_clip,
+    load_weights,
+    look_up,
+)
+
+
+FROZEN = ("recognizer.vision_model.", "recognizer.visual_projection.", "text_encoder.", "logit_scale")
+CONFIG = (
+    "vision_config",
+    "text_config",
+    "projection_dim",
+    "visual_projection",
+    "projection_hidden_dim",
+    "logit_scale_init_value",
+)
+
+
+class Towers(NamedTuple):
+    """Frozen parts.
+
+    Attributes:
+        config: Fields of `AlignZegConfig` that describe them.
+        weights: By the names of `AlignZegModel`; the temperature is among them.
+        tokenizer: Of the text tower.
+        image_processor: Fields of `AlignZegImageProcessor`, at least `image_mean` and `image_std`.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: dict[str, Any]
+
+
+def load_towers(
+    source: str, pretrained: str | None = None, *, random_weights: bool = False, cache_dir: str | None = None
+) -> Towers:
+    """Loads the frozen parts that `source` names.
+
+    Args:
+        source: An AlignZeg checkpoint, of which the trained parts are left behind, or what [`load_clip`] takes; with
+            open_clip also models with a convolutional image tower, such as `"convnext_base_w"`.
+        pretrained: Weights for an open_clip model name, see [`clip_from_open_clip`].
+        random_weights: Draw the weights of an open_clip model instead. For tests of size and speed: a model on top of
+            random towers learns nothing that carries over to unseen classes.
+        cache_dir: Where downloads are kept.
+
+    Raises:
+        ValueError: there is no such model, it cannot be converted, or neither weights nor `random_weights` are named.
+    """
+    is_open_clip = source.startswith((HUB, FOLDER)) or source.replace("/", "-") in open_clip.list_models()
+    is_named = is_open_clip and not source.startswith((HUB, FOLDER))
+    if is_named and pretrained is None and not random_weights:
+        tags = open_clip.list_pretrained_tags_by_model(source.replace("/", "-"))
+        raise ValueError(
+            f"`pretrained` is missing for the open_clip model {source!r}: name one of its weights "
+            f"({', '.join(tags) or 'a file, as it has no tags'}), or ask for random weights."
+        )
+    if is_open_clip:
+        found = look_up(source, pretrained, cache_dir)
+        if "timm_model_name" in found.cfg["vision_cfg"]:
+            weights = None if found.fetch is None else load_weights(Path(found.fetch()))
+            return timm_towers(found.cfg, found.normalization, weights)
+    elif _model_type(source, cache_dir) == "alignzeg":
+        return alignzeg_towers(source)
+    return clip_towers(*load_clip(source, pretrained, cache_dir=cache_dir))
+
+
+def clip_towers(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, normalization: dict[str, Any]) -> Towers:
+    """Those of a `CLIPModel`."""
+    config = {
+        "vision_config": {**clip.config.vision_config.to_dict(), "model_type": "clip_vision_model"},
+        "text_config": clip.config.text_config.to_dict(),
+        "projection_dim": clip.config.projection_dim,
+        "logit_scale_init_value": float(clip.logit_scale.detach()),
+    }
+    places = {
+        "vision_model.": "recognizer.vision_model.",
+        "visual_projection.": "recognizer.visual_projection.linear.",
+        "text_model.": "text_encoder.text_model.",
+        "text_projection.": "text_encoder.text_projection.",
+        "logit_scale": "logit_scale",
+    }
+    weights = {
+        name + key.removeprefix(prefix): value
+        for key, value in clip.state_dict().items()
+        for prefix, name in places.items()
+        if key.startswith(prefix)
+    }
+    return Towers(config, weights, tokenizer, dict(normalization))
+
+
+def alignzeg_towers(source: str) -> Towers:
+    """Those of an AlignZeg checkpoint."""
+    from .checkpoints import load_checkpoint
+
+    model, processor = load_checkpoint(source, "model.clip")
+    values, fields = model.config.to_dict(), processor.image_processor.to_dict()
+    weights = {key: value for key, value in model.state_dict().items() if key.startswith(FROZEN)}
+    kept = ("image_mean", "image_std", "resample", "size")
+    return Towers(
+        {name: values[name] for name in CONFIG}, weights, processor.tokenizer, {name: fields[name] for name in kept}
+    )
+
+
+def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: dict[str, Tensor] | None) -> Towers:
+    """Those of an open_clip model with a convolutional image tower of timm.
+
+    Args:
+        cfg: open_clip's model config.
+        normalization: `image_mean` and `image_std`.
+        weights: open_clip's; `None` draws them.
+
+    Raises:
+        ValueError: the tower is not convolutional, or has a head or a text tower that cannot be converted.
+    """
+    vision, dim = cfg["vision_cfg"], cfg["embed_dim"]
+    kind = vision.get("timm_proj", "linear")
+    if (
+        kind not in ("linear", "mlp")
+        or vision.get("timm_proj_bias")
+        or vision.get("timm_pool", "avg") not in ("", "avg")
+    ):
+        raise ValueError(
+            f"The open_clip model has the image projection {kind!r} and pooling {vision.get('timm_pool')!r}; expected "
+            "a linear or mlp projection without bias, after average pooling."
+        )
+    text_config = clip_text_config(cfg)
+    tokenizer = clip_tokenizer_from_open_clip(text_config.max_position_embeddings)
+    config = {
+        "vision_config": {"model_type": "timm_wrapper", "architecture": vision["timm_model_name"]},
+        "text_config": {**text_config.to_dict(), "projection_dim": dim},
+        "projection_dim": dim,
+        "visual_projection": kind,
+        "projection_hidden_dim": 2 * dim if kind == "mlp" else 0,
+        "logit_scale_init_value": float(cfg.get("init_logit_scale", CLIPConfig.logit_scale_init_value)),
+        "clip_input_scale": 1.0,
+        "fusion_layers": [0, 1, 2, 3],
+    }
+    if weights is None:
+        return Towers(config, {}, tokenizer, dict(normalization))
+    converted = {"logit_scale": weights["logit_scale"].squeeze()}
+    heads = {
+        "visual.head.proj.weight": "linear.weight",
+        "visual.head.mlp.fc1.weight": "mlp.layers.0.weight",
+        "visual.head.mlp.fc1.bias": "mlp.layers.0.bias",
+        "visual.head.mlp.fc2.weight": "mlp.layers.1.weight",
+    }
+    for key, value in weights.items():
+        if key.startswith("visual.trunk."):
+            converted[f"recognizer.vision_model.timm_model.{key.removeprefix('visual.trunk.')}"] = value
+        elif key in heads:
+            converted[f"recognizer.visual_projection.{heads[key]}"] = value
+    if kind == "mlp":
+        converted["recognizer.visual_projection.mlp.layers.1.bias"] = torch.zeros(dim)
+    converted |= {
+        f"text_encoder.{key}": value for key, value in convert_text_weights(weights, text_config, dim).items()
+    }
+    return Towers(config, converted, tokenizer, dict(normalization))
+
+
+def _model_type(source: str, cache_dir: str | None) -> str | None:
+    try:
+        return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0].get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def fresh_model(towers: Towers, config: dict[str, Any], seed: int) -> AlignZegModel:
+    """An AlignZeg on `towers`, its trainable parts drawn from `seed`; `config` holds further fields of its config.
+
+    Raises:
+        ValueError: a weight is missing or has another shape.
+    """
+    full = AlignZegConfig(**{**towers.config, **config})
+    torch.manual_seed(seed)
+    model = AlignZegModel(full)
+    if not towers.weights:
+        return model.eval()
+    expected = {key: value for key, value in model.state_dict().items() if key.startswith(FROZEN)}
+    for key, value in expected.items():
+        came = towers.weights.get(key)
+        if came is None or came.shape != value.shape:
+            shape = "missing" if came is None else f"of shape {tuple(came.shape)}"
+            raise ValueError(
+                f"The weight {key!r} is {shape}; expected {tuple(value.shape)}. The towers do not fit together."
+            )
+    model.load_state_dict({key: towers.weights[key] for key in expected}, strict=False)
+    return model.eval()
