@@ -114,9 +114,7 @@ def compared_values(mask: Tensor, targets: SegmentationTargets, image: int, targ
     return logits, actual
 
 
-def plain_cost(
-    masks: Tensor, classes: Tensor, targets: SegmentationTargets, image: int, points: Tensor
-) -> Table:
+def plain_cost(masks: Tensor, classes: Tensor, targets: SegmentationTargets, image: int, points: Tensor) -> Table:
     """`2·(−p) + 5·BCE + 5·dice` of every pair of a proposal and a target."""
     table = []
     for query in range(masks.shape[1]):
@@ -506,9 +504,7 @@ def test_diversity_loss(count: int) -> None:
 def test_indicator_loss_weighs_both_sides_the_same(classes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.tensor([0.3, -1.0, 2.0, 0.7, -0.2])[: len(classes)]
     held_out: list[Tensor] = []
-    monkeypatch.setattr(
-        AlignZegClassIndicator, "score", lambda _, __, ___, seen: held_out.append(~seen) or scores
-    )
+    monkeypatch.setattr(AlignZegClassIndicator, "score", lambda _, __, ___, seen: held_out.append(~seen) or scores)
     part = AlignZegClassIndicator(tiny_config(held_out_fraction=0.5))
     rows = len(classes)
     loss = part.loss(torch.zeros(rows, 4), torch.zeros(rows, 5), torch.tensor(classes, dtype=torch.long))

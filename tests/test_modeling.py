@@ -205,7 +205,13 @@ def test_clip_features_may_be_computed_beforehand(size: tuple[int, int], is_mask
     expected = run(model, **inputs)
     model.recognizer.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # must not be read again
     outputs = run(model, **inputs, clip_hidden_states=states)
-    for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits", "proposal_embeds", "last_hidden_state"):
+    for name in (
+        "masks_queries_logits",
+        "class_queries_logits",
+        "unseen_logits",
+        "proposal_embeds",
+        "last_hidden_state",
+    ):
         torch.testing.assert_close(outputs[name], expected[name])
 
 
@@ -1103,7 +1109,10 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ({"num_refinement_layers": 1.5}, "num_refinement_layers"),
         ({"num_queries": "6"}, "num_queries"),
         ({"num_queries": True}, "num_queries"),
-        ({"id2label": {0: "a", 2: "b"}, "unseen_labels": []}, "id2label` maps 2 to 'b' at position 1; expected a dict"),
+        (
+            {"id2label": {0: "a", 2: "b"}, "unseen_labels": []},
+            "id2label` maps 2 to 'b' at position 1; expected a dict",
+        ),
         ({"id2label": {0: 5}, "unseen_labels": []}, "id2label` maps 0 to 5"),
         ({"projection_hidden_dim": -1}, "projection_hidden_dim"),
     ],
@@ -1116,7 +1125,9 @@ def test_configs_that_cannot_work_are_refused(values: dict[str, Any], name: str)
 
 @pytest.mark.parametrize("tower", [{"model_type": "bert"}, BertConfig()], ids=["dict", "config"])
 def test_towers_that_do_not_exist_are_refused(tower: dict | BertConfig) -> None:
-    with pytest.raises(ValueError, match="`vision_config` has `model_type` 'bert'; expected one of clip_vision_model, "):
+    with pytest.raises(
+        ValueError, match="`vision_config` has `model_type` 'bert'; expected one of clip_vision_model, "
+    ):
         tiny_config(vision_config=tower)
 
 

@@ -20,7 +20,7 @@ NAMES = ["grass", "a red thing", "wood", "brick", "something else"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", correction_gamma=3.0))
+    return str(tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", processor={"correction_gamma": 3.0}))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_wrong_images_are_refused(segmenter: ZeroShotImageSegmentationPipeline, 
         segmenter(np.zeros((4, 4, 3), np.uint8), candidate_labels=NAMES)
     with pytest.raises(ValueError, match="`images` is empty"):
         segmenter([], candidate_labels=NAMES)
-    with pytest.raises(ValueError, match="'missing.png' is no existing file"):
+    with pytest.raises(ValueError, match="'missing.png' is not an existing file"):
         segmenter("missing.png", candidate_labels=NAMES)
     with pytest.raises(ValueError, match="cannot be opened as an image"):
         segmenter(__file__, candidate_labels=NAMES)
