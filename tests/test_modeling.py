@@ -1115,6 +1115,8 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], name: str) -> None:
         ),
         ({"id2label": {0: 5}, "unseen_labels": []}, "id2label` maps 0 to 5"),
         ({"projection_hidden_dim": -1}, "projection_hidden_dim"),
+        ({"visual_projection": "mlp"}, "projection_hidden_dim` is 0"),
+        ({"visual_projection": "none"}, "visual_projection"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
