@@ -292,7 +292,7 @@ def test_both_context_protocols_are_named(checkpoint, monkeypatch, tmp_path) -> 
     ("flags", "words"),
     [
         (["--stride", "8"], "there is no `sliding_window`"),
-        (["--shortest_edge", "0"], "`--shortest_edge` is 0"),
+        (["--seen_penalty", "nan"], "`seen_penalty` is nan"),
         (["--context_459_ids"], "context_459_ids"),
     ],
 )
