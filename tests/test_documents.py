@@ -174,7 +174,7 @@ def check_command(words: list[str]) -> bool:
     if not scripts:
         return False
     arguments = words[words.index(scripts[0]) + 1 :]
-    if Path(scripts[0]).name == "train.py":
+    if Path(scripts[0]).name == "train.py" and arguments != ["--help"]:
         with contextlib.chdir(ROOT):
             load_settings(arguments)
     else:
