@@ -148,6 +148,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             transform sees nothing else.
         seed: Seed of the transform.
         in_memory: Whether to decode everything now and keep it, 4 bytes a pixel.
+        keep_samples: Whether to keep every sample after the transform too, for runs that repeat a few epochs.
 
     Raises:
         ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or not as `split`
@@ -163,6 +164,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         training: bool,
         seed: int = 0,
         in_memory: bool = False,
+        keep_samples: bool = False,
     ):
         self.split = split
         self.transform = transform
@@ -172,6 +174,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         # In shared memory, so that loader processes which live on through several epochs see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
+        self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = {} if keep_samples else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -189,12 +192,19 @@ class SegmentationDataset(torch.utils.data.Dataset):
         - `index`: its position in the dataset.
         """
         image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)
-        label = self.split.hide_unseen(label) if self.training else label.astype(np.int64)
-        if self.transform is not None:
-            entropy = np.random.SeedSequence([self.seed, int(self._epoch), index])
-            generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-            image, label = self.transform(image, label, generator)
-        return {"image": image, "label": label, "name": name, "index": index}
+        key = (int(self._epoch), index)
+        if self._kept is not None and key in self._kept:
+            image, label = self._kept[key]
+        else:
+            smallest = label.dtype
+            label = self.split.hide_unseen(label) if self.training else label
+            if self.transform is not None:
+                entropy = np.random.SeedSequence([self.seed, *key])
+                generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+                image, label = self.transform(image, label.astype(np.int64), generator)
+            if self._kept is not None:
+                self._kept[key] = image, label.astype(smallest)
+        return {"image": image, "label": label.astype(np.int64), "name": name, "index": index}
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         row = self._rows[index]

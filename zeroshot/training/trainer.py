@@ -113,7 +113,13 @@ class Trainer:
             self.validation = SegmentationDataset(validation_rows, self.split, training=False)
         seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
-            train_rows, self.training_split, transform, training=True, seed=seed, in_memory=data.in_memory
+            train_rows,
+            self.training_split,
+            transform,
+            training=True,
+            seed=seed,
+            in_memory=data.in_memory,
+            keep_samples=data.in_memory and data.cached_epochs > 1,
         )
         self.clip_cache = None
         if data.cached_epochs:
