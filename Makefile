@@ -18,6 +18,8 @@ quickstart: install
 
 lint: install
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test: lint
 	$(RUN) -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist loadfile

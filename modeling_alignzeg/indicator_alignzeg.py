@@ -26,7 +26,7 @@ class AlignZegClassIndicator(nn.Module):
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.held_out_fraction = config.held_out_fraction
-        self.unclaimed_proposal = config.unclaimed_proposal
+        self.config = config
         self.mlp = AlignZegMLP(self.num_statistics, config.indicator_dim, 1)
 
     @staticmethod
@@ -61,7 +61,7 @@ class AlignZegClassIndicator(nn.Module):
     def forward(self, frozen_logits: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
         """Logits `(B, N)` of all proposals: frozen `(B, N, C)`, adapted `(B, N, C + 1)`, `seen (C,)`."""
         scores = self.score(frozen_logits, logits, seen)
-        if not self.unclaimed_proposal:
+        if not self.config.unclaimed_proposal:
             return scores
         # Queries learned to claim what is seen: what they leave is not.
         last = scores[:, -1:].masked_fill((~seen).any(), UNCLAIMED_LOGIT)

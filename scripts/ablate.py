@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The ablation on the embedded benchmark: trains and evaluates every row with several seeds, and draws the figures.
+"""The ablation: trains and evaluates every row with several seeds, and draws the figures.
 
     python scripts/ablate.py --workers 2                 # all rows; run again to go on where it stopped
     python scripts/ablate.py --cell full --seed 0        # one cell
     python scripts/ablate.py --summarize                 # tables and figures from the finished cells
+    python scripts/ablate.py --config scripts/configs/msrc.yaml --data.root PHOTOS --results docs/results/msrc_a
 
-Every cell is one training of scripts/configs/ablation.yaml with overrides, evaluated on the test part. A cell's result is
-written to docs/results/cells/NAME-SEED.json; finished cells are skipped, so remove one to train it again. PBC's θ and γ
-come from calibration on seen classes that play unseen (docs/results/calibration.json; made first where it is missing),
-never from the test part. The peers' constant is given its best value on the test part.
+Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
+RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove one to train it again. PBC's θ and γ come from
+calibration on seen classes that play unseen (RESULTS/calibration.json; made first where it is missing), never from the
+test part. The peers' constant is given its best value on the test part.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,23 +22,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zeroshot.cli import run_command
-from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
-from zeroshot.files import atomic_write_text
+from zeroshot.cli import command_parser, integer, names, run_command
+from zeroshot.settings import load_settings
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CELLS = ROOT / "docs" / "results" / "cells"
-CALIBRATION = ROOT / "docs" / "results" / "calibration.json"
 
 
-def cell_file(name: str, seed: int) -> Path:
-    return CELLS / f"{name}-{seed}.json"
-
-
-def start(name: str, seed: int, arguments: list[str]) -> tuple[str, int, int]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--cell", name, "--seed", str(seed), *arguments]
-    log = ROOT / "runs" / "ablation" / f"{name}-{seed}.log"
+def start(name: str, seed: int, results: Path, arguments: list[str]) -> tuple[str, int, int]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--cell", name, "--seed", str(seed)]
+    command += ["--results", str(results), *arguments]
+    log = ROOT / "runs" / "ablation" / results.name / f"{name}-{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as output:
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
@@ -46,49 +40,54 @@ def start(name: str, seed: int, arguments: list[str]) -> tuple[str, int, int]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rows", help="rows to run, separated by commas; default: all")
+    options = command_parser(__doc__)
+    options.add_argument("--rows", type=names, help="rows to run; by default all")
     options.add_argument("--cell", help="run one row with one seed, in this process")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--workers", type=int, default=1, help="cells at a time, each on one thread")
-    options.add_argument("--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"))
-    options.add_argument("--summarize", action="store_true")
+    options.add_argument("--seed", type=integer(0), default=0, help="seed of --cell")
+    options.add_argument("--workers", type=integer(1), default=1, help="cells at a time, each on one thread")
+    options.add_argument(
+        "--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"), help="preset of the trainings"
+    )
+    options.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of results")
+    options.add_argument("--seeds", type=integer(1), help="seeds of every row; by default as the row says")
+    options.add_argument("--summarize", action="store_true", help="only tables and figures, from the finished cells")
     args, overrides = options.parse_known_args()
+    load_settings(["--config", args.config, *overrides])  # names what is wrong before anything starts
+    from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
+    from zeroshot.files import atomic_write_text
+
+    cells, calibration = args.results / "cells", args.results / "calibration.json"
+    arguments = ["--config", args.config, *overrides]
     if args.cell:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; rows with a training are {', '.join(TRAININGS)}.")
-        CELLS.mkdir(parents=True, exist_ok=True)
-        result = run_cell(args.cell, args.seed, ["--config", args.config, *overrides])
-        atomic_write_text(cell_file(args.cell, args.seed), json.dumps(result, indent=1) + "\n")
+        cells.mkdir(parents=True, exist_ok=True)
+        found = json.loads(calibration.read_text(encoding="utf-8"))
+        corrections = [(found["gamma"], found["threshold"])] if found["gamma"] else []
+        result = run_cell(args.cell, args.seed, f"runs/ablation/{args.results.name}", arguments, corrections)
+        atomic_write_text(cells / f"{args.cell}-{args.seed}.json", json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
         return 0
     if not args.summarize:
-        names = args.rows.split(",") if args.rows else TRAININGS
-        if unknown := set(names) - set(TRAININGS):
+        chosen = args.rows or TRAININGS
+        if unknown := set(chosen) - set(TRAININGS):
             raise ValueError(f"`--rows` names {', '.join(sorted(unknown))}; it takes {', '.join(TRAININGS)}.")
-        CELLS.mkdir(parents=True, exist_ok=True)
-        if not CALIBRATION.exists():
-            flags = ["--config", args.config, "--folds", "2", "--output", str(CALIBRATION), *overrides]
+        cells.mkdir(parents=True, exist_ok=True)
+        if not calibration.exists():
+            flags = ["--folds", "2", "--output", str(calibration), *arguments]
             subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
-        jobs = [
-            (seed, name) for name in names for seed in range(ROWS[name].seeds) if not cell_file(name, seed).exists()
-        ]
-        jobs.sort()  # all rows of seed 0 first
-        started = time.time()
-        failed = 0
+        jobs = [(seed, name) for name in chosen for seed in range(args.seeds or ROWS[name].seeds)]
+        jobs = sorted(job for job in jobs if not (cells / f"{job[1]}-{job[0]}.json").exists())  # seed by seed
+        started, failed = time.time(), 0
         with ThreadPoolExecutor(args.workers) as pool:
-            for number, (name, seed, status) in enumerate(
-                pool.map(lambda job: start(job[1], job[0], ["--config", args.config, *overrides]), jobs), 1
-            ):
+            runs = pool.map(lambda job: start(job[1], job[0], args.results, arguments), jobs)
+            for count, (name, seed, status) in enumerate(runs, 1):
                 failed += status != 0
-                print(
-                    f"{number}/{len(jobs)} {name} seed {seed}: {'ok' if status == 0 else f'failed ({status})'} "
-                    f"{time.time() - started:.0f} s",
-                    flush=True,
-                )
+                outcome = "ok" if status == 0 else f"failed ({status})"
+                print(f"{count}/{len(jobs)} {name} seed {seed}: {outcome} {time.time() - started:.0f} s", flush=True)
         if failed:
             return 1
-    summarize(CELLS, ROOT / "docs" / "results")
+    summarize(cells, args.results)
     return 0
 
 

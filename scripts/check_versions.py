@@ -11,7 +11,6 @@ is as new as they allow. Arguments after `--` go to pytest in place of the core 
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import os
 import re
@@ -20,6 +19,8 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from zeroshot.cli import command_parser, run_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ CORE = (
     ),
     *("settings", "splits", "data", "transforms", "metric", "checkpoint_store", "scripts"),
 )
-NEEDED_BY_CORE = ("pytest", "hypothesis", "scikit-learn")
+NEEDED_BY_CORE = ("pytest", "hypothesis")
 
 
 def requirements() -> list[str]:
@@ -74,9 +75,11 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("which", nargs="+", choices=("oldest", "newest"))
-    options.add_argument("--folder", type=Path, default=ROOT / "runs" / "environments", help="of the environments")
+    options.add_argument(
+        "--folder", type=Path, default=ROOT / "runs" / "environments", help="where the environments are"
+    )
     options.add_argument("--fresh", action="store_true", help="make the environments anew")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, chosen = options.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
@@ -98,7 +101,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"check_versions.py: {error}")
+    run_command(main)

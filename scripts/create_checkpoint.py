@@ -12,15 +12,11 @@ Trainable parts are initialised from --seed; --config takes overrides of AlignZe
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
-from zeroshot.cli import run_command, whole_number
-from zeroshot.data.splits import load_split
+from zeroshot.cli import command_parser, integer, names, run_command
 from zeroshot.files import parse_yaml, shown
 from zeroshot.settings import load_settings
-from zeroshot.towers import load_towers
 
 
 def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -37,23 +33,28 @@ def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--clip", required=True)
-    options.add_argument("--pretrained")
+    options = command_parser(__doc__)
+    options.add_argument(
+        "--clip", required=True, help="open_clip model name, or folder or hub id of a transformers CLIP"
+    )
+    options.add_argument("--pretrained", help="with open_clip, the tag or file of the weights")
     options.add_argument("--random_weights", action="store_true", help="draw the weights of an open_clip model")
-    options.add_argument("--vocabulary", required=True)
-    options.add_argument("--output_dir", required=True)
-    options.add_argument("--template_set", help="single, vild or imagenet; default: the config's")
-    options.add_argument("--config", default="{}", help='YAML, such as "{num_queries: 50}", or a file of a preset')
-    options.add_argument("--seed", type=whole_number(0), default=0)
+    options.add_argument("--vocabulary", required=True, help="benchmark name, YAML file, or class names with commas")
+    options.add_argument("--output_dir", required=True, help="folder to write to")
+    options.add_argument("--template_set", help="prompt templates: single, vild or imagenet; by default the config's")
+    options.add_argument("--config", default="{}", help='YAML, such as "{num_queries: 50}", or a preset file')
+    options.add_argument("--seed", type=integer(0), default=0, help="seed of the trainable parts")
     args = options.parse_args()
+    config, image_processor = read_overrides(args.config)
+    from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
+    from zeroshot.data.splits import load_split
+    from zeroshot.towers import load_towers
 
     check_replaceable(args.output_dir)
-    config, image_processor = read_overrides(args.config)
     if args.template_set:
         config["template_set"] = args.template_set
     if "," in args.vocabulary:
-        classes, unseen = [name.strip() for name in args.vocabulary.split(",")], []
+        classes, unseen = names(args.vocabulary), []
     else:
         split = load_split(args.vocabulary)
         classes, unseen = list(split.classes), list(split.unseen)

@@ -12,145 +12,24 @@ without one those of the same colour, or other stuff.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
-from zeroshot.checkpoints import load_checkpoint
-from zeroshot.cli import run_command, whole_number
-from zeroshot.data.scenes import CLASSES, IGNORE_INDEX, Scene, draw_scene
-from zeroshot.data.splits import load_split
-from zeroshot.files import atomic_file, atomic_write_text, check_output
+from zeroshot.cli import command_parser, integer, run_command
 
 
 OUTPUT = Path(__file__).resolve().parent.parent / "app" / "examples"
-RIVALS = 2  # seen classes that are added for each unseen one
-
-
-class Judge:
-    """What a checkpoint makes of a scene."""
-
-    def __init__(self, model: str, seen: np.ndarray) -> None:
-        self.model, self.processor = load_checkpoint(model)
-        self.seen = seen
-
-    @torch.no_grad()
-    def label_maps(self, scene: Scene, classes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids of shape (height, width) without and with the correction, when only `classes` compete."""
-        prototypes = self.model.get_text_prototypes(self.processor, [CLASSES[i] for i in classes])
-        inputs = self.processor(images=Image.fromarray(scene.image), return_tensors="pt")
-        seen = torch.from_numpy(self.seen[classes])
-        outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
-        maps = [
-            self.processor.post_process_semantic_segmentation(outputs, [scene.label.shape], gamma=gamma)[0].numpy()
-            for gamma in (0.0, None)
-        ]
-        return np.array(classes)[maps[0]], np.array(classes)[maps[1]]
-
-    def rivals(self, scene: Scene, unseen: int) -> list[int]:
-        """The seen classes that take most of the area of `unseen` when all classes compete, largest first."""
-        plain, _ = self.label_maps(scene, list(range(len(CLASSES))))
-        counts = np.bincount(plain[scene.label == unseen], minlength=len(CLASSES)) * self.seen
-        return [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-
-    def gain(self, scene: Scene, classes: list[int]) -> float:
-        """What the correction adds to the share of right pixels."""
-        known = scene.label != IGNORE_INDEX
-        plain, corrected = self.label_maps(scene, classes)
-        return float((corrected == scene.label)[known].mean() - (plain == scene.label)[known].mean())
-
-
-def kind(index: int) -> str:
-    """The colour of a class of things, or `"stuff"`."""
-    color, _, pattern = CLASSES[index].partition(" ")
-    return color if pattern else "stuff"
-
-
-def describe(scene: Scene, seen: np.ndarray, judge: Judge | None) -> tuple[float, list[int]]:
-    """How well a scene serves as an example, and the ids of the classes to try on it."""
-    ids, areas = np.unique(scene.label[scene.label != IGNORE_INDEX], return_counts=True)
-    large = [int(i) for i, area in zip(ids, areas) if area >= 0.02 * scene.label.size]
-    unseen = [i for i in large if not seen[i]]
-    if not 1 <= len(unseen) <= 4 or len(large) - len(unseen) < 2:
-        return -np.inf, []
-    classes = [int(i) for i in ids]
-    for index in unseen:
-        rivals = judge.rivals(scene, index) if judge else []
-        rivals += [i for i in range(len(CLASSES)) if seen[i] and kind(i) == kind(index)]
-        classes += list(dict.fromkeys(i for i in rivals if i not in classes))[:RIVALS]
-    unseen_area = sum(area for i, area in zip(ids, areas) if i in unseen) / scene.label.size
-    return (judge.gain(scene, classes) if judge else unseen_area), sorted(classes)
-
-
-def draw_examples(output: Path, number: int = 8, scan: int = 200, model: str | None = None) -> list[dict[str, Any]]:
-    """Writes the pictures and `examples.json`: a list of `{"file", "classes", "unseen"}`, the best example first.
-
-    Pictures that an earlier `examples.json` names, and the new one does not, are removed.
-
-    Args:
-        output: the folder to write to.
-        number: how many examples.
-        scan: how many scenes of the test split to choose from.
-        model: a checkpoint whose correction the examples should show.
-
-    Raises:
-        ValueError: none of the scenes serves as an example, or `output` holds another program's `examples.json`.
-    """
-    index_file = check_output(output / "examples.json")
-    old = _files_of(index_file)
-    split = load_split("embedded_scenes")
-    seen = np.array(split.seen_class_mask)
-    judge = Judge(model, seen) if model else None
-    ranked = []
-    for index in range(scan):
-        scene = draw_scene(0, "test", index)
-        score, classes = describe(scene, seen, judge)
-        if classes:
-            ranked.append((-score, index, classes, scene))
-    if not ranked:
-        raise ValueError(f"None of the first {scan} scenes serves as an example; raise `--scan`.")
-    ranked.sort(key=lambda entry: entry[:2])
-
-    examples = []
-    for _, index, classes, scene in ranked[:number]:
-        file = f"scene_{index:03d}.png"
-        with atomic_file(output / file) as partial:
-            Image.fromarray(scene.image).save(partial, optimize=True)
-        names = [CLASSES[i] for i in classes]
-        examples.append({"file": file, "classes": names, "unseen": [CLASSES[i] for i in classes if not seen[i]]})
-    atomic_write_text(index_file, json.dumps(examples, indent=2) + "\n")
-    for file in old - {example["file"] for example in examples}:
-        (output / file).unlink(missing_ok=True)
-    return examples
-
-
-def _files_of(index_file: Path) -> set[str]:
-    """The pictures that an `examples.json` names, which lie beside it."""
-    if not index_file.exists():
-        return set()
-    try:
-        names = {example["file"] for example in json.loads(index_file.read_text(encoding="utf-8"))}
-        if all(re.fullmatch(r"scene_\d+\.png", name) for name in names):
-            return names
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise ValueError(f"{index_file} is not what this script writes: remove it, or choose another `--output_dir`.")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("--model", help="AlignZeg checkpoint: a folder or a hub id")
-    options.add_argument("--number", type=whole_number(1), default=8, help="how many examples")
-    options.add_argument("--scan", type=whole_number(1), default=200, help="how many test scenes to choose from")
-    options.add_argument("--output_dir", type=Path, default=OUTPUT)
+    options.add_argument("--count", type=integer(1), default=8, help="how many examples")
+    options.add_argument("--scan", type=integer(1), default=200, help="how many test scenes to choose from")
+    options.add_argument("--output_dir", type=Path, default=OUTPUT, help="folder to write to")
     args = options.parse_args()
-    examples = draw_examples(args.output_dir, args.number, args.scan, args.model)
+    from zeroshot.evaluation.examples import draw_examples
+
+    examples = draw_examples(args.output_dir, args.count, args.scan, args.model)
     print(f"{len(examples)} examples: {args.output_dir}")
 
 

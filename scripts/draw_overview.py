@@ -7,93 +7,18 @@ python scripts/draw_overview.py --model .
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
-
-from modeling_alignzeg import class_colors, draw_unseen_map
-from zeroshot.checkpoints import load_checkpoint
-from zeroshot.cli import run_command
-from zeroshot.data.scenes import CLASSES, draw_scene
-from zeroshot.data.splits import load_split
-from zeroshot.files import atomic_file, check_output
-
-
-SIDE, GAP, HEADER = 256, 10, 34
-
-
-def colored(label: np.ndarray, colors: np.ndarray) -> Image.Image:
-    known = np.where((label >= 0) & (label < len(colors)), label, 0)
-    return Image.fromarray(np.where((label < len(colors))[..., None], colors[known], 128).astype(np.uint8))
-
-
-def name_regions(picture: Image.Image, label: np.ndarray, unseen: set[str], font) -> None:
-    """Writes the name of every large region at its most inner point; unseen classes in capitals."""
-    draw, scale = ImageDraw.Draw(picture), SIDE / len(label)
-    for class_id in np.unique(label):
-        region = label == class_id
-        if class_id >= len(CLASSES) or region.mean() < 0.03:
-            continue
-        depth, inner = np.zeros(label.shape), region.copy()
-        while inner.any():
-            depth += inner
-            padded = np.pad(inner, 1)
-            inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        name = CLASSES[class_id].upper() if CLASSES[class_id] in unseen else CLASSES[class_id]
-        half = font.getlength(name) / 2 + 2
-        place = (min(max(x * scale, half), SIDE - half), min(max(y * scale, 8), SIDE - 8))
-        draw.text(place, name, font=font, fill="white", stroke_fill="black", stroke_width=2, anchor="mm")
+from zeroshot.cli import command_parser, integers, run_command
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default=".")
-    options.add_argument("--scenes", default="3,7,12,21", help="positions in the test split")
-    options.add_argument("--output", default="docs/results/overview.png")
+    options = command_parser(__doc__)
+    options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
+    options.add_argument("--scenes", type=integers, default=[3, 7, 12, 21], help="positions in the test split")
+    options.add_argument("--output", default="docs/results/overview.png", help="picture to write")
     args = options.parse_args()
-    numbers = args.scenes.replace(" ", "").split(",")
-    if wrong := [number for number in numbers if not number.isdecimal()]:
-        raise ValueError(f"`--scenes` has {wrong[0]!r}; expected positions in the test split, such as 3,7.")
-    if Path(args.output).suffix not in (".png", ".jpg", ".webp"):
-        raise ValueError(f"`--output` is {args.output!r}; expected a name that ends in .png, .jpg or .webp.")
-    check_output(args.output)
-    model, processor = load_checkpoint(args.model)
-    unseen = set(load_split("embedded_scenes").unseen)
-    font = ImageFont.load_default(14)
-    titles = ("scene", "label (UNSEEN classes in capitals)", "AlignZeg", "how unseen each pixel looks")
-    width, height = len(titles) * (SIDE + GAP) + GAP, len(numbers) * (SIDE + GAP) + HEADER
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((GAP + column * (SIDE + GAP) + SIDE / 2, HEADER / 2), title, fill="black", font=font, anchor="mm")
-    for row, number in enumerate(map(int, numbers)):
-        scene = draw_scene(0, "test", number)
-        image = Image.fromarray(scene.image)
-        with torch.no_grad():
-            outputs = model(**processor(images=image, return_tensors="pt"))
-        labels, maps = processor.post_process_semantic_segmentation(
-            outputs, target_sizes=[scene.label.shape], return_unseen_scores=True
-        )
-        predicted = labels[0].numpy()
-        colors = class_colors(list(CLASSES))
-        pictures = [
-            image,
-            colored(scene.label, colors),
-            colored(predicted, colors),
-            draw_unseen_map(image, maps[0].numpy()),
-        ]
-        for column, (picture, label) in enumerate(zip(pictures, (None, scene.label, predicted, None))):
-            picture = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
-            if label is not None:
-                name_regions(picture, label, unseen, font)
-            sheet.paste(picture, (GAP + column * (SIDE + GAP), HEADER + row * (SIDE + GAP)))
-    with atomic_file(args.output) as partial:
-        sheet.save(partial)
-    print(args.output)
+    from zeroshot.evaluation.overview import draw_overview
+
+    draw_overview(args.model, args.scenes, args.output)
 
 
 if __name__ == "__main__":

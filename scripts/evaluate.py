@@ -4,44 +4,25 @@
 
     python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 
-Any checkpoint goes with any data set: classes come from --split, by default those of the data set. With
---unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the data set says.
+Any checkpoint goes with any dataset: classes come from --split, by default those of the dataset. With
+--unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the dataset says.
 The report is written at the end, whole or not at all.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 
-import torch
-
-from zeroshot.checkpoints import load_checkpoint
-from zeroshot.cli import run_command, whole_number
-from zeroshot.data.benchmarks import open_part
-from zeroshot.data.dataset import SegmentationDataset, check_dataset
-from zeroshot.data.splits import load_split, split_by_training_names
-from zeroshot.evaluation.evaluator import (
-    Readout,
-    evaluate_model,
-    evaluation_batches,
-    format_scores,
-    library_versions,
-    without_nan,
-)
-from zeroshot.evaluation.test_time_augmentation import Augmentation
-from zeroshot.files import atomic_write_text, check_output
-from zeroshot.launching import start_processes
-from zeroshot.settings import DataSettings
+from zeroshot.cli import command_parser, integer, run_command
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--dataset", default="embedded_scenes", help="benchmark name, hub id or folder")
     options.add_argument("--root", help="folder of a named benchmark's files")
-    options.add_argument("--split", help="classes and unseen classes: a name or a YAML; default: the dataset's")
+    options.add_argument("--split", help="classes and unseen classes: a name or a YAML; by default the dataset's")
     options.add_argument(
         "--unseen_from",
         choices=("split", "checkpoint"),
@@ -49,40 +30,65 @@ def parser() -> argparse.ArgumentParser:
         help="what decides which classes are unseen: the split, or what the checkpoint was trained on",
     )
     options.add_argument("--part", default="test", help="part of the dataset")
-    options.add_argument("--limit", type=int, help="first so many images only")
-    options.add_argument("--image_column", default="image")
-    options.add_argument("--label_column", default="label")
+    options.add_argument("--limit", type=integer(1), help="use only the first N images")
+    options.add_argument("--image_column", default="image", help="image column, unless it is a named benchmark")
+    options.add_argument("--label_column", default="label", help="label column, likewise")
     options.add_argument("--label_folder", help="folder of label files, where a benchmark has several")
     options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels hold ids 1..459")
-    options.add_argument("--scene_seed", type=int, default=0, help="seed of the embedded scenes")
-    options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
-    options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
-    options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
+    options.add_argument("--scene_seed", type=integer(0), default=0, help="seed of the embedded scenes")
+    options.add_argument("--template_set", help="prompt templates; by default the checkpoint's")
     options.add_argument(
-        "--seen_penalty", type=float, default=0.0, help="constant off every seen class (blind correction)"
+        "--gamma", type=float, help="PBC's correction; 0 switches it off; by default the checkpoint's"
     )
-    options.add_argument("--shortest_edge", type=int, help="short side of the images; default: the checkpoint's")
+    options.add_argument("--threshold", type=float, help="PBC's threshold; by default the checkpoint's")
+    options.add_argument(
+        "--seen_penalty",
+        type=float,
+        default=0.0,
+        help="constant subtracted from the scores of all seen classes (blind correction)",
+    )
+    options.add_argument(
+        "--shortest_edge", type=integer(1), help="short side of the images; by default the checkpoint's"
+    )
     options.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
     options.add_argument(
-        "--sliding_window", type=int, metavar="SIZE", help="average the scores of square windows of so many pixels"
+        "--sliding_window",
+        type=integer(1),
+        metavar="SIZE",
+        help="average the scores of square windows with sides of SIZE pixels",
     )
-    options.add_argument("--stride", type=int, help="distance of windows; default: two thirds of their side")
-    options.add_argument("--skip_validation", action="store_true", help="do not read all files once beforehand")
-    options.add_argument("--batch_size", type=int, default=16)
-    options.add_argument("--num_threads", type=whole_number(0), default=0)
+    options.add_argument(
+        "--stride", type=integer(1), help="distance between windows; by default two thirds of their side"
+    )
+    options.add_argument(
+        "--skip_validation", action="store_true", help="do not read all files once beforehand to check them"
+    )
+    options.add_argument("--batch_size", type=integer(1), default=16, help="images per forward pass")
+    options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     options.add_argument("--output", help="JSON report to write")
-    return options
+    args = options.parse_args()
+    import torch
 
+    from zeroshot.checkpoints import load_checkpoint
+    from zeroshot.data.benchmarks import open_part
+    from zeroshot.data.dataset import SegmentationDataset, check_dataset
+    from zeroshot.data.splits import load_split, split_by_training_names
+    from zeroshot.evaluation.evaluator import (
+        Readout,
+        evaluate_model,
+        evaluation_batches,
+        format_scores,
+        library_versions,
+        without_nan,
+    )
+    from zeroshot.evaluation.test_time_augmentation import Augmentation
+    from zeroshot.files import atomic_write_text, check_output
+    from zeroshot.launching import start_processes
+    from zeroshot.settings import DataSettings
 
-def main() -> None:
-    args = parser().parse_args()
     augmentation = None
     if args.flip or args.sliding_window is not None or args.stride is not None:
         augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
-    for name in ("shortest_edge", "batch_size", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{name}` is {value}; expected a positive number.")
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)
     if args.output:
         check_output(args.output)

@@ -15,131 +15,22 @@ AlignZegOutput. Batch, height, width and the number of classes are free; classes
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from modeling_alignzeg import AlignZegModel
-from modeling_alignzeg.processing_alignzeg import check_class_names
-from zeroshot.checkpoints import load_checkpoint
-from zeroshot.cli import run_command
-from zeroshot.files import atomic_file, check_output
-
-
-INPUTS = ("pixel_values", "text_prototypes", "seen_class_mask")
-OUTPUTS = ("masks_queries_logits", "class_queries_logits", "unseen_logits")
-
-
-class ImageTowerAndHead(nn.Module):
-    """AlignZeg without its text tower: tensors in, tensors out."""
-
-    def __init__(self, model: AlignZegModel):
-        super().__init__()
-        self.model = model
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return OUTPUTS if self.model.indicator is not None else OUTPUTS[:-1]
-
-    def forward(self, pixel_values: Tensor, text_prototypes: Tensor, seen_class_mask: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(
-            pixel_values=pixel_values, text_prototypes=text_prototypes, seen_class_mask=seen_class_mask
-        )
-        return tuple(outputs[name] for name in self.outputs)
-
-
-def export_program(model: AlignZegModel) -> torch.export.ExportedProgram:
-    """`model`, in evaluation mode, as a `torch.export` program with free batch, height, width and number of classes."""
-    config, device, dtype = model.config, model.device, model.dtype
-    divisor = config.size_divisor
-    sides = [divisor * torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns")]
-    classes = torch.export.Dim("classes", min=2, max=2**24)
-    example = (
-        torch.zeros(2, 3, 3 * divisor, 4 * divisor, device=device, dtype=dtype),
-        torch.eye(5, config.projection_dim, device=device, dtype=dtype),
-        torch.tensor([True, True, False, True, True], device=device),
-    )
-    shapes = ({0: torch.export.Dim("batch", min=1, max=4096), 2: sides[0], 3: sides[1]}, {0: classes}, {0: classes})
-    wanted = {p for p in model.parameters() if p.requires_grad}
-    try:
-        model.requires_grad_(False)
-        with torch.no_grad():
-            return torch.export.export(ImageTowerAndHead(model).eval(), example, dynamic_shapes=shapes, strict=False)
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def export_onnx(model: AlignZegModel, path: str | Path) -> None:
-    """Writes `model` to an ONNX file; more than 2 GB of weights go beside it.
-
-    Raises:
-        ImportError: `onnx` or `onnxscript` is missing.
-    """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript") from error
-    program = torch.onnx.export(
-        export_program(model),
-        dynamo=True,
-        input_names=list(INPUTS),
-        output_names=list(ImageTowerAndHead(model).outputs),
-        verbose=False,
-    )
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    path = check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial", dir=path.parent) as folder:  # the file of weights is known by its name
-        program.save(str(Path(folder) / path.name), external_data=size > 1.9e9)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
-            os.replace(file, path.parent / file.name)
+from zeroshot.cli import command_parser, names, run_command
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
-    options.add_argument("--output", required=True, help="file to write; it ends in .onnx or .pt2")
-    options.add_argument("--classes", help="class names, separated by commas; default: the checkpoint's vocabulary")
-    options.add_argument("--unseen", help="those of --classes that count as unseen, separated by commas")
     options.add_argument(
-        "--prototypes", help=".npz to write with the text prototypes and the seen mask of the classes"
+        "--output", required=True, help="file to write; its ending, .onnx or .pt2, chooses the format"
     )
+    options.add_argument("--classes", type=names, help="class names for --prototypes; by default the checkpoint's")
+    options.add_argument("--unseen", type=names, help="those of --classes that count as unseen")
+    options.add_argument("--prototypes", help=".npz file for the text prototypes and the seen mask of the classes")
     args = options.parse_args()
-    output = Path(args.output)
-    if output.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"`--output` is {args.output}; its ending chooses the format: .onnx or .pt2.")
-    if args.classes and not args.prototypes:
-        raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
-    for path in filter(None, (args.output, args.prototypes)):
-        check_output(path)
-    names = check_class_names(args.classes.split(",")) if args.classes else []
-    unseen = check_class_names(args.unseen.split(",")) if args.unseen else []
-    if unknown := [name for name in unseen if name not in names]:
-        raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among `--classes`.")
-    model, processor = load_checkpoint(args.model)
-    if output.suffix == ".onnx":
-        export_onnx(model, output)
-    else:
-        program = export_program(model)
-        with atomic_file(output) as partial:
-            torch.export.save(program, partial)
-    print(f"Exported: {output}. Sides of images: multiples of {model.config.size_divisor}.")
-    if args.prototypes:
-        if names:
-            prototypes = model.get_text_prototypes(processor, names)
-            seen = torch.tensor([name not in unseen for name in names])
-        else:
-            names = list(model.config.id2label.values())
-            prototypes, seen = model.class_text_embeds, model.seen_class_mask
-        with atomic_file(args.prototypes) as partial, open(partial, "wb") as file:  # by name, .npz would be added
-            np.savez(file, text_prototypes=prototypes, seen_class_mask=seen, names=np.array(names))
-        print(f"Text prototypes of {len(names)} classes: {args.prototypes}")
+    from zeroshot.export import export_checkpoint
+
+    export_checkpoint(args.model, args.output, args.classes, args.unseen, args.prototypes)
 
 
 if __name__ == "__main__":

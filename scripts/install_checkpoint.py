@@ -9,21 +9,21 @@ Its weights, config, processor and tokenizer are copied to the root of the repos
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from zeroshot.checkpoints import install_as_root
-from zeroshot.cli import run_command
+from zeroshot.cli import command_parser, run_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("checkpoint", help="folder that training or create_checkpoint.py wrote")
-    options.add_argument("--root", default=ROOT, help="the clone; default: the one that holds this script")
+    options.add_argument("--root", type=Path, default=ROOT, help="the clone")
     args = options.parse_args()
+    from zeroshot.checkpoints import install_as_root
+
     for file in install_as_root(args.checkpoint, args.root):
         print(file)
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
+
+from zeroshot.cli import command_parser, run_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -276,7 +277,9 @@ def fill(text: str) -> str:
 
 
 def main() -> int:
-    stale = []
+    options = command_parser(__doc__)
+    options.add_argument("--check", action="store_true", help="write nothing, fail if something would change")
+    args, stale = options.parse_args(), []
     for name in FILES:
         path = ROOT / name
         if not path.exists():
@@ -285,13 +288,13 @@ def main() -> int:
         new = fill(old)
         if new != old:
             stale.append(name)
-            if "--check" not in sys.argv:
+            if not args.check:
                 path.write_text(new, encoding="utf-8")
-    if stale and "--check" in sys.argv:
+    if stale and args.check:
         print(f"Out of date: {', '.join(stale)}. Run python scripts/make_docs.py")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

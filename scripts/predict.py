@@ -7,7 +7,7 @@
 For every image it writes NAME.png (palette PNG, values are positions in --classes), NAME_overlay.png with a legend, and
 NAME_unseen.png, how much each pixel looks like an unseen class; NAME is the file's without its ending, and with it where
 two files would write the same picture. Without --classes the checkpoint's vocabulary is used.
-A file that is no image is reported and skipped; the exit status is then 1.
+A file that is not an image is reported and skipped; the exit status is then 1.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
 
@@ -24,18 +24,9 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import torch
-from tqdm.auto import tqdm
-
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, draw_overlay, draw_unseen_map
-from modeling_alignzeg.processing_alignzeg import check_class_names
-from zeroshot.checkpoints import load_checkpoint
-from zeroshot.cli import run_command, whole_number
-from zeroshot.data.images import label_picture, open_image
-from zeroshot.evaluation.bulk import FORMATS, BulkSettings, Vocabulary, predict_dataset, start_bulk
-from zeroshot.evaluation.evaluator import check_correction
-from zeroshot.files import atomic_file, atomic_write_text, check_output
+from zeroshot.cli import command_parser, integer, names, run_command
 
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -44,44 +35,38 @@ CLASSES = "classes.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("input", nargs="?", help="an image, or a folder of images")
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
-    options.add_argument("--classes", help='class names, separated by commas: "a, b, c"')
-    options.add_argument("--unseen", help="those of them that count as unseen, separated by commas")
-    options.add_argument("--output_dir", default="predictions")
-    options.add_argument("--gamma", type=float, help="PBC's correction; 0 switches it off; default: the checkpoint's")
-    options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
+    options.add_argument("--classes", type=names, help='class names, separated by commas: "a, b, c"')
+    options.add_argument("--unseen", type=names, help="those of them that count as unseen, separated by commas")
+    options.add_argument("--output_dir", default="predictions", help="folder to write to")
+    options.add_argument(
+        "--gamma", type=float, help="PBC's correction; 0 switches it off; by default the checkpoint's"
+    )
+    options.add_argument("--threshold", type=float, help="PBC's threshold; by default the checkpoint's")
     options.add_argument(
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
-    options.add_argument(
-        "--device", type=device, help="default: a GPU if there is one; with --dataset the launcher chooses"
-    )
-    options.add_argument("--num_threads", type=whole_number(0), default=0)
-    bulk = options.add_argument_group("a whole data set")
+    options.add_argument("--device", help="by default a GPU if there is one; with --dataset the launcher chooses")
+    options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
+    bulk = options.add_argument_group("a whole dataset")
     bulk.add_argument("--dataset", help="benchmark name, hub id or folder, in place of `input`")
-    bulk.add_argument("--part", default="train", help="part of the data set")
+    bulk.add_argument("--part", default="train", help="part of the dataset")
     bulk.add_argument("--root", help="folder of a named benchmark's files")
-    bulk.add_argument("--image_column", default="image")
+    bulk.add_argument(
+        "--image_column", default="image", help="image column of a dataset that is not a named benchmark"
+    )
     bulk.add_argument(
         "--streaming", action="store_true", help="read it from front to back without downloading it first"
     )
-    bulk.add_argument("--limit", type=int, help="first so many images only")
-    bulk.add_argument("--shard_size", type=int, default=1000, help="images in one shard")
-    bulk.add_argument("--output_format", choices=FORMATS, default="parquet")
-    bulk.add_argument("--batch_size", type=int, default=8)
-    bulk.add_argument("--num_readers", type=int, default=2, help="threads that read images beside the model")
+    bulk.add_argument("--limit", type=integer(1), help="use only the first N images")
+    bulk.add_argument("--shard_size", type=integer(1), default=1000, help="images in one shard")
+    bulk.add_argument("--output_format", choices=("parquet", "png"), default="parquet", help="files of label maps")
+    bulk.add_argument("--batch_size", type=integer(1), default=8, help="images per forward pass")
+    bulk.add_argument("--num_readers", type=integer(1), default=2, help="threads that read images beside the model")
     return options
-
-
-def device(text: str) -> str:
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # of torch without CUDA
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return text
 
 
 def find_images(path: Path) -> list[Path]:
@@ -140,33 +125,32 @@ def check_classes(path: Path, classes: dict[str, list[str]]) -> None:
         raise ValueError(f"{path} is of results with other classes: choose another `--output_dir`, or remove it.")
 
 
-def split_names(text: str | None) -> list[str]:
-    """`"a, b"` to `["a", "b"]`. Empty names stay, for the processor to name in its error; a last comma is forgiven."""
-    if text is None:
-        return []
-    return [name.strip() for name in text.rstrip().removesuffix(",").split(",")]
-
-
-def load_model(
-    args: argparse.Namespace, device: str | torch.device
-) -> tuple[AlignZegModel, AlignZegProcessor, Vocabulary]:
+def load_model(args: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
     """The model, its processor, and the classes to choose from."""
+    from modeling_alignzeg.processing_alignzeg import check_class_names
+    from zeroshot.checkpoints import load_checkpoint
+    from zeroshot.evaluation.bulk import Vocabulary
+
     model, processor = load_checkpoint(args.model)
     model = model.to(device)
-    names, unseen = split_names(args.classes), split_names(args.unseen)
-    if args.classes is None:
-        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    classes, unseen = args.classes, args.unseen or []
+    if classes is None:
+        classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
         unseen = unseen or model.config.unseen_labels
-    names, unseen = check_class_names(names), check_class_names(unseen) if unseen else []
-    unknown = [name for name in unseen if name not in names]
+    classes, unseen = check_class_names(classes), check_class_names(unseen) if unseen else []
+    unknown = [name for name in unseen if name not in classes]
     if unknown:
-        raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(names[:20])}.")
-    prototypes = model.get_text_prototypes(processor, names, args.template_set)
-    return model, processor, Vocabulary(names, unseen, prototypes)
+        raise ValueError(
+            f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(classes[:20])}."
+        )
+    prototypes = model.get_text_prototypes(processor, classes, args.template_set)
+    return model, processor, Vocabulary(classes, unseen, prototypes)
 
 
 def segment_dataset(args: argparse.Namespace) -> int:
-    """A whole data set; returns the exit status."""
+    """A whole dataset; returns the exit status."""
+    from zeroshot.evaluation.bulk import BulkSettings, predict_dataset, start_bulk
+
     if args.device is not None:
         raise ValueError("`--device` does not go with `--dataset`: the launcher gives each process its device.")
     shared = ("dataset", "part", "root", "image_column", "streaming", "limit", "shard_size", "output_format")
@@ -185,6 +169,14 @@ def segment_dataset(args: argparse.Namespace) -> int:
 
 def segment_files(args: argparse.Namespace) -> int:
     """An image or a folder of images, by one process; returns the exit status."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from modeling_alignzeg import draw_overlay, draw_unseen_map
+    from zeroshot.data.images import label_picture, open_image
+    from zeroshot.evaluation.evaluator import check_correction
+    from zeroshot.files import atomic_file, atomic_write_text, check_output
+
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Several processes would all do the same: pass the folder as `--dataset` to share it out.")
     files = find_images(Path(args.input))
@@ -193,12 +185,15 @@ def segment_files(args: argparse.Namespace) -> int:
     check_output(output / CLASSES)
     check_outputs(files, [output / CLASSES, *(output / f"{stem}{end}.png" for stem in stems for end in ENDINGS)])
     check_correction(args.gamma, args.threshold)
-    model, processor, (names, unseen, prototypes) = load_model(
-        args, args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    seen = torch.tensor([name not in unseen for name in names], device=model.device)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ValueError(f"`--device` is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
+    model, processor, (class_names, unseen, prototypes) = load_model(args, device)
+    seen = torch.tensor([name not in unseen for name in class_names], device=model.device)
 
-    classes = {"classes": names, "unseen": list(unseen)}
+    classes = {"classes": class_names, "unseen": list(unseen)}
     check_classes(output / CLASSES, classes)
     broken = 0
     for file, stem in tqdm(zip(files, stems), desc="segment", total=len(files), disable=len(files) == 1):
@@ -220,7 +215,7 @@ def segment_files(args: argparse.Namespace) -> int:
             return_unseen_scores=True,
         )
         label = maps[0].cpu().numpy()
-        pictures = [label_picture(label, names), draw_overlay(image, label, names)]
+        pictures = [label_picture(label, class_names), draw_overlay(image, label, class_names)]
         if unseen_maps is not None:
             pictures.append(draw_unseen_map(image, unseen_maps[0].float().cpu().numpy()))
         if not (output / CLASSES).exists():
@@ -242,6 +237,8 @@ def main() -> int:
     if (args.input is None) == (args.dataset is None):
         options.error("give an image or a folder, or --dataset")
     if args.num_threads:
+        import torch
+
         torch.set_num_threads(args.num_threads)
     return segment_files(args) if args.dataset is None else segment_dataset(args)
 

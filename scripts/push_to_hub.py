@@ -11,139 +11,42 @@ model. Each repository is made if it does not exist and gets one commit. --dry_r
 
 from __future__ import annotations
 
-import argparse
-import re
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
-
-from zeroshot.checkpoints import CODE_FOLDER, REFERENCES, TOKENIZER, WEIGHTS, check_weights, read_object
-from zeroshot.cli import run_command
-from zeroshot.files import read_text
+from zeroshot.cli import command_parser, run_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-Files = dict[str, bytes | Path]
-
-
-def code_files(values: object) -> set[str]:
-    """The files that a config names as code: `folder/file.Class` in `auto_map` and `custom_pipelines`."""
-    if not isinstance(values, dict):
-        return set()
-    nested = (code_files(value) for value in values.values())
-    references = [*values.get("auto_map", {}).values(), *filter(None, [values.get("impl")])]
-    return {f"{reference.rpartition('.')[0]}.py" for reference in references}.union(*nested)
-
-
-def checkpoint_files(checkpoint: Path) -> Files:
-    """Weights, config, processor, tokenizer and code of a checkpoint, by their names in the repository.
-
-    Raises:
-        ValueError: The folder is no complete AlignZeg checkpoint.
-    """
-    names = [path.name for path in checkpoint.glob("*") if path.name.endswith(WEIGHTS)]
-    if not names:
-        raise ValueError(f"`--checkpoint` is {str(checkpoint)!r}, which has no model.safetensors.")
-    names += [name for name in (*REFERENCES, *TOKENIZER) if (checkpoint / name).is_file()]
-    code = checkpoint / CODE_FOLDER if (checkpoint / CODE_FOLDER).is_dir() else checkpoint
-    names += [path.relative_to(checkpoint).as_posix() for path in code.glob("*.py")]
-    needed = {"config.json", "processor_config.json", "tokenizer.json"}
-    for name in REFERENCES:
-        if name in names:
-            needed |= code_files(read_object(checkpoint / name))
-    check_weights(checkpoint)
-    missing = sorted(needed - set(names))
-    if missing:
-        raise ValueError(f"`--checkpoint` is {str(checkpoint)!r}, which lacks {', '.join(missing)}: save it again.")
-    return {name: checkpoint / name for name in sorted(names)}
-
-
-def card_files(card: Path, model: str) -> Files:
-    """The card as README.md, its example loading `model`, and the files of this clone to which it refers.
-
-    Raises:
-        ValueError: The file is missing or has no metadata.
-    """
-    if not card.is_file():
-        raise ValueError(f"`--card` is {str(card)!r}, which is no file.")
-    text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
-    try:
-        metadata = ModelCard(text).data
-    except Exception as error:  # YAML errors, and values that the Hub's classes refuse
-        raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
-    if not metadata.library_name or not metadata.pipeline_tag:
-        raise ValueError(f"{card} needs metadata with `library_name` and `pipeline_tag` at its top.")
-    names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.png)\"", text)
-    linked = {name for pair in names for name in pair if name and (ROOT / name).is_file()}
-    return {"README.md": text.encode(), **{name: ROOT / name for name in sorted(linked)}}
-
-
-def space_files(app: Path, model: str | None) -> Files:
-    """The demo's folder as the root of a Space, showing `model`."""
-    files: Files = {
-        path.relative_to(app).as_posix(): path
-        for path in sorted(app.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    readme = (app / "README.md").read_text(encoding="utf-8")
-    if model is not None:
-        readme, count = re.subn(r"^(models:\s*\n\s*-\s*)\S+", rf"\g<1>{model}", readme, count=1, flags=re.MULTILINE)
-        if not count:
-            raise ValueError(f"{app / 'README.md'} names no model: its metadata needs `models:` with one entry.")
-    return {**files, "README.md": readme.encode()}
-
-
-def push(api: HfApi, repository: str, kind: str, files: Files, message: str, private: bool) -> str:
-    """Makes the repository if it does not exist and commits `files`; returns its address."""
-    try:
-        address = api.create_repo(
-            repository, repo_type=kind, private=private, exist_ok=True, space_sdk="gradio" if kind == "space" else None
-        )
-        api.create_commit(
-            repository,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message=message,
-            repo_type=kind,
-        )
-    except LocalTokenNotFoundError as error:
-        raise RuntimeError(
-            "Nobody is logged in; run `hf auth login`, or set HF_TOKEN to a token that may write."
-        ) from error
-    except HfHubHTTPError as error:
-        raise RuntimeError(
-            f"the Hub refused ({error}). Look at the repository's name and the token's rights."
-        ) from error
-    return str(address)
-
-
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = command_parser(__doc__)
     options.add_argument("--model", help="repository of the model, USER/NAME; without it no model is uploaded")
     options.add_argument("--space", help="repository of the demo, USER/NAME; without it no Space is uploaded")
+    options.add_argument("--checkpoint", type=Path, default=ROOT, help="folder of the checkpoint")
     options.add_argument(
-        "--checkpoint", type=Path, default=ROOT, help="folder of the checkpoint; default: this clone's"
+        "--card", type=Path, help="model card; by default model_card.md, which describes this clone's"
     )
-    options.add_argument("--card", type=Path, help="its card; default: model_card.md, which describes this clone's")
-    options.add_argument("--message", default="Upload AlignZeg", help="of the commits")
-    options.add_argument("--private", action="store_true", help="make new repositories private")
+    options.add_argument("--message", default="Upload AlignZeg", help="commit message")
+    options.add_argument("--private", action="store_true", help="create new repositories as private")
     options.add_argument("--dry_run", action="store_true", help="list the files, upload nothing")
     args = options.parse_args()
-    for repository in (args.model, args.space):
-        if repository is not None:
-            validate_repo_id(repository)
     if args.model is None and args.space is None:
         options.error("name a repository with --model or --space")
     if args.model is not None and args.card is None and args.checkpoint.resolve() != ROOT:
         options.error(
             "model_card.md describes the checkpoint of this clone; give another one its own card with --card"
         )
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    from zeroshot.hub import Files, card_files, checkpoint_files, push, space_files
+
+    for repository in filter(None, (args.model, args.space)):
+        validate_repo_id(repository)
     uploads: list[tuple[str, str, Files]] = []
     if args.model is not None:
-        files = card_files(args.card or ROOT / "model_card.md", args.model) | checkpoint_files(args.checkpoint)
+        files = card_files(args.card or ROOT / "model_card.md", args.model, ROOT) | checkpoint_files(args.checkpoint)
         uploads.append((args.model, "model", {"LICENSE": ROOT / "LICENSE", **files}))
     if args.space is not None:
         uploads.append((args.space, "space", space_files(ROOT / "app", args.model)))

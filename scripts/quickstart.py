@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from zeroshot.cli import command_parser, run_command
+
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "runs" / "quickstart"
@@ -25,6 +27,7 @@ def run(title: str, *command: str) -> None:
 
 
 def main() -> None:
+    command_parser(__doc__).parse_args()
     from zeroshot.data.scenes import export_scenes
 
     python, started = sys.executable, time.time()
@@ -63,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

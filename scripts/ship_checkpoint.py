@@ -11,15 +11,13 @@ installs the zero-shot model as the repository's root.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from zeroshot.checkpoints import install_as_root
-from zeroshot.cli import run_command
+from zeroshot.cli import command_parser, integer, run_command
 from zeroshot.files import atomic_write_text
 
 
@@ -55,9 +53,11 @@ def evaluate(name: str) -> dict:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--workers", type=int, default=1, help="trainings at a time")
+    options = command_parser(__doc__)
+    options.add_argument("--workers", type=integer(1), default=1, help="trainings at a time")
     args = options.parse_args()
+    from zeroshot.checkpoints import install_as_root
+
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(train, RUNS))
     reports = {name: evaluate(name) for name in RUNS}

@@ -56,7 +56,7 @@ def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys, accumul
         (["--output"], "--output needs a value"),
         (["--training.step", "3"], "training.step"),
         ([], "model.clip"),
-        (["--output", "/dev/null"], "/dev/null is no regular file"),
+        (["--output", "/dev/null"], "/dev/null is not a regular file"),
         (
             ["--model.checkpoint", "nowhere", "--data.num_train", "2"],
             "`model.checkpoint` is 'nowhere', but there is no",

@@ -79,7 +79,7 @@ def predict(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
 
 
 def read(output: Path) -> list[dict]:
-    """All rows of all parquet shards, in the order of the data set."""
+    """All rows of all parquet shards, in the order of the dataset."""
     paths = sorted(str(path) for path in output.glob("part-*.parquet"))
     return list(datasets.Dataset.from_parquet(paths, cache_dir=str(output / "cache")).with_format(None))
 
@@ -226,7 +226,7 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
         (["--dataset", "FOLDER", "--shard_size", 0], "`shard_size` is 0"),
-        (["--dataset", "FOLDER", "--gamma", "nan"], "`gamma` is nan; expected a number from 0 on"),
+        (["--dataset", "FOLDER", "--gamma", "nan"], "`gamma` is nan; expected a number ≥ 0"),
         (["--dataset", "voc2012", "--streaming"], "`streaming`"),
         (["FOLDER", "--dataset", "FOLDER"], "give an image or a folder, or --dataset"),
         ([], "give an image or a folder, or --dataset"),

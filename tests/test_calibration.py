@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 from tiny import tiny_checkpoint
 
 from modeling_alignzeg import AlignZegProcessor
@@ -20,7 +19,6 @@ from zeroshot.evaluation.calibration import (
     THRESHOLDS,
     calibrate,
     proposal_indicator,
-    roc_auc,
     store_correction,
 )
 from zeroshot.settings import Settings, load_settings
@@ -60,7 +58,7 @@ def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pyt
 
     def look(self, index):
         found = sample(self, index)
-        labels.append((self.spec.classes, np.unique(np.asarray(found["label"]))))
+        labels.append((self.split.classes, np.unique(np.asarray(found["label"]))))
         return found
 
     monkeypatch.setattr(AlignZegProcessor, "encode_class_names", encode)
@@ -116,13 +114,6 @@ def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Setti
     monkeypatch.setattr(calibration, "evaluate_model", nothing)
     with pytest.raises(ValueError, match="No correction can be chosen.*num_validation"):
         calibrate(settings)
-
-
-def test_roc_auc_is_that_of_sklearn() -> None:
-    generator = np.random.default_rng(0)
-    for decimals in (1, 8):  # with ties and without
-        scores, truth = generator.random(200).round(decimals), generator.random(200) < 0.3
-        assert roc_auc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
 
 
 def test_the_indicator_is_asked_about_the_best_query_of_each_class(settings: Settings) -> None:

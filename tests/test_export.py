@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from export import INPUTS, OUTPUTS, ImageTowerAndHead, export_onnx, export_program
 from tiny import tiny_checkpoint, tiny_model
 
 from modeling_alignzeg import AlignZegModel
+from zeroshot.export import INPUTS, OUTPUTS, ImageTowerAndHead, export_onnx, export_program
 
 
 SIZES = [(1, 32, 32, 3), (3, 80, 48, 7), (2, 48, 64, 40)]  # batch, height, width, classes; 32: CLIP's own grid

@@ -253,8 +253,8 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         ([*PREDICT, "photo.png"], "photo.png is a file where a folder is needed"),
         ([*PREDICT, "new", "--gamma", "nan"], "`gamma` is nan; expected"),
         ([*PREDICT, "new", "--threshold", "7"], "`threshold` is 7.0; expected"),
-        ([*PREDICT, "new", "--device", "foo"], "'foo' cannot be used"),
-        ([*PREDICT, "new", "--num_threads", "-3"], "'-3' is no whole number from 0 on"),
+        ([*PREDICT, "new", "--device", "foo"], "`--device` is 'foo', which cannot be used"),
+        ([*PREDICT, "new", "--num_threads", "-3"], "expected a whole number ≥ 0, got '-3'"),
         ([*PREDICT, "other"], "classes.json is of results with other classes"),
         (
             ["predict.py", "photo.png", "--model", "nowhere", "--output_dir", "new"],
@@ -271,26 +271,26 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["evaluate.py", "--output", "photo.png/x.json"], "photo.png is a file where"),
         (["evaluate.py", "--seen_penalty", "nan"], "`seen_penalty` is nan"),
         (["evaluate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
-        (["calibrate.py", "--folds", "0"], "`--folds` is '0'"),
-        (["calibrate.py", "--folds", "x"], "`--folds` is 'x'"),
-        (["calibrate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
-        (["calibrate.py", "--model", "ck", "--report_on", "nothing"], "'nothing'"),
+        (["calibrate.py", "--folds", "0"], 'key "folds"'),
+        (["calibrate.py", "--folds", "x"], 'key "folds"'),
+        (["calibrate.py", "--checkpoint", "nowhere"], "`--checkpoint` is 'nowhere'"),
+        (["calibrate.py", "--checkpoint", "ck", "--report_on", "nothing"], "'nothing'"),
         (["calibrate.py", "--output", "folder"], "folder is a folder"),
         (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
         (["train.py", "--data.transform", "{foo: 1}"], "`data.transform` has no option 'foo'"),
-        ([*FRESH, "foreign"], "foreign is no AlignZeg checkpoint alone, it holds 'thesis.txt'"),
-        ([*FRESH, "clone"], "clone is no AlignZeg checkpoint alone, it holds '.git'"),
+        ([*FRESH, "foreign"], "foreign is not just an AlignZeg checkpoint: it holds 'thesis.txt'"),
+        ([*FRESH, "clone"], "clone is not just an AlignZeg checkpoint: it holds '.git'"),
         ([*FRESH, "new", "--config", "5"], "`--config` is 5; expected"),
         ([*FRESH, "new", "--config", "[1]"], r"`--config` is [1]; expected"),
         ([*FRESH, "new", "--config", "{: :"], "`--config` is not valid YAML"),
         ([*FRESH, "new", "--config", "empty.yaml"], "which has neither `model.config`"),
         ([*FRESH, "new", "--config", "folder"], "'folder', which is not a file"),
-        ([*FRESH, "new", "--config", "photo.png"], "photo.png is no UTF-8 text"),
-        (["draw_examples.py", "--scan", "0"], "'0' is no whole number from 1 on"),
-        (["draw_examples.py", "--number", "-1"], "'-1' is no whole number from 1 on"),
+        ([*FRESH, "new", "--config", "photo.png"], "photo.png is not UTF-8 text"),
+        (["draw_examples.py", "--scan", "0"], "expected a whole number ≥ 1, got '0'"),
+        (["draw_examples.py", "--count", "-1"], "expected a whole number ≥ 1, got '-1'"),
         (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not what this script writes"),
         (["draw_examples.py", "--model", "nowhere", "--output_dir", "new"], "`--model` is 'nowhere'"),
-        (["draw_overview.py", "--scenes", "x"], "`--scenes` has 'x'"),
+        (["draw_overview.py", "--scenes", "x"], "expected a whole number ≥ 0, got 'x'"),
         (["draw_overview.py", "--output", "o.xyz"], "`--output` is 'o.xyz'"),
         (["draw_overview.py", "--model", "nowhere", "--output", "o.png"], "`--model` is 'nowhere'"),
     ],
@@ -317,11 +317,11 @@ def test_a_result_that_cannot_be_written_stops_no_other(place: Path, monkeypatch
 
 
 def test_examples_replace_those_of_an_earlier_index_only(tmp_path: Path) -> None:
-    from draw_examples import draw_examples
+    from zeroshot.evaluation.examples import draw_examples
 
-    draw_examples(tmp_path, number=2, scan=12)
+    draw_examples(tmp_path, count=2, scan=12)
     (tmp_path / "scene_999.png").write_bytes(b"mine")
-    names = [example["file"] for example in draw_examples(tmp_path, number=1, scan=12)]
+    names = [example["file"] for example in draw_examples(tmp_path, count=1, scan=12)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "examples.json", "scene_999.png"])
     with pytest.raises(ValueError, match="None of the first 0 scenes"):
         draw_examples(tmp_path, scan=0)

@@ -68,7 +68,7 @@ def make_trainer(
         "disable_tqdm": True,
         **options,
     }
-    collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
+    collator = Collator(processor.image_processor, 32)
     return Trainer(
         model,
         TrainingArguments(**arguments),
@@ -176,7 +176,7 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(
 def test_activation_checkpointing_gives_the_same_gradients(
     model: AlignZegModel, processor: AlignZegProcessor, scenes: SegmentationDataset, use_reentrant: bool
 ) -> None:
-    collator = Collator(processor.image_processor.image_mean, processor.image_processor.image_std, size_divisor=32)
+    collator = Collator(processor.image_processor, 32)
     batch = {k: v for k, v in collator([scenes[0], scenes[1]]).items() if k not in ("names", "indices")}
     passes = []
     for layer in model.refinement_layers:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pretrain_clip import build_tokenizer
 from transformers import CLIPTokenizer
 
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.checkpoints import save_checkpoint
 from zeroshot.data.scenes import draw_scene
+from zeroshot.training.clip_pretraining import build_tokenizer
 
 
 CLASSES = ("red striped", "blue dotted", "grass", "brick")

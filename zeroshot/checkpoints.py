@@ -103,11 +103,11 @@ def check_replaceable(folder: str | Path) -> None:
         is_ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "alignzeg"
     except (OSError, ValueError, TypeError, KeyError):
         is_ours = False
-    strangers = [name for name in names if (folder / name).is_dir() and name != "__pycache__"]
-    if not is_ours or strangers:
+    unexpected = [name for name in names if (folder / name).is_dir() and name != "__pycache__"]
+    if not is_ours or unexpected:
         raise ValueError(
-            f"{folder} is no AlignZeg checkpoint alone, it holds {(strangers or names)[0]!r}, and would be replaced with "
-            "all it holds: name a new folder."
+            f"{folder} is not just an AlignZeg checkpoint: it holds {(unexpected or names)[0]!r}. "
+            "Everything in it would be replaced: name a new folder."
         )
 
 
@@ -173,7 +173,7 @@ def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: `checkpoint` is no AlignZeg checkpoint, is damaged, or `root` is no clone.
+        ValueError: `checkpoint` is not an AlignZeg checkpoint, is damaged, or `root` is not a clone.
     """
     checkpoint, root = Path(checkpoint), Path(root)
     if not (root / CODE_FOLDER / "modeling_alignzeg.py").is_file():

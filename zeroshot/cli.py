@@ -1,5 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How every script ends: with its result, or with one sentence that says what was wrong with what it was given."""
+"""Command lines: options that show their type and default, and errors as one sentence instead of a traceback.
+
+Scripts parse their arguments before they import torch, so `--help` and a misspelt option answer at once.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def run_command(main: Callable[[], int | None], status: int = 1) -> None:
-    """Runs a script's `main` and ends the process with what it returns, or with `status` and its error as a sentence.
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of the description and adds type and default to every option's help."""
 
-    A RuntimeError that torch or another library raised may be anybody's mistake: its traceback comes too.
+    def _get_help_string(self, action: argparse.Action) -> str:
+        details = []
+        if action.nargs != 0 and not action.choices:
+            details.append(f"type: {getattr(action.type, '__name__', 'str')}")
+        if action.default not in (None, False, argparse.SUPPRESS):
+            details.append(f"default: {action.default}")
+        text = action.help or ""
+        return f"{text} ({', '.join(details)})".strip().replace("%", "%%") if details else text
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a script; `description` is its docstring."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """The `type` of an option whose value is a whole number ≥ `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number ≥ {minimum}, got {text!r}")
+        return value
+
+    parse.__name__ = f"int ≥ {minimum}"
+    return parse
+
+
+def integers(text: str) -> list[int]:
+    """The `type` of an option whose value is whole numbers, separated by commas."""
+    return [integer(0)(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """The `type` of an option whose value is names, separated by commas; a trailing comma is ignored."""
+    return [name.strip() for name in text.rstrip().removesuffix(",").split(",")]
+
+
+def run_command(main: Callable[[], int | None], status: int = 1) -> None:
+    """Runs a script's `main` and exits with its result; an error becomes one sentence and the exit status `status`.
+
+    A RuntimeError raised inside torch or another library keeps its traceback, because its cause may lie anywhere.
     """
     try:
         if (result := main()) is not None:
@@ -26,18 +73,3 @@ def run_command(main: Callable[[], int | None], status: int = 1) -> None:
             traceback.print_exc()
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(status)
-
-
-def whole_number(minimum: int) -> Callable[[str], int]:
-    """The `type` of an argument of `argparse` that is a whole number from `minimum` on."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum} on")
-        return value
-
-    return parse

@@ -119,7 +119,7 @@ def load_clip(
         return clip_from_open_clip(FOLDER + source, pretrained, cache_dir=cache_dir)
     if pretrained is not None:
         raise ValueError(
-            f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is no open_clip model name"
+            f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is not an open_clip model name"
             f"{_suggest(source)}. A transformers CLIP brings its weights: leave `pretrained` out."
         )
     return _clip_from_transformers(source, cache_dir)
@@ -180,9 +180,11 @@ def clip_config_from_open_clip(
     Raises:
         ValueError: If the name is unknown, or the model has a part that `CLIPModel` has not; the message names it.
     """
-    named = isinstance(model_name_or_cfg, str)
-    cfg = _named_cfg(model_name_or_cfg) if named else model_name_or_cfg
-    _check_convertible(cfg, model_name_or_cfg if named else "of this config")
+    if isinstance(model_name_or_cfg, str):
+        cfg, name = _named_cfg(model_name_or_cfg), model_name_or_cfg
+    else:
+        cfg, name = dict(model_name_or_cfg), "of this config"
+    _check_convertible(cfg, name)
     vision, text = open_clip.CLIPVisionCfg(**cfg["vision_cfg"]), open_clip.CLIPTextCfg(**cfg["text_cfg"])
     shared = {
         "projection_dim": cfg["embed_dim"],
@@ -279,7 +281,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> 
 
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
-    converted = {}
+    converted: dict[str, Tensor] = {}
     for key, targets in names.items():
         weight = weights[key].squeeze() if key == "logit_scale" else weights[key]  # some have a shape of (1,)
         shape = tuple(expected[targets[0]].shape)
@@ -481,7 +483,7 @@ def _clip_from_transformers(
 
 def _names(vision: PreTrainedConfig | None, text: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
     """What each of open_clip's weights becomes: one of transformers', or query, key and value."""
-    names = {old: (new,) for old, new in _NAMES.items()}
+    names: dict[str, tuple[str, ...]] = {old: (new,) for old, new in _NAMES.items()}
     towers = {
         ("visual.transformer", "vision_model"): vision,
         ("transformer", "text_model"): text,

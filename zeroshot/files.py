@@ -23,32 +23,42 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 10
 
 
 def shown(value: Any) -> str:
-    """`repr` of a value for a message, cut short: a few lines of YAML can stand for gigabytes."""
+    """`repr` of a value for a message, shortened: a few lines of YAML can expand to gigabytes."""
     return _REPR.repr(value)
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 file.
+    """The contents of a UTF-8 file.
 
     Raises:
-        ValueError: It cannot be read, or is no UTF-8 text.
+        ValueError: It cannot be read, or is not UTF-8 text.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, where YAML would silently keep the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := sorted({shown(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} occurs more than once", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str, source: str | Path) -> Any:
-    """YAML that came from `source`, a file or an option.
+    """The contents of YAML that came from `source`, a file or an option.
 
     Raises:
-        ValueError: It is no YAML.
+        ValueError: It is not YAML, or a mapping holds a key twice.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates that do not exist
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{source} is not valid YAML: {reason}") from error
@@ -64,11 +74,11 @@ def check_output(path: str | Path) -> Path:
     """Where a file can be written, links resolved; called before the work whose result is to be written there.
 
     Raises:
-        ValueError: `path` is a folder or a device, or there is no place for it.
+        ValueError: `path` is a folder or a device, or its folder cannot be written to.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
-        what = "a folder" if place.is_dir() else "no regular file"
+        what = "a folder" if place.is_dir() else "not a regular file"
         raise ValueError(f"{path} is {what} where a file is to be written: choose another name.")
     folder = next(folder for folder in place.parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):

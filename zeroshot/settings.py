@@ -1,30 +1,35 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Settings of a training: dataclasses with every default, a YAML file that overrides them, flags that override both.
+"""Settings of a training: dataclasses hold every default, a YAML preset overrides them, options override both.
 
     train.py --config scripts/configs/embedded.yaml --training.steps 100 --model.config.num_queries 50
 
-Model hyper-parameters are not repeated here: `model.config` holds overrides of [`AlignZegConfig`] by name.
+A preset may build on others: `base: [base/vitb16.yaml, base/voc2012.yaml]`, relative to its own folder; what stands
+later wins. Hyper-parameters of the model are not repeated here: `model.config` overrides [`AlignZegConfig`] by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import difflib
+import json
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, NoReturn
 
-import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .files import parse_yaml, read_text, shown
 
 
 @dataclass
 class ModelSettings:
-    """Where the model comes from.
+    """Model: where it comes from.
 
     Attributes:
-        checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; then `clip` and `config` are not used.
+        checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; `clip` and `config` are then ignored.
         clip: A CLIP to start from: a folder or hub id of a transformers CLIP, or a model name of open_clip.
         pretrained: With open_clip, the tag or file of the weights.
         random_weights: With open_clip, draw the weights instead: for tests of size and speed, not for training.
@@ -42,27 +47,32 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """What to train on.
+    """Data: what to train on.
 
     Attributes:
         dataset: A name known to `zeroshot.data.benchmarks.load_benchmark`, a hub id or a local folder.
         root: Folder of a named benchmark's files.
-        split: Name of a split or a YAML with classes and unseen classes; default: that of `dataset`.
-        train_part, validation_part: Parts of the dataset.
-        num_train, num_validation: Use the first so many images only (the embedded scenes draw so many).
-        image_column, label_column: Columns of a dataset that is not a named benchmark.
+        split: Name of a split, or a YAML file with classes and unseen classes; by default that of `dataset`.
+        train_part: Part of the dataset to train on.
+        validation_part: Part of the dataset to evaluate on.
+        num_train: Use only the first N training images (for embedded scenes: draw N).
+        num_validation: Use only the first N validation images (for embedded scenes: draw N).
+        image_column: Image column of a dataset that is not a named benchmark.
+        label_column: Label column of a dataset that is not a named benchmark.
         label_folder: Folder of label files, where a benchmark has several.
-        context_459_ids: PASCAL Context's label files hold the original ids 1..459 instead of 0..59.
+        context_459_ids: The label files of PASCAL Context hold the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
         transform: Arguments of `zeroshot.data.transforms.TrainTransform`.
-        in_memory: Decode the training images once and keep them.
+        in_memory: Decode the training images once and keep them in memory.
         cached_epochs: Run the frozen image tower once on the samples of the first N epochs, keep its hidden states in
             memory, and repeat these epochs. 1 is exact where the transform never changes an image; with random crops,
             N is the number of augmented versions of each image. 0 runs the tower in every step.
-        validate: Read the whole dataset once, before training, and stop if a file is missing or does not fit.
-        pseudo_unseen: Share of the seen classes that play unseen; the real unseen ones then exist nowhere. For choosing
-            hyper-parameters and calibration without unseen labels; 0 is the real task.
-        pseudo_seed: Chooses them.
+        feature_folder: Keep these hidden states in files there, for later runs on the same samples and tower.
+        augmentation_seed: Seed of the transform; by default `seed`. Runs with several seeds can share cached features.
+        validate: Read the whole dataset once before training, and stop if a file is missing or unusable.
+        pseudo_unseen: Share of the seen classes that is treated as unseen; the real unseen classes are then
+            ignored. For choosing hyper-parameters without labels of unseen classes; 0 is the real task.
+        pseudo_seed: Seed that chooses these classes.
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
         num_workers: Loader processes.
     """
@@ -72,74 +82,79 @@ class DataSettings:
     split: str | None = None
     train_part: str = "train"
     validation_part: str = "validation"
-    num_train: int | None = None
-    num_validation: int | None = None
+    num_train: PositiveInt | None = None
+    num_validation: PositiveInt | None = None
     image_column: str = "image"
     label_column: str = "label"
     label_folder: str | None = None
     context_459_ids: bool = False
-    scene_seed: int = 0
+    scene_seed: NonNegativeInt = 0
     transform: dict[str, Any] = field(default_factory=dict)
     in_memory: bool = False
-    cached_epochs: int = 0
+    cached_epochs: NonNegativeInt = 0
+    feature_folder: str | None = None
+    augmentation_seed: NonNegativeInt | None = None
     validate: bool = True
-    pseudo_unseen: float = 0.0
-    pseudo_seed: int = 0
+    pseudo_unseen: ClosedUnitInterval = 0.0
+    pseudo_seed: NonNegativeInt = 0
     fully_supervised: bool = False
-    num_workers: int = 0
+    num_workers: NonNegativeInt = 0
 
 
 @dataclass
 class TrainingSettings:
-    """How to train.
+    """Training: how long, how fast, and what is written when.
 
     Attributes:
         steps: Optimizer steps.
         batch_size: Images per process and micro-step.
-        gradient_accumulation_steps: Micro-steps of one optimizer step.
-        learning_rate, weight_decay: Of AdamW; no decay on norms, biases, embeddings and queries.
-        warmup_steps: Linear warm-up.
-        schedule: After it, `"cosine"` to zero, `"poly"` (power 0.9) to zero, or `"constant"`.
-        max_grad_norm: Gradients are clipped to it.
-        log_every, evaluate_every, save_every: In steps; 0 switches evaluation or checkpoints off, not the log.
-        keep_checkpoints: How many checkpoints are kept.
-        best_metric: Score on the validation part by which `best` is kept. The default looks at seen classes only:
-            labels of unseen classes must not choose a model.
-        on_nan: `"stop"` or `"skip"` a step whose loss or gradient is not finite.
-        num_threads: Threads of torch on a CPU; 0 leaves them alone.
-        tensorboard: Log to TensorBoard beside `metrics.jsonl`.
+        gradient_accumulation_steps: Micro-steps per optimizer step.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Weight decay of AdamW; norms, biases, embeddings and queries have none.
+        warmup_steps: Steps of linear warm-up.
+        schedule: Learning rate after warm-up: cosine to zero, polynomial (power 0.9) to zero, or constant.
+        max_grad_norm: Gradients are clipped to this norm.
+        log_every: Steps between two log entries.
+        evaluate_every: Steps between two evaluations; 0 turns evaluation off.
+        save_every: Steps between two training checkpoints; 0 turns them off.
+        keep_checkpoints: How many training checkpoints are kept.
+        best_metric: Score on the validation part that selects `best`. The default looks at seen classes only:
+            labels of unseen classes must not select a model.
+        on_nan: What to do if a loss or gradient is not finite.
+        num_threads: CPU threads of torch; 0 keeps torch's own choice.
+        tensorboard: Log to TensorBoard as well as to `metrics.jsonl`.
     """
 
-    steps: int = 60000
-    batch_size: int = 4
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    warmup_steps: int = 1500
-    schedule: str = "cosine"
-    max_grad_norm: float = 1.0
-    log_every: int = 50
-    evaluate_every: int = 5000
-    save_every: int = 1000
-    keep_checkpoints: int = 2
-    best_metric: str = "miou_seen"
-    on_nan: str = "stop"
-    num_threads: int = 0
+    steps: PositiveInt = 60000
+    batch_size: PositiveInt = 4
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
+    warmup_steps: NonNegativeInt = 1500
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    max_grad_norm: PositiveFloat = 1.0
+    log_every: PositiveInt = 50
+    evaluate_every: NonNegativeInt = 5000
+    save_every: NonNegativeInt = 1000
+    keep_checkpoints: PositiveInt = 2
+    best_metric: Literal["miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou"] = "miou_seen"
+    on_nan: Literal["stop", "skip"] = "stop"
+    num_threads: NonNegativeInt = 0
     tensorboard: bool = True
 
 
 @dataclass
 class Settings:
-    """All settings of one training.
+    """The run.
 
     Attributes:
-        output_dir: Folder of the run: checkpoints, logs and the final model.
-        seed: Of weights, order, augmentation and every random choice in the objective.
-        resume: Continue from the newest complete checkpoint in `output_dir`, if there is one.
+        output_dir: Folder of the run: training checkpoints, logs and the final model.
+        seed: Seed of weights, order, augmentation and every random choice in the objective.
+        resume: Resume from the newest complete training checkpoint in `output_dir`, if there is one.
     """
 
     output_dir: str = "runs/alignzeg"
-    seed: int = 0
+    seed: NonNegativeInt = 0
     resume: bool = True
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -149,141 +164,111 @@ class Settings:
         return dataclasses.asdict(self)
 
 
-_TINY = 1e-12  # above zero
-_RANGES = (  # names, smallest and largest value
-    ("seed data.scene_seed data.pseudo_seed", 0, 2**32 - 1),
-    ("data.num_train data.num_validation", 1, math.inf),
-    ("data.num_workers data.cached_epochs training.num_threads", 0, 4096),
-    ("data.pseudo_unseen", 0, 0.99),
-    ("training.steps training.batch_size training.gradient_accumulation_steps", 1, 2**31 - 1),
-    ("training.log_every training.keep_checkpoints", 1, 2**31 - 1),
-    ("training.warmup_steps training.evaluate_every training.save_every", 0, 2**31 - 1),
-    ("training.learning_rate training.max_grad_norm", _TINY, 1e12),
-    ("training.weight_decay", 0, 1e12),
-)
-_CHOICES = {
-    "training.schedule": ("cosine", "poly", "constant"),
-    "training.best_metric": ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou"),
-    "training.on_nan": ("stop", "skip"),
-}
+class SettingsParser(ArgumentParser):
+    """Options of a script that trains: one for every field of [`Settings`], `--config`, and the script's own.
+
+    Every error is a ValueError; for an unknown key it proposes the closest known one.
+    """
+
+    def __init__(self, description: str | None = None) -> None:
+        super().__init__(
+            description=description, usage="%(prog)s [--config FILE] [--section.key VALUE ...]", print_config=None
+        )
+        self.add_argument("--config", action=_Preset, metavar="FILE", help="YAML preset; later options override it")
+        self.add_class_arguments(Settings)
+
+    def parse(self, arguments: list[str] | None = None) -> tuple[Namespace, Settings]:
+        """The script's own options, and the settings.
+
+        Raises:
+            ValueError: An option or key is unknown, or a value has the wrong type or range.
+        """
+        args = self.instantiate(self.parse_args(sys.argv[1:] if arguments is None else arguments))
+        return args, Settings(**{each.name: args[each.name] for each in dataclasses.fields(Settings)})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        patterns = (
+            r"unrecognized arguments: --([\w.]+)",
+            r"Group '(?P<group>[\w.]+)' does not accept option '(\w+)'",
+            r"Option '(\w+)' is not accepted",
+        )
+        for match in filter(None, (re.search(pattern, message) for pattern in patterns)):
+            name = ".".join(match.groups())
+            known = [action.dest for action in self._actions]
+            close = difflib.get_close_matches(name, known, n=1)
+            close = close or [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+            message = f"There is no setting `{name}`" + (f"; did you mean `{close[0]}`?" if close else ".")
+        raise ValueError(message) from ex
+
+
+class _Preset(ActionConfigFile):
+    def __call__(self, parser, cfg, values, option_string=None) -> None:
+        preset = json.dumps(read_preset(values), default=str)  # dates become text
+        self.apply_config(parser, cfg, self.dest, preset)
 
 
 def load_settings(arguments: list[str]) -> Settings:
-    """Settings from command-line `arguments`: `--config FILE` first, then `--name.of.field value` in order.
-
-    Values are read as YAML: `--training.steps 100`, `--data.root null`, `--model.config.fusion_layers "[0, 1]"`.
-
-    Raises:
-        ValueError: a flag or a key of the file names no setting, or a value has the wrong type or is out of its range;
-            the message says which.
-    """
-    overrides, config = [], None
-    position = 0
-    while position < len(arguments):
-        name, equals, value = arguments[position].partition("=")
-        if not name.startswith("--"):
-            raise ValueError(f"{arguments[position]!r} is not an option; options look like --training.steps 100.")
-        if not equals:
-            position += 1
-            if position == len(arguments):
-                raise ValueError(f"The option {name} needs a value.")
-            value = arguments[position]
-        position += 1
-        if name == "--config":
-            config = value
-        else:
-            overrides.append((name[2:].replace("-", "_"), value))
-    values: dict[str, Any] = {}
-    if config is not None:
-        path = Path(config)
-        if not path.is_file():
-            raise ValueError(f"`--config` names {config!r}, which is not a file.")
-        values = parse_yaml(read_text(path), config) or {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{config} must hold names and values, such as `seed: 0`.")
-    for name, text in overrides:
-        node, parts = values, name.split(".")
-        for depth, part in enumerate(parts[:-1], 1):
-            if node.get(part) is None:  # absent, or an empty section of the file
-                node[part] = {}
-            node = node[part]
-            if not isinstance(node, dict):
-                where = ".".join(parts[:depth])
-                raise ValueError(
-                    f"`--{name}` cannot be set: `{where}` is {shown(node)} and holds no names and values."
-                )
-        try:
-            node[parts[-1]] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            node[parts[-1]] = text
-        except RecursionError:
-            raise ValueError(f"`--{name}` is nested too deeply.") from None
-    settings = _build(Settings, values, "")
-    _check_ranges(settings)
-    return settings
+    """Settings from `--config FILE` and `--section.key value` options; see [`SettingsParser.parse`]."""
+    return SettingsParser().parse(arguments)[1]
 
 
-def take_option(arguments: list[str], name: str, default: str | None = None) -> str | None:
-    """Removes the option `name` and its value from the arguments; the last value, or the default.
+def read_preset(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML preset merged over the presets that its `base` names.
 
     Raises:
-        ValueError: The option has no value.
+        ValueError: A file cannot be read, holds a key twice, or builds on itself.
     """
-    kept = []
-    while arguments:
-        option, equals, value = arguments.pop(0).partition("=")
-        if option != name:
-            kept.append(f"{option}{equals}{value}")
-            continue
-        if not equals and not arguments:
-            raise ValueError(f"The option {name} needs a value.")
-        default = value if equals else arguments.pop(0)
-    arguments[:] = kept
-    return default
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"`--config` names {str(path)!r}, which is not a file.")
+    if path.resolve() in seen:
+        raise ValueError(f"The preset {path} builds on itself; check `base`.")
+    own = parse_yaml(read_text(path), path) or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{path} holds {shown(own)}; expected names and values, such as `seed: 0`.")
+    own = {name: value for name, value in own.items() if value is not None}  # empty sections
+    for section in {"model", "data", "training"} & own.keys():
+        if not isinstance(own[section], dict):
+            raise ValueError(f"`{section}` in {path} is {shown(own[section])}; expected names and values.")
+    bases = own.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, read_preset(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, own)
 
 
-def _check_ranges(settings: Settings) -> None:
-    parts = {"": settings, "data.": settings.data, "training.": settings.training}
-    values = {f"{prefix}{name}": value for prefix, part in parts.items() for name, value in vars(part).items()}
-    for names, least, most in _RANGES:
-        for name in names.split():
-            value = values[name]
-            if value is not None and not least <= value <= most:
-                expected = f"from {least} on" if most == math.inf else f"from {least} to {most}"
-                raise ValueError(f"`{name}` is {value}; expected a number {expected}.")
-    for name, choices in _CHOICES.items():
-        if values[name] not in choices:
-            raise ValueError(f"`{name}` is {shown(values[name])}; expected {', '.join(choices)}.")
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(name), dict)
+        result[name] = _merge(below[name], value) if both else value
+    return result
 
 
-def _build(cls, values: dict[str, Any], prefix: str):
-    hints = get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise ValueError(f"`{prefix.rstrip('.')}` must hold names and values, got {shown(values)}.")
-    unknown = [name for name in values if name not in hints]
-    if unknown:
-        raise ValueError(
-            f"There is no setting `{prefix}{str(unknown[0])[:60]}`; known are {', '.join(prefix + h for h in hints)}."
-        )
-    arguments = {}
-    for name, value in values.items():
-        kind = hints[name]
-        if value is None and (dataclasses.is_dataclass(kind) or kind == dict[str, Any]):
-            value = {}  # an empty section of a file
-        if dataclasses.is_dataclass(kind):
-            value = _build(kind, value, f"{prefix}{name}.")
-        elif kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:  # YAML reads 1e-4 as a string
-                value = float(value)
-            except ValueError:
-                raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a number.") from None
-        elif kind in (int, bool, float, str) and type(value) is not kind:
-            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected {kind.__name__}.")
-        elif kind == dict[str, Any] and not isinstance(value, dict):
-            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected names and values.")
-        elif kind == (int | None) and not (value is None or type(value) is int):
-            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a whole number or null.")
-        elif kind == (str | None) and not (value is None or isinstance(value, str)):
-            raise ValueError(f"`{prefix}{name}` is {shown(value)}; expected a text or null.")
-        arguments[name] = value
-    return cls(**arguments)
+@dataclass
+class ClipPretraining:
+    """Pretraining of the small CLIP.
+
+    Attributes:
+        output_dir: Folder to write the model to.
+        steps: Optimizer steps, of which the last third shows more scenes.
+        pool_singles: Single-object images drawn once per phase, and mirrored.
+        pool_scenes: Scenes drawn once per phase, and mirrored.
+        learning_rate: Peak learning rate.
+        weight_decay: Weight decay of AdamW.
+        warmup_steps: Steps of linear warm-up; after it the rate follows a cosine to zero.
+        eval_per_class: Held-out single-object images per class.
+        seed: Seed of weights, drawing and order.
+        num_threads: Threads of torch.
+    """
+
+    output_dir: str
+    steps: PositiveInt = 6000
+    pool_singles: PositiveInt = 32768
+    pool_scenes: PositiveInt = 6144
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.05
+    warmup_steps: PositiveInt = 300
+    eval_per_class: PositiveInt = 30
+    seed: NonNegativeInt = 0
+    num_threads: PositiveInt = 1

@@ -171,7 +171,7 @@ def open_any_dataset(
         ValueError: `name` cannot be opened, or has no such part.
     """
     if not name:
-        raise ValueError("The data set has an empty name; give a benchmark's name, a hub id or a folder.")
+        raise ValueError("The dataset has an empty name; give a benchmark's name, a hub id or a folder.")
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file():

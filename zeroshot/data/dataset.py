@@ -200,5 +200,6 @@ class SegmentationDataset(torch.utils.data.Dataset):
         row = self._rows[index]
         image, label, problems = _read_row(row, self.split)
         raise_for_problems(problems)
+        assert image is not None and label is not None
         smallest = np.result_type(*map(np.min_scalar_type, (self.split.ignore_index, len(self.split.classes) - 1)))
         return image, label.astype(smallest), row["name"]

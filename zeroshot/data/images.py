@@ -1,6 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Reading image files of strangers, where every failure is one sentence that names the file and the way out; and
-label maps as pictures."""
+"""Reading user-supplied image files, and label maps as pictures.
+
+Every failure is one sentence that names the file and says what to do.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from modeling_alignzeg.images_alignzeg import to_rgb
 
 
 # A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -33,7 +35,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder.
-        ValueError: the file is empty, no image, truncated, damaged or too large.
+        ValueError: the file is empty, not an image, truncated, damaged or too large.
     """
     path = Path(path)
     if path.is_dir():
@@ -64,7 +66,7 @@ def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
         return Image.fromarray(np.where(label < 0, 65535, label).astype(np.uint16))
     picture = Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8))
     colors = np.full((256, 3), 128, np.uint8)
-    colors[: len(names)] = class_colors(names)
+    colors[: len(names)] = class_colors(list(names))
     picture.putpalette(colors.flatten().tolist())
     return picture
 
@@ -75,7 +77,9 @@ def _decode(source: Path | io.BytesIO, path: str, max_pixels: int) -> Image.Imag
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             image = Image.open(source)
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no image, or PIL cannot read its format; convert it to PNG or JPEG.") from None
+        raise ValueError(
+            f"{path} is not an image, or PIL cannot read its format; convert it to PNG or JPEG."
+        ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}); scale it down first.") from None
     except Exception as error:  # permissions, and headers on which PIL's plug-ins stumble

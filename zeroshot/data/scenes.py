@@ -15,6 +15,7 @@ import colorsys
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -115,7 +116,7 @@ def scenes_dataset(split: str, num_scenes: int, seed: int = 0, size: int = SCENE
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Image(), "index": datasets.Value("int32")}
     )
-    rows = {"image": [], "label": [], "index": list(range(num_scenes))}
+    rows: dict[str, list[Any]] = {"image": [], "label": [], "index": list(range(num_scenes))}
     for index in range(num_scenes):
         scene = draw_scene(seed, split, index, size)
         rows["image"].append({"bytes": _png(scene.image), "path": None})
@@ -199,9 +200,9 @@ def _texture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
         base, tone, field = (0.36, 0.22, 0.11), (0.62, 0.42, 0.24), 0.7 * grain + 0.3 * fine
     else:  # snow
         base, tone, field = (0.78, 0.83, 0.90), (0.97, 0.98, 1.00), _smooth_noise(rng, size, (18 * unit, 26 * unit))
-    base, tone = (np.array(c, np.float32) + rng.uniform(-0.04, 0.04, 3).astype(np.float32) for c in (base, tone))
+    dark, light = (np.array(c, np.float32) + rng.uniform(-0.04, 0.04, 3).astype(np.float32) for c in (base, tone))
     field = np.clip(field + 0.10 * (fine - 0.5), 0, 1).astype(np.float32)[..., None]
-    return base * (1 - field) + tone * field
+    return dark * (1 - field) + light * field
 
 
 def _draw_ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from ..files import read_text, shown
+from ..files import parse_yaml, read_text, shown
 
 
 SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"
@@ -77,9 +76,9 @@ class SegmentationSplit:
         _check_names("unseen", self.unseen)
         if not self.classes:
             raise ValueError("`classes` is empty; expected at least one class name.")
-        strangers = [name for name in self.unseen if name not in self.classes]
-        if strangers:
-            raise ValueError(f"`unseen` names {_quoted(strangers)}, not found in `classes`; check the spelling.")
+        unexpected = [name for name in self.unseen if name not in self.classes]
+        if unexpected:
+            raise ValueError(f"`unseen` names {_quoted(unexpected)}, not found in `classes`; check the spelling.")
         if not _is_integer(self.ignore_index):
             raise ValueError(f"`ignore_index` is {shown(self.ignore_index)}; expected an integer.")
         if 0 <= self.ignore_index < len(self.classes):
@@ -139,9 +138,9 @@ class SegmentationSplit:
         inside = (label >= 0) & (label < NUM_RAW_IDS) if label.dtype.itemsize > 2 or label.dtype.kind == "i" else True
         mapped = self._raw_table[label] if np.all(inside) else np.array(_UNMAPPED)
         if (mapped == _UNMAPPED).any():
-            strangers = [int(i) for i in np.unique(label) if int(i) not in self.raw_id_to_class]
+            unexpected = [int(i) for i in np.unique(label) if int(i) not in self.raw_id_to_class]
             raise ValueError(
-                f"The label map holds the raw ids {strangers}, which the raw id map of {self.name!r} does not have. "
+                f"The label map holds the raw ids {unexpected}, which the raw id map of {self.name!r} does not have. "
                 "Use the split that belongs to these files, or add the ids to its raw id map."
             )
         return mapped
@@ -255,8 +254,8 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
             return _from_json(json.loads(text), context_459_ids)
         if context_459_ids:
             raise ValueError("`context_459_ids` is for the PASCAL Context splits; write the ids into `raw_id_map`.")
-        return _from_yaml(yaml.safe_load(text), path.stem)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError includes JSON errors
+        return _from_yaml(parse_yaml(text, path), path.stem)
+    except (ValueError, RecursionError) as error:  # ValueError includes JSON errors
         raise ValueError(f"The split file {path} cannot be used. {error}") from None
 
 
@@ -289,9 +288,9 @@ def _from_json(data: Any, context_459_ids: bool) -> SegmentationSplit:
 def _from_yaml(data: Any, name: str) -> SegmentationSplit:
     if not isinstance(data, dict) or "classes" not in data:
         raise ValueError(f"Expected the key `classes`, and optionally {_quoted(_YAML_KEYS[1:])}.")
-    strangers = [key for key in data if key not in _YAML_KEYS]
-    if strangers:
-        raise ValueError(f"It has the keys {_quoted(strangers)}; expected only {_quoted(_YAML_KEYS)}.")
+    unexpected = [key for key in data if key not in _YAML_KEYS]
+    if unexpected:
+        raise ValueError(f"It has the keys {_quoted(unexpected)}; expected only {_quoted(_YAML_KEYS)}.")
     _check_types(data)
     classes, ignore_index = tuple(data["classes"]), data.get("ignore_index", 255)
     _check_names("classes", classes)

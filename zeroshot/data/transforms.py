@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as PILImage
+from torchvision.transforms.v2 import functional
+
+from modeling_alignzeg import AlignZegImageProcessor
 
 from ..files import shown
 
 
-# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part comes with probability
-# one half.
-BRIGHTNESS = 32.0  # added to 0..255, at most
-CONTRAST = SATURATION = 0.5  # relative change, at most
-HUE = 0.1  # turn of the colour circle, at most
+# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part is applied with
+# probability one half; the numbers are its largest change.
+BRIGHTNESS = 32 / 255  # relative
+CONTRAST = SATURATION = 0.5  # relative
+HUE = 0.1  # turns of the colour circle
 
 CROP_TRIES = 10
 
@@ -44,6 +47,7 @@ class TrainTransform:
         flip_probability: Probability of a horizontal flip.
         color_jitter: Whether brightness, contrast, saturation and hue change.
         ignore_index: Id of unlabelled pixels.
+        resample: PIL's filter for images, that of the image processor.
 
     Raises:
         ValueError: An attribute is out of its range.
@@ -55,11 +59,12 @@ class TrainTransform:
     flip_probability: float = 0.5
     color_jitter: bool = True
     ignore_index: int = 255
+    resample: int = PILImage.Resampling.BICUBIC
 
     def __post_init__(self) -> None:
         crop, scale = self.crop_size, self.scale_range
         if crop is not None and (type(crop) is not int or crop < 1):
-            raise ValueError(f"`crop_size` is {shown(crop)}; expected a positive whole number of pixels, or None.")
+            raise ValueError(f"`crop_size` is {shown(crop)}; expected a whole number of pixels ≥ 1, or None.")
         is_pair = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
         if not is_pair or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors, the smaller first.")
@@ -86,7 +91,7 @@ class TrainTransform:
             Image and label map of the same types and of one common size.
         """
         if self.crop_size is not None:
-            image, label = self._scale_and_crop(image, label, generator)
+            image, label = self._scale_and_crop(image, label, self.crop_size, generator)
         if _uniform(generator) < self.flip_probability:
             image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch takes no negative strides
         if self.color_jitter:
@@ -94,11 +99,11 @@ class TrainTransform:
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
     def _scale_and_crop(
-        self, image: np.ndarray, label: np.ndarray, generator: torch.Generator
+        self, image: np.ndarray, label: np.ndarray, crop_size: int, generator: torch.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        scale = self.crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
+        scale = crop_size * _uniform(generator, *self.scale_range) / min(label.shape)
         height, width = (max(round(side * scale), 1) for side in label.shape)
-        crop_height, crop_width = min(height, self.crop_size), min(width, self.crop_size)
+        crop_height, crop_width = min(height, crop_size), min(width, crop_size)
         for _ in range(CROP_TRIES):
             top = _integer(generator, height - crop_height + 1)
             left = _integer(generator, width - crop_width + 1)
@@ -113,101 +118,56 @@ class TrainTransform:
         right = min((left + crop_width) * x_scale, label.shape[1])
         bottom = min((top + crop_height) * y_scale, label.shape[0])
         box = (left * x_scale, top * y_scale, right, bottom)
-        resized = PILImage.fromarray(image).resize((crop_width, crop_height), PILImage.Resampling.BILINEAR, box)
+        resized = PILImage.fromarray(image).resize((crop_width, crop_height), self.resample, box)
         return np.array(resized), label_crop
 
 
 def jitter_colors(image: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue of `image`, a `uint8` RGB array of shape (height, width, 3)."""
-    values = np.arange(256.0)
-    brightness = _maybe(generator, BRIGHTNESS)
-    contrast, saturation = 1 + _maybe(generator, CONTRAST), 1 + _maybe(generator, SATURATION)
-    turn = 256 * _maybe(generator, HUE)
+    """Changes brightness, contrast, saturation and hue of `image`, a `uint8` RGB array of shape (height, width, 3).
+
+    `v2.RandomPhotometricDistort` does the same, but draws from the global generator.
+    """
+    brightness, contrast, saturation, hue = (
+        (functional.adjust_brightness, 1 + _maybe(generator, BRIGHTNESS)),
+        (functional.adjust_contrast, 1 + _maybe(generator, CONTRAST)),
+        (functional.adjust_saturation, 1 + _maybe(generator, SATURATION)),
+        (functional.adjust_hue, _maybe(generator, HUE)),
+    )
     contrast_last = _uniform(generator) < 0.5
-
-    brighter = _table(values + brightness if contrast_last else (values + brightness) * contrast)
-    picture = PILImage.fromarray(image).point(brighter * 3)
-    if saturation != 1 or turn != 0:
-        hue = (np.round(values + turn).astype(int) % 256).tolist()
-        picture = picture.convert("HSV").point(hue + _table(values * saturation) + _table(values)).convert("RGB")
-    if contrast_last and contrast != 1:
-        picture = picture.point(_table(values * contrast) * 3)
+    steps = [brightness, saturation, hue, contrast] if contrast_last else [brightness, contrast, saturation, hue]
+    picture = PILImage.fromarray(image)
+    for adjust, amount in steps:
+        picture = adjust(picture, amount)
     return np.array(picture)
-
-
-def to_masks(label: np.ndarray | torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns a label map into one mask for every class that it shows.
-
-    Args:
-        label: Integer map of shape (height, width).
-        ignore_index: Id of pixels that belong to no mask.
-
-    Returns:
-        `mask_labels`, `bool` of shape (num_masks, height, width), and `class_labels`, `int64` of shape (num_masks,),
-        ascending. Masks do not overlap, so the ignored pixels are those in none of them; `num_masks` is 0 if that is
-        all.
-    """
-    label = torch.as_tensor(label)
-    class_labels = torch.unique(label)
-    class_labels = class_labels[class_labels != ignore_index].long()
-    return label[None] == class_labels[:, None, None], class_labels
-
-
-def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Turns a `uint8` image of shape (height, width, 3) into `float32` of shape (3, height, width).
-
-    `mean` and `std` are CLIP's, in units of 0..1 and one for each channel.
-    """
-    mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return (pixels / 255 - mean) / std
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of samples of [`~zeroshot.data.benchmarks.SegmentationDataset`], in the terms of the model's `forward`.
-
-    Images are padded at the bottom and on the right to the largest height and width of the batch, rounded up to a
-    multiple of `size_divisor`. With the crop size as `size_divisor` all batches of a training have one shape.
+    """Makes a batch of samples of [`~zeroshot.data.dataset.SegmentationDataset`], in the terms of the model's `forward`.
 
     Attributes:
-        image_mean: CLIP's mean of each channel.
-        image_std: CLIP's standard deviation of each channel.
-        ignore_index: Id of unlabelled pixels.
-        size_divisor: See above.
+        image_processor: Normalizes and pads; images are not resized.
+        size_divisor: Height and width are padded to a multiple of it. With the crop size all batches have one shape.
     """
 
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-    ignore_index: int = 255
-    size_divisor: int = 1
+    image_processor: AlignZegImageProcessor
+    size_divisor: int
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns a dictionary of
+        """Returns what [`AlignZegImageProcessor`] returns, with `bool` masks, and
 
-        - `pixel_values`: `float32` of shape (batch, 3, height, width), 0 where padded;
-        - `pixel_mask`: `int64` of shape (batch, height, width), 1 on the image and 0 where padded;
-        - `mask_labels`: list of `bool` tensors of shape (num_masks, height, width), see [`to_masks`];
-        - `class_labels`: list of `int64` tensors of shape (num_masks,);
         - `names` and `indices`: lists of what the samples are called, and their positions in the dataset.
         """
-        sizes = np.array([sample["label"].shape for sample in samples])
-        height, width = -(-sizes.max(axis=0) // self.size_divisor) * self.size_divisor
-        pixel_values = torch.zeros(len(samples), 3, height, width)
-        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.int64)
-        mask_labels, class_labels = [], []
-        for position, sample in enumerate(samples):
-            masks, classes = to_masks(sample["label"], self.ignore_index)
-            h, w = sizes[position]
-            pixel_values[position, :, :h, :w] = normalize_image(sample["image"], self.image_mean, self.image_std)
-            pixel_mask[position, :h, :w] = 1
-            mask_labels.append(torch.nn.functional.pad(masks, (0, width - w, 0, height - h)))
-            class_labels.append(classes)
+        batch = self.image_processor(
+            [sample["image"] for sample in samples],
+            [sample["label"] for sample in samples],
+            do_resize=False,
+            size_divisor=self.size_divisor,
+            return_tensors="pt",
+        )
         return {
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "mask_labels": mask_labels,
-            "class_labels": class_labels,
+            **batch,
+            "mask_labels": [masks.bool() for masks in batch["mask_labels"]],
             "names": [sample["name"] for sample in samples],
             "indices": [sample["index"] for sample in samples],
         }
@@ -234,7 +194,3 @@ def _integer(generator: torch.Generator, high: int) -> int:
 def _maybe(generator: torch.Generator, limit: float) -> float:
     """A number in [-limit, limit], or 0 half of the time."""
     return _uniform(generator, -limit, limit) if _uniform(generator) < 0.5 else 0.0
-
-
-def _table(values: np.ndarray) -> list[int]:
-    return np.clip(np.round(values), 0, 255).astype(int).tolist()

@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
 from ..settings import load_settings
 from ..training.trainer import Trainer
-from .calibration import GAMMAS, THRESHOLDS, proposal_indicator, roc_auc
+from .calibration import proposal_indicator
 from .evaluator import Readout, evaluate_model, evaluation_batches, library_versions
 
 
@@ -78,11 +80,14 @@ ROWS: dict[str, Row] = {
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 
 
-def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """Trains one cell and evaluates it on the test part, with every read-out of interest."""
+def run_cell(
+    name: str, seed: int, folder: str, arguments: list[str], corrections: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """Trains one cell in `folder` and evaluates it on the test part with PBC's `corrections` (γ, θ), without correction and
+    with the constants of the blind baseline."""
     row = ROWS[name]
     flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
-    output = f"runs/ablation/{name}-{seed}"
+    output = f"{folder}/{name}-{seed}"
     if name not in CURVES:
         flags.append("--training.evaluate_every=0")
     settings = load_settings([*arguments, *flags, f"--seed={seed}", f"--output_dir={output}"])
@@ -95,7 +100,7 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     test = SegmentationDataset(open_part(settings.data, "test", None), trainer.split, training=False)
     readouts = {"plain": Readout(gamma=0.0)}
     if model.indicator is not None:
-        readouts |= {f"pbc {g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
+        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in corrections}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
     prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
 
@@ -112,7 +117,8 @@ def run_cell(name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     model.config.unclaimed_proposal = unclaimed
     auc = None
     if model.indicator is not None and not settings.data.fully_supervised:
-        auc = roc_auc(*proposal_indicator(model, trainer.processor, test, trainer.split))
+        indicator, unseen = proposal_indicator(model, trainer.processor, test, trainer.split)
+        auc = float(roc_auc_score(unseen, indicator))
     curve = [
         json.loads(line)
         for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -182,16 +188,16 @@ def summarize(cells: Path, results: Path) -> None:
     }
     atomic_write_text(results / "ablation.json", json.dumps(report, indent=2) + "\n")
     lines = ["| | mIoU(S) | mIoU(U) | hIoU | seeds |", "|---|---|---|---|---|"]
-    for row in rows:
-        values = [_mean_and_error(row[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
-        lines.append(f"| {row['title']} | {' | '.join(values)} | {len(row['seeds'])} |")
+    for line in rows:
+        values = [_mean_and_error(line[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
+        lines.append(f"| {line['title']} | {' | '.join(values)} | {len(line['seeds'])} |")
     atomic_write_text(results / "ablation.md", "\n".join(lines) + "\n")
     _draw_table(rows, results / "ablation.png")
     if set(CURVES) <= found.keys():
         _draw_misalignment(found, results / "misalignment.png")
 
 
-def _mean_and_error(values: list[float]) -> str:
+def _mean_and_error(values: Sequence[float]) -> str:
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{np.mean(values):.1f} ± {error:.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Label maps for a whole data set: sharded over processes and machines, resumable, and every image accounted for.
+"""Label maps for a whole dataset: sharded over processes and machines, resumable, and every image accounted for.
 
-The images of a data set are cut into shards of a fixed number, whose names do not depend on how many processes there
+The images of a dataset are cut into shards of a fixed size, whose names do not depend on how many processes there
 are. Each is written beside its place and renamed when it is complete, so a shard that exists is finished: whoever runs
 the same command again, on any number of processes, redoes only what was under way. Processes never wait for each other
 before the end.
@@ -9,7 +9,7 @@ before the end.
 ```
 run.json                          what was asked for; a resumed run must ask for the same
 part-00000-00000012.parquet       or a folder of that name with PNG files and results.jsonl
-source-00000.json                 streaming: how many shards file 0 of the data set makes, once its end was reached
+source-00000.json                 streaming: how many shards file 0 of the dataset makes, once its end was reached
 ```
 """
 
@@ -52,7 +52,7 @@ FORMATS = ("parquet", "png")
 RUN, RESULTS = "run.json", "results.jsonl"
 FEATURES = datasets.Features(
     {
-        "index": datasets.Value("int64"),  # position in the data set, or in its file when streaming
+        "index": datasets.Value("int64"),  # position in the dataset, or in its file when streaming
         "name": datasets.Value("string"),  # file name without its ending, or the index if there is none
         "height": datasets.Value("int32"),
         "width": datasets.Value("int32"),
@@ -76,7 +76,7 @@ class BulkSettings:
         image_column: Column of images, where it is not a named benchmark.
         streaming: Read a hub id or folder from front to back without downloading or indexing it first. Its files are
             spread over the processes; where there are fewer files than processes, each reads all and keeps its share.
-        limit: The first so many images only.
+        limit: Use only the first N images.
         shard_size: Images in a shard: what is redone after a kill, at most, by each process.
         output_format: `"parquet"` or `"png"`.
         batch_size: Images in a forward pass.
@@ -118,7 +118,7 @@ class BulkSettings:
 
 
 class Shard(NamedTuple):
-    """Images `number * shard_size` and following of file `source` of a data set; a data set that is not streamed is one."""
+    """Images `number * shard_size` and following of file `source` of a dataset; a dataset that is not streamed is one."""
 
     source: int
     number: int
@@ -152,10 +152,10 @@ def predict_dataset(
     """Predicts all shards of this process that are not finished yet.
 
     Returns:
-        How many images the data set has, and how many of them are broken, over all processes and earlier runs.
+        How many images the dataset has, and how many of them are broken, over all processes and earlier runs.
 
     Raises:
-        ValueError: The data set cannot be opened, or `output_dir` holds results of another model, vocabulary or data set;
+        ValueError: The dataset cannot be opened, or `output_dir` holds results of another model, vocabulary or dataset;
             the message says what differs.
     """
     output = Path(output_dir)
@@ -187,16 +187,15 @@ def predict_dataset(
     return images, broken
 
 
-# --- the data set ------------------------------------------------------------------------------------------------
+# --- the dataset ------------------------------------------------------------------------------------------------
 
 
 def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableDataset:
-    """The images of a data set, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
+    """The images of a dataset, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
     if settings.is_named:
-        limit = {"num_scenes": settings.limit} if settings.dataset == "embedded_scenes" else {}
-        rows = load_benchmark(settings.dataset, settings.part, settings.root, **limit).select_columns(
-            ["image", "name"]
-        )
+        scenes = settings.limit if settings.dataset == "embedded_scenes" else None
+        rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
+        rows = rows.select_columns(["image", "name"])
     else:
         rows = open_any_dataset(settings.dataset, settings.part, settings.streaming)
         present = rows.column_names
@@ -259,11 +258,11 @@ def _shards(
         stream = rows.shard(num_shards=sources, index=source) if sources > 1 else rows
         stream = enumerate(stream.skip(position * size) if position else stream, position * size)
         while (head := next(stream, None)) is not None:
-            images = chain([head], islice(stream, size - 1))
+            shard_rows = chain([head], islice(stream, size - 1))
             shard, is_last_mine = Shard(source, position), (position - first) % step == 0
             if is_last_mine and position >= number:
-                yield shard, None if is_finished(shard) else images
-            deque(images, maxlen=0)  # what nobody took
+                yield shard, None if is_finished(shard) else shard_rows
+            deque(shard_rows, maxlen=0)  # what nobody took
             position += 1
         if position > first and is_last_mine:
             atomic_write_text(marker, json.dumps({"shards": position}) + "\n")
@@ -277,7 +276,7 @@ def _name(row: dict[str, Any], index: int) -> str:
 def _open_row(row: dict[str, Any], name: str) -> Image.Image:
     value = row["image"]
     if value is None or (value["bytes"] is None and not value["path"]):
-        raise ValueError(f"{name} is missing: the data set holds nothing there.")
+        raise ValueError(f"{name} is missing: the dataset holds nothing there.")
     if value["bytes"] is not None:
         return decode_image(value["bytes"], value["path"] or name)
     if "://" not in value["path"]:
@@ -334,7 +333,7 @@ class Predictor:
         """Results without label maps, the sizes of the images that could be read, and the model's inputs for those."""
         images, results = [], []
         for index, row in rows:
-            result = {**dict.fromkeys(FEATURES), "index": index, "name": _name(row, index)}
+            result: dict[str, Any] = {**dict.fromkeys(FEATURES), "index": index, "name": _name(row, index)}
             try:
                 image = _open_row(row, result["name"])
                 images.append(image)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Choosing PBC's θ and γ on seen classes that play unseen, and measuring the indicator."""
+"""Choosing PBC's θ and γ on seen classes that are treated as unseen, and measuring the indicator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.readout_alignzeg import resize_matrix
@@ -33,8 +34,8 @@ THRESHOLDS = (0.5, 0.7, 0.9)
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     """Trains `folds` models without a part of the seen classes each and sweeps γ and θ on the validation part.
 
-    The share of the seen classes that plays unseen is that of the unseen ones among all: how strong the bias is, and with
-    it the best correction, depends on how many names compete on either side.
+    The fraction of seen classes that is treated as unseen equals the fraction of unseen classes in the split, because the
+    strength of the bias, and with it the best correction, depends on how many names compete on either side.
 
     Returns:
         `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
@@ -43,7 +44,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         ValueError: `folds` is not positive, no class is unseen, or the validation part shows too little for a score.
     """
     if folds < 1:
-        raise ValueError(f"`folds` is {folds}; expected a whole number from 1 on.")
+        raise ValueError(f"`folds` is {folds}; expected a whole number ≥ 1.")
     readouts = {"off": Readout(gamma=0.0)}
     readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
     totals: dict[str, list[float]] = {name: [] for name in readouts}
@@ -78,7 +79,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
             f"No correction can be chosen: the part {settings.data.validation_part!r} shows none of the classes that play "
             "unseen, or none of the others. Raise `data.num_validation` or choose another part."
         )
-    best = max(means, key=means.get)
+    best = max(means, key=means.__getitem__)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
     return {
         "gamma": gamma,
@@ -103,13 +104,13 @@ def store_correction(folder: str | Path, gamma: float, threshold: float) -> None
 def proposal_indicator(
     model: AlignZegModel, processor: AlignZegProcessor, dataset: SegmentationDataset, split: SegmentationSplit
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indicator scores of the proposals that show something, and whether it is unseen.
+    """Indicator scores of the proposals that cover a class, and whether that class is unseen.
 
     For every class in an image the query whose proposal covers it best (largest IoU of the binary mask) is looked at; the
     unclaimed region, which counts as unseen whatever the indicator says, is not.
 
     Returns:
-        `float (P,)` chances to be unseen and `bool (P,)`, the truth.
+        `float (P,)`, probabilities to be unseen, and `bool (P,)`, whether they are.
     """
     queries, seen = model.config.num_queries, torch.tensor(split.seen_class_mask, device=model.device)
     prototypes = model.get_text_prototypes(processor, list(split.classes))
@@ -137,20 +138,10 @@ def proposal_indicator(
     return np.array(scores), np.array(truth)
 
 
-def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive has a higher score than a negative, ties count half."""
-    order = np.argsort(scores, kind="stable")
-    _, inverse, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
-    rank = np.cumsum(counts) - (counts - 1) / 2
-    ranks = np.empty(len(scores))
-    ranks[order] = rank[inverse]
-    number = positive.sum()
-    return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * (len(scores) - number)))
-
-
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     """ROC-AUC of a checkpoint's indicator on a part of the dataset, unseen against seen classes."""
     split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
     model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
-    return roc_auc(*proposal_indicator(model, processor, dataset, split))
+    scores, unseen = proposal_indicator(model, processor, dataset, split)
+    return float(roc_auc_score(unseen, scores))

@@ -30,7 +30,7 @@ def check_correction(gamma: float | None, threshold: float | None) -> None:
         ValueError: A value is out of its range.
     """
     if gamma is not None and not 0 <= gamma < math.inf:
-        raise ValueError(f"`gamma` is {gamma}; expected a number from 0 on.")
+        raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")
 
@@ -41,7 +41,7 @@ class Readout:
 
     Attributes:
         gamma, threshold: PBC's; `gamma=0` switches it off, `None` takes the checkpoint's values.
-        seen_penalty: A constant off every seen class's score, the peers' blind correction.
+        seen_penalty: constant subtracted from the scores of all seen classes: the blind correction of earlier work.
 
     Raises:
         ValueError: A value is out of its range.
@@ -73,7 +73,7 @@ class Evaluator:
 
     def add(self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor]) -> None:
         """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size."""
-        sizes = [tuple(label.shape) for label in labels]
+        sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for name, readout in self.readouts.items():
             maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, **asdict(readout))
             for prediction, label in zip(maps, labels):

@@ -37,6 +37,11 @@ from modeling_alignzeg import AlignZegConfig, AlignZegModel
 from ..data.scenes import draw_scene
 
 
+COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
+    "static": {"dynamic": False},
+    "frozen": {"dynamic": False, "options": {"freezing": True}},
+    "dynamic": {"dynamic": True},
+}
 TOWERS = {
     "ViT-B-16": {},
     "ViT-L-14": {

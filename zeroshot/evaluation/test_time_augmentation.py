@@ -50,19 +50,19 @@ class Augmentation:
         if self.window is not None:
             if self.window < 1:
                 raise ValueError(f"`sliding_window` is {self.window}; expected a positive number of pixels.")
-            if self.stride is None:
-                object.__setattr__(self, "stride", max(1, self.window * 2 // 3))
-            if not 1 <= self.stride <= self.window:
+            stride = max(1, self.window * 2 // 3) if self.stride is None else self.stride
+            object.__setattr__(self, "stride", stride)
+            if not 1 <= stride <= self.window:
                 raise ValueError(
-                    f"`stride` is {self.stride}; expected 1 to {self.window}, the side of the window: beyond it, "
+                    f"`stride` is {stride}; expected 1 to {self.window}, the side of the window: beyond it, "
                     "windows would leave pixels out."
                 )
 
     def windows(self, height: int, width: int) -> list[Window]:
         """The windows of an image of that size, row by row."""
-        tops, lefts = (
-            [0] if self.window is None else window_starts(side, self.window, self.stride) for side in (height, width)
-        )
+        tops, lefts = [0], [0]
+        if self.window is not None and self.stride is not None:
+            tops, lefts = (window_starts(side, self.window, self.stride) for side in (height, width))
         flips = (False, True) if self.flip else (False,)
         return [Window(top, left, flip) for top in tops for left in lefts for flip in flips]
 

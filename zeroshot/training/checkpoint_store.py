@@ -87,7 +87,7 @@ class CheckpointStore:
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"`keep` is the number of checkpoints to keep, at least 1, not {keep}.")
+            raise ValueError(f"`keep` is {keep}; expected a whole number ≥ 1.")
         self.folder = Path(folder)
         self.keep = keep
         self._verified: Path | None = None
@@ -283,8 +283,8 @@ class CheckpointStore:
                     "pretrained model."
                 )
         state = read_state(folder / TRAINING)
-        for part, needed in (("scheduler", scheduler), ("scaler", accelerator.scaler)):
-            if (state[part] is None) != (needed is None):
+        for part, own_part in (("scheduler", scheduler), ("scaler", accelerator.scaler)):
+            if (state[part] is None) != (own_part is None):
                 raise ValueError(
                     f"{'The training' if state[part] is None else 'The checkpoint'} has a {part} and "
                     f"{'the checkpoint' if state[part] is None else 'the training'} has none: resume with the options "
@@ -370,7 +370,9 @@ def _together(
 
     No process waits for one that has failed: each tells the others how it went, also when it went wrong.
     """
-    result, message, cause = None, None, None
+    result: Any = None
+    message: str | None = None
+    cause: Exception | None = None
     if everywhere or accelerator is None or accelerator.is_main_process:
         try:
             result = work()

@@ -30,7 +30,7 @@ def missing_files(files: dict[str, Any], processes: int, sharded: bool) -> set[s
 def progress_text(progress: dict[str, Any]) -> str:
     for key in ("step", "epoch", "batch"):
         if type(progress.get(key)) is not int or progress[key] < 0:
-            raise ValueError(f"`progress` needs {key!r}, a whole number from 0 on, and has {progress.get(key)!r}.")
+            raise ValueError(f"`progress` needs {key!r}, a whole number ≥ 0, and has {progress.get(key)!r}.")
     try:
         return json.dumps(progress, indent=2)
     except (TypeError, ValueError) as error:

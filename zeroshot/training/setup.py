@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..checkpoints import assemble, load_checkpoint
-from ..data.dataset import SegmentationDataset
-from ..data.transforms import TrainTransform, normalize_image
+from ..data.transforms import TrainTransform
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings
 from ..towers import load_towers
@@ -51,21 +48,22 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 
 
-def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
+def build_transform(options: dict[str, Any], ignore_index: int, resample: int) -> TrainTransform:
     """The transform of `data.transform`.
 
     Raises:
         ValueError: an option is unknown or out of its range.
     """
-    known = [each.name for each in dataclasses.fields(TrainTransform) if each.name != "ignore_index"]
+    known = [each.name for each in dataclasses.fields(TrainTransform) if each.name not in ("ignore_index", "resample")]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
-    return TrainTransform(ignore_index=ignore_index, **options)
+    return TrainTransform(ignore_index=ignore_index, resample=resample, **options)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
-    with_decay, without = [], []
+    with_decay: list[torch.nn.Parameter] = []
+    without: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(part in name for part in ("position", "query_embeddings", "prototypes"))
@@ -85,37 +83,3 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     if schedule == "constant":
         return 1.0
     raise ValueError(f"`training.schedule` is {schedule!r}; use cosine, poly or constant.")
-
-
-@torch.no_grad()
-def clip_feature_cache(
-    model: AlignZegModel, dataset: SegmentationDataset, mean, std, epochs: int, batch_size: int = 32
-) -> dict[int, Tensor]:
-    """The frozen image tower's hidden states of all samples of the first `epochs`, exactly as the model would compute them.
-
-    Returns:
-        By layer, `(epochs · images, …)`, epoch by epoch.
-
-    Raises:
-        ValueError: the samples have different sizes.
-    """
-    cache: dict[int, Tensor] = {}
-    shape, total = None, epochs * len(dataset)
-    for start in tqdm(range(0, total, batch_size), desc="image tower", leave=False):
-        images = []
-        for position in range(start, min(start + batch_size, total)):
-            dataset.set_epoch(position // len(dataset))
-            images.append(dataset[position % len(dataset)]["image"])
-            shape = shape or images[0].shape
-            if images[-1].shape != shape:
-                raise ValueError(
-                    f"`data.cached_epochs` needs samples of one size, but {shape[:2]} and {images[-1].shape[:2]} (height, "
-                    "width) occur: set it to 0, or let `data.transform` cut crops of one size (a lower end of "
-                    "`scale_range` of 1 or more)."
-                )
-        pixels = torch.stack([normalize_image(image, mean, std) for image in images]).to(model.device)
-        for layer, states in model.clip_hidden_states(pixels).items():
-            if layer not in cache:
-                cache[layer] = states.new_empty(total, *states.shape[1:], device="cpu")
-            cache[layer][start : start + len(states)] = states
-    return cache

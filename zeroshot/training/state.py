@@ -70,7 +70,7 @@ def frozen_hash(model: torch.nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -111,10 +111,10 @@ def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimize
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    algorithm, key, *rest = np.random.get_state()
+    algorithm, key, *rest = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
-        "numpy": (algorithm, key.tolist(), *rest),
+        "numpy": (algorithm, np.asarray(key).tolist(), *rest),
         "torch": torch.get_rng_state(),
     }
     if device.type != "cpu":

@@ -32,12 +32,12 @@ from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, 
 from ..files import atomic_write_text, shown
 from ..settings import Settings
 from .checkpoint_store import CheckpointError, CheckpointStore
+from .feature_cache import feature_cache
 from .guards import SignalStop, check_finite
 from .manifest import PROGRESS
 from .setup import (
     build_model,
     build_transform,
-    clip_feature_cache,
     learning_rate_factor,
     parameter_groups,
     start_accelerator,
@@ -93,7 +93,12 @@ class Trainer:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
-        transform = build_transform(data.transform, self.split.ignore_index)
+        self.model, self.processor = build_model(settings.model, settings.seed)
+        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
+        self.model.to(self.accelerator.device)
+        image_processor = self.processor.image_processor
+        image_processor.ignore_index = self.split.ignore_index
+        transform = build_transform(data.transform, self.split.ignore_index, image_processor.resample)
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
             validation_rows = (
@@ -106,25 +111,18 @@ class Trainer:
         self.validation = None
         if validation_rows is not None:
             self.validation = SegmentationDataset(validation_rows, self.split, training=False)
+        seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
-            train_rows, self.training_split, transform, training=True, seed=settings.seed, in_memory=data.in_memory
+            train_rows, self.training_split, transform, training=True, seed=seed, in_memory=data.in_memory
         )
-
-        self.model, self.processor = build_model(settings.model, settings.seed)
-        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
-        self.model.to(self.accelerator.device)
-        image_processor = self.processor.image_processor
         self.clip_cache = None
         if data.cached_epochs:
-            mean, std = image_processor.image_mean, image_processor.image_std
-            self.clip_cache = clip_feature_cache(self.model, self.dataset, mean, std, data.cached_epochs)
+            with self.accelerator.main_process_first():  # it fills the folder for the others
+                self.clip_cache = feature_cache(
+                    self.model, image_processor, self.dataset, data.cached_epochs, data.feature_folder
+                )
 
-        collator = Collator(
-            image_mean=image_processor.image_mean,
-            image_std=image_processor.image_std,
-            ignore_index=self.split.ignore_index,
-            size_divisor=transform.crop_size or self.model.config.size_divisor,
-        )
+        collator = Collator(image_processor, transform.crop_size or self.model.config.size_divisor)
         loader = DataLoader(
             self.dataset,
             batch_size=training.batch_size,
@@ -307,9 +305,10 @@ class Trainer:
                 value = getattr(outputs, name).detach() / settings.gradient_accumulation_steps
                 totals[name] = totals.get(name, 0) + value
         if broken is not None:
-            checked = {f"{term} cost of the matching": value for term, value in broken.costs.items()}
+            costs = broken.costs.items()
+            checked: dict[str, Tensor | float] = {f"{term} cost of the matching": cost for term, cost in costs}
         else:
-            checked = dict(totals)
+            checked = {**totals}
             norm = accelerator.clip_grad_norm_(self.network.parameters(), settings.max_grad_norm)
             if accelerator.mixed_precision != "fp16":
                 checked["gradient norm"] = norm
@@ -328,6 +327,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Scores on the validation part; keeps the best model by `training.best_metric`."""
+        assert self.validation is not None
         model = self.accelerator.unwrap_model(self.network)
         prototypes = model.get_text_prototypes(self.processor, list(self.split.classes))
         # The correction of an untrained threshold would blur the curves: they are read out without PBC.

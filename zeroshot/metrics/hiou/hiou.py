@@ -3,6 +3,7 @@
 
 import datasets
 import evaluate
+import torch
 
 from .scoring import confusion_matrix, scores_from_confusion
 
@@ -50,7 +51,8 @@ class HIoU(evaluate.Metric):
         class_names: list[str] | None = None,
         none_index: int | None = None,
     ) -> dict[str, float | dict[str, float]]:
-        matrix = confusion_matrix([], [], num_classes, ignore_index, none_index)
+        empty = torch.empty(0, dtype=torch.long)
+        matrix = confusion_matrix(empty, empty, num_classes, ignore_index, none_index)
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             try:
                 matrix = matrix + confusion_matrix(prediction, reference, num_classes, ignore_index, none_index)

@@ -36,12 +36,12 @@ def confusion_matrix(
         j. With `none_index` of shape (C, C + 1): the last column counts those predicted as none.
 
     Raises:
-        ValueError: The shapes differ, ids are no whole numbers or outside their range, `none_index` is the id of a
-            class, or `num_classes` is no whole number of at least 1.
+        ValueError: The shapes differ, ids are not whole numbers or outside their range, `none_index` is the id of a
+            class, or `num_classes` is not a whole number ≥ 1.
     """
     for argument, value, least in (("num_classes", num_classes, 1), ("ignore_index", ignore_index, None)):
         if isinstance(value, bool) or not hasattr(value, "__index__") or (least is not None and value < least):
-            expected = "a whole number" if least is None else f"a whole number of at least {least}"
+            expected = "a whole number" if least is None else f"a whole number ≥ {least}"
             raise ValueError(f"`{argument}` is {value!r}; expected {expected}.")
     if none_index is not None and 0 <= none_index < num_classes:
         raise ValueError(
@@ -101,8 +101,8 @@ def scores_from_confusion(
     except (TypeError, ValueError, RuntimeError):
         is_count = False
     if not is_count:
-        raise ValueError("`matrix` holds numbers that are no counts; expected what `confusion_matrix` returns.")
-    matrix = matrix.double().numpy()
+        raise ValueError("`matrix` holds values that are not counts; expected what `confusion_matrix` returns.")
+    matrix = torch.as_tensor(matrix).double().numpy()
     if matrix.ndim != 2 or matrix.shape[1] - matrix.shape[0] not in (0, 1):
         raise ValueError(
             f"`matrix` has shape {matrix.shape}; expected (num_classes, num_classes), or one column more."
@@ -117,9 +117,9 @@ def scores_from_confusion(
         unseen_ids = [operator.index(i) for i in unseen_ids]
     except TypeError:
         raise ValueError(f"`unseen_ids` is {unseen_ids!r}; expected a list of whole numbers, the class ids.") from None
-    strangers = [i for i in unseen_ids if not 0 <= i < num_classes]
-    if strangers:
-        raise ValueError(f"`unseen_ids` has {strangers}; expected class ids in 0..{num_classes - 1}.")
+    unexpected = [i for i in unseen_ids if not 0 <= i < num_classes]
+    if unexpected:
+        raise ValueError(f"`unseen_ids` has {unexpected}; expected class ids in 0..{num_classes - 1}.")
 
     correct = np.diag(matrix)
     predicted, actual = matrix[:, :num_classes].sum(axis=0), matrix.sum(axis=1)
@@ -146,7 +146,7 @@ def _class_ids(argument: str, values: np.ndarray | torch.Tensor) -> torch.Tensor
     try:
         values = np.asarray(values)
     except ValueError:  # rows of different lengths
-        raise ValueError(f"`{argument}` is no array of class ids: its rows differ in length.") from None
+        raise ValueError(f"`{argument}` is not an array of class ids: its rows differ in length.") from None
     if values.size and values.dtype.kind not in "biu":
         raise ValueError(f"`{argument}` holds numbers of type {values.dtype}; expected whole numbers, class ids.")
     return torch.from_numpy(values.astype(np.int64, order="C"))

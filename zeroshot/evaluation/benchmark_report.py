@@ -1,0 +1,196 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Tables and figures of the speed benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_write_text
+from .speed import COMPILE_OPTIONS
+
+
+def milliseconds(timing: dict[str, float]) -> str:
+    spread = (timing["upper_quartile"] - timing["lower_quartile"]) * 1000
+    return f"{timing['median'] * 1000:,.0f} ± {spread / 2:,.0f}"
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Tables of everything that was measured."""
+    lines = ["# Speed and memory", ""]
+    sections = report["sections"]
+    for machine in {json.dumps(s["machine"], sort_keys=True): s["machine"] for s in sections.values()}.values():
+        where = f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['threads']} threads"
+        lines += [where if machine["device"] == "cpu" else f"{machine['device']}; host {where}", ""]
+    lines += [
+        f"{report['tower']}. Milliseconds are medians ± half the distance between the quartiles. Random weights. Models of "
+        "one table were timed in turns.",
+        "",
+    ]
+
+    def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+        lines.extend([f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"])
+        lines.extend(f"| {' | '.join(row)} |" for row in rows)
+        lines.append("")
+
+    if "peers" in sections:
+        found = sections["peers"]
+        peaks = sections.get("memory", {}).get("models", {})
+        table(
+            f"{found['size']} px, {found['classes']} classes, batch 1",
+            ["model", "ms", "× CLIP", "× AlignZeg", "GMACs", "trainable, M", "peak MiB", ""],
+            [
+                [
+                    row["title"],
+                    milliseconds(row),
+                    f"{row['over_clip']:.2f}",
+                    f"{row['over_alignzeg']:.2f}",
+                    f"{row['gmacs']:.1f}" if "gmacs" in row else "",
+                    f"{row['trainable'] / 1e6:.1f}" if "trainable" in row else "",
+                    f"{peaks[name]['peak_mib']:,.0f}" if name in peaks else "",
+                    row["note"],
+                ]
+                for name, row in found["models"].items()
+            ],
+        )
+    if "sizes" in sections:
+        table(
+            f"Image size, {sections['sizes']['classes']} classes",
+            ["px", "network, ms", "file to label map, ms", "bare CLIP, ms", "network × CLIP", "GMACs"],
+            [
+                [
+                    side,
+                    *(milliseconds(row[name]) for name in ("network", "end_to_end", "clip")),
+                    f"{row['network']['median'] / row['clip']['median']:.2f}",
+                    f"{row['gmacs']:.1f}",
+                ]
+                for side, row in sections["sizes"]["sizes"].items()
+            ],
+        )
+    if "classes" in sections:
+        found = sections["classes"]
+        table(
+            f"Number of classes, {found['size']} px, label maps of {found['label_size']} px",
+            ["classes", "network, ms", "file to label map, ms", "× the first", "peak MiB"],
+            [
+                [
+                    f"{int(count):,}",
+                    milliseconds(row["network"]),
+                    milliseconds(row["end_to_end"]),
+                    f"{row['over_first']:.2f}",
+                    f"{row['memory']['peak_mib']:,.0f}",
+                ]
+                for count, row in found["vocabularies"].items()
+            ],
+        )
+    if "batches" in sections:
+        table(
+            f"Batch, {sections['batches']['size']} px",
+            ["images", "network, ms", "bare CLIP, ms", "images a second"],
+            [
+                [batch, milliseconds(row["network"]), milliseconds(row["clip"]), f"{row['images_per_second']:.2f}"]
+                for batch, row in sections["batches"]["batches"].items()
+            ],
+        )
+    if "dtypes" in sections:
+        found = sections["dtypes"]
+        table(
+            f"Precision, {found['size']} px",
+            ["", "ms", "speed-up", "equal pixels"],
+            [
+                [
+                    name,
+                    milliseconds(timing),
+                    f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
+                    f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
+                ]
+                for name, timing in found["timings"].items()
+            ],
+        )
+    if "training" in sections:
+        found = sections["training"]
+        parts = ("inference", "forward", "loss and matching", "backward", "optimizer", "step")
+        table(
+            f"Training step, {found['size']} px, {found['classes']} classes, batch 1, float32",
+            ["", "ms", "share of the step"],
+            [
+                [
+                    part,
+                    f"{found['median'][part] * 1000:,.0f}",
+                    "" if part == "inference" else f"{100 * found['median'][part] / found['median']['step']:.0f} %",
+                ]
+                for part in parts
+            ],
+        )
+        kept, deeper = (found[name] for name in ("memory", "memory_with_6_more_layers_below_the_split"))
+        lines += [
+            f"A step adds {kept['added_mib']:,.0f} MiB to the weights; with six more CLIP layers below the split "
+            f"{deeper['added_mib']:,.0f} MiB.",
+            "",
+        ]
+    if "loader" in sections:
+        rates = sections["loader"]["images_per_second_by_workers"]
+        lines += ["## Loader", ""]
+        lines += [f"{rate:,.0f} training images a second with {workers} workers." for workers, rate in rates.items()]
+        lines.append("")
+    if "compile" in sections:
+        found = sections["compile"]
+        table(
+            f"torch.compile, {found['size']} px",
+            ["", "eager, ms", "compiled, ms", "speed-up", "first call, s"],
+            [
+                [
+                    name,
+                    milliseconds(found[name]["eager"]),
+                    milliseconds(found[name]["compiled"]),
+                    f"{found[name]['speedup']:.2f}",
+                    f"{found[name]['first_call_seconds']:.0f}",
+                ]
+                for name in COMPILE_OPTIONS
+                if name in found
+            ],
+        )
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Latency of all models, and of AlignZeg over the number of classes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sections = report["sections"]
+    wanted = [name for name in ("peers", "classes") if name in sections]
+    if not wanted:
+        return
+    figure, axes = pyplot.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 3.6), squeeze=False)
+    for axis, name in zip(axes[0], wanted):
+        if name == "peers":
+            rows = list(sections[name]["models"].values())[::-1]
+            colors = ["tab:blue" if row["title"].startswith("AlignZeg") else "tab:gray" for row in rows]
+            axis.barh([row["title"] for row in rows], [row["median"] for row in rows], color=colors)
+            axis.set_xscale("log")
+            axis.set_xlabel(f"seconds, {sections[name]['size']} px, {sections[name]['classes']} classes")
+        else:
+            rows = sections[name]["vocabularies"]
+            for part in ("network", "end_to_end"):
+                values = [row[part]["median"] for row in rows.values()]
+                axis.plot([int(count) for count in rows], values, marker="o", label=part.replace("_", " "))
+            axis.axhline(sections[name]["clip"]["median"], color="tab:gray", linestyle=":", label="bare CLIP")
+            axis.set_xscale("log")
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("classes")
+            axis.set_ylabel("seconds")
+            axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write(report: dict[str, Any], stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(stem.with_suffix(".json"), json.dumps(report, indent=1) + "\n")
+    atomic_write_text(stem.with_suffix(".md"), markdown(report))
+    plot(report, stem.with_suffix(".png"))
