@@ -9,7 +9,10 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
-from transformers import CONFIG_MAPPING, AutoConfig, CLIPTextConfig, PreTrainedConfig
+from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, TimmWrapperConfig
+
+
+TOWERS = {config.model_type: config for config in (CLIPVisionConfig, TimmWrapperConfig)}
 
 
 def between(low: float, high: float = math.inf) -> Callable[[Any], None]:
@@ -153,9 +156,15 @@ class AlignZegConfig(PreTrainedConfig):
             self.vision_config = {"image_size": 224, "patch_size": 16}
         if isinstance(self.vision_config, dict):
             values = {"model_type": "clip_vision_model", **self.vision_config}
-            if values["model_type"] == "clip_vision_model":
+            kind = values.pop("model_type")
+            if kind == "clip_vision_model":
                 values.setdefault("projection_dim", self.projection_dim)
-            self.vision_config = CONFIG_MAPPING[values.pop("model_type")](**values)
+        else:
+            values, kind = None, getattr(self.vision_config, "model_type", None)
+        if kind not in TOWERS:
+            raise ValueError(f"`vision_config` has `model_type` {kind!r}; expected one of {', '.join(TOWERS)}.")
+        if values is not None:
+            self.vision_config = TOWERS[kind](**values)
         if self.text_config is None or isinstance(self.text_config, dict):
             self.text_config = CLIPTextConfig(**{"projection_dim": self.projection_dim, **(self.text_config or {})})
         self.fusion_layers = list(self.fusion_layers)

@@ -416,10 +416,11 @@ class AlignZegImageProcessor(PilBackend):
         _, classes = _check_outputs(outputs)
         seen_class_mask = _check_seen_class_mask(outputs, classes, seen_class_mask)
         unseen_logits = getattr(outputs, "unseen_logits", None)
-        if gamma and (seen_class_mask is None or unseen_logits is None):
+        is_given = gamma is not None
+        gamma = _number("gamma", gamma if is_given else self.correction_gamma)
+        if is_given and gamma and (seen_class_mask is None or unseen_logits is None):
             missing = "`outputs.unseen_logits` (a model with PBC)" if unseen_logits is None else "`seen_class_mask`"
             raise ValueError(f"`gamma` is {gamma} and needs {missing}; `seen_penalty` works without the indicator.")
-        gamma = _number("gamma", self.correction_gamma if gamma is None else gamma)
         threshold = _number("threshold", self.correction_threshold if threshold is None else threshold)
         if not 0 <= gamma < math.inf or not 0 <= threshold <= 1:
             raise ValueError(

@@ -311,12 +311,13 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         self.vision_model = AlignZegTimmModel._from_config(config.vision_config)
         tower = self.vision_model.timm_model
         stages = [Level(stage["reduction"], stage["num_chs"]) for stage in tower.feature_info]
-        if stages[-1].stride != 32:
+        if stages[-1].stride != 32 or tower.pretrained_cfg.get("fixed_input_size"):
+            size = ", and which takes images of one size only" if tower.pretrained_cfg.get("fixed_input_size") else ""
             raise ValueError(
                 f"`vision_config` names {config.vision_config.architecture!r}, whose last stage has stride "
-                f"{stages[-1].stride}; expected a convolutional tower that ends at stride 32."
+                f"{stages[-1].stride}{size}; expected a convolutional tower that ends at stride 32."
             )
-        self.visual_projection = AlignZegVisualProjection(config, tower.num_features)
+        self.visual_projection = AlignZegVisualProjection(config, tower.head_hidden_size)
         self.levels = {i: Level(round(s.stride / self.input_scale), s.width) for i, s in enumerate(stages)}
         finer = {i for i, level in self.levels.items() if config.mask_stride <= level.stride < config.patch_size}
         self.final = len(stages)  # after the stages: what the tower pools for classification

@@ -26,6 +26,9 @@ class AlignZegTextEncoder(nn.Module):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
 
+    def train(self, mode: bool = True):
+        return super().train(False)  # frozen: a dropout never acts
+
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,

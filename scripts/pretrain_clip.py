@@ -18,7 +18,7 @@ from zeroshot.settings import ClipPretraining
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_class_arguments(ClipPretraining)
     args = parser.parse_args()
     from zeroshot.training.clip_pretraining import pretrain_clip

@@ -173,8 +173,8 @@ def check_command(words: list[str]) -> bool:
             assert (ROOT / word).exists(), f"{word} does not exist"
     if not scripts:
         return False
-    arguments = [word for word in words[words.index(scripts[0]) + 1 :] if word != "--help"]
-    if Path(scripts[0]).name == "train.py":
+    arguments = words[words.index(scripts[0]) + 1 :]
+    if Path(scripts[0]).name == "train.py" and arguments != ["--help"]:
         with contextlib.chdir(ROOT):
             load_settings(arguments)
     else:

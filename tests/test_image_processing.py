@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor, SizeDict, _output_size, to_rgb
+from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor, SizeDict, _output_size
+from modeling_alignzeg.images_alignzeg import to_rgb
 
 
 RNG = np.random.default_rng(0)
@@ -328,7 +329,7 @@ def truncated(mode: str = "RGB") -> Image.Image:
         (np.full((4, 5, 3), 300), {}, "from 300 to 300; expected 0 to 255"),
         (-np.ones((4, 5, 3)), {}, "normalized already"),
         (truncated(), {}, r"`images\[0\]` .* truncated or damaged"),
-        ("no such file.png", {}, "no existing file"),
+        ("no such file.png", {}, "is not an existing file"),
         (__file__, {}, "cannot be opened as an image"),
         (PICTURE, {"size": {"shortest_edge": 0}}, "at least 1"),
         (PICTURE, {"size": {"height": 10**6, "width": 10**6}}, "`size` makes an input of 1000000 x 1000000 pixels"),

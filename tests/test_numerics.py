@@ -82,7 +82,7 @@ def nan_in_a_loss_term(trainer: Trainer, is_bad: Callable[[], bool]) -> None:
 
 
 def infinity_in_a_gradient(trainer: Trainer, is_bad: Callable[[], bool]) -> None:
-    trainer.model.query_embeddings.register_hook(lambda gradient: gradient / (0.0 if is_bad() else 1.0))
+    trainer.model.side_network.query_embeddings.register_hook(lambda gradient: gradient / (0.0 if is_bad() else 1.0))
 
 
 def infinity_in_a_cost(trainer: Trainer, is_bad: Callable[[], bool]) -> None:

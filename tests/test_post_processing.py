@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils import ModelOutput
 
-from modeling_alignzeg import image_processing_alignzeg
-from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor, class_probabilities, resize_matrix
+from modeling_alignzeg import readout_alignzeg
+from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor
+from modeling_alignzeg.readout_alignzeg import View, class_probabilities, image_view, label_map, resize_matrix
 
 
 PROCESSOR = AlignZegImageProcessor()
@@ -165,7 +166,7 @@ def test_tiles_and_pruning_change_nothing(data: st.DataObject) -> None:
     limits["LEADERS"] = data.draw(st.integers(1, 16))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in limits.items():
-            patch.setattr(image_processing_alignzeg, name, value)
+            patch.setattr(readout_alignzeg, name, value)
         labels = PROCESSOR.post_process_semantic_segmentation(outputs, [size])[0]
     assert labels.shape == size and labels.min() >= 0 and labels.max() < classes
     assert_is_argmax(labels, plain_scores(outputs, 0, size)[:-1])
@@ -178,7 +179,7 @@ def test_the_best_class_wins_where_every_score_is_small(penalty: float) -> None:
     outputs.masks_queries_logits[..., 20:] -= 14
     seen = torch.arange(60) % 2 == 0
     labels = PROCESSOR.post_process_semantic_segmentation(
-        outputs, [(100, 130)], seen_class_mask=seen, seen_penalty=penalty
+        outputs, [(100, 130)], seen_class_mask=seen, seen_penalty=penalty, gamma=0
     )[0]
     scores = plain_scores(outputs, 0, (100, 130))[:-1] - penalty * seen[:, None, None]
     taken, best = scores.gather(0, labels[None])[0], scores.amax(0)
@@ -224,27 +225,104 @@ def test_ten_thousand_classes_fit_into_memory() -> None:
     assert extra < 512 and height == 1280 and classes > 10  # MiB
 
 
+# --- views
+
+
+def place_view(
+    scores: torch.Tensor, size: tuple[int, int], window: tuple[int, int, int, int] | None, is_flipped: bool
+):
+    """`scores (C, h, w)` of a window (top, left, height, width, in pixels of the label map) on the whole map, and 1 where
+    the window is."""
+    top, left, height, width = window or (0, 0, *size)
+    inside = F.interpolate(scores[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    whole, coverage = torch.zeros(len(scores), *size), torch.zeros(size)
+    whole[:, top : top + height, left : left + width] = inside.flip(-1) if is_flipped else inside
+    coverage[top : top + height, left : left + width] = 1
+    return whole, coverage
+
+
+VIEWS = {
+    "the whole image": [(None, False)],
+    "mirrored": [(None, True)],
+    "whole and mirrored": [(None, False), (None, True)],
+    "windows that overlap": [((0, 0, 30, 25), False), ((10, 0, 30, 25), False), ((0, 15, 40, 36), False)],
+    "windows beside the whole": [(None, False), ((5, 7, 20, 31), False), ((5, 7, 20, 31), True)],
+    "windows that touch": [((0, 0, 40, 20), False), ((0, 20, 40, 31), True)],
+}
+
+
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+@pytest.mark.parametrize("tile", [7, 64])
+def test_label_maps_of_several_views_equal_brute_force(
+    views: list, penalty: float, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All masks at full size, summed, divided by the number of views that show a pixel, argmax."""
+    monkeypatch.setattr(readout_alignzeg, "TILE_PIXELS", {"cpu": tile})
+    size, generator = (40, 51), torch.Generator().manual_seed(0)
+    subtracted = penalty * SEEN
+    total, coverage, given = torch.zeros(5, *size), torch.zeros(size), []
+    for window, is_flipped in views:
+        grid = tuple(torch.randint(4, 13, (2,), generator=generator).tolist())
+        masks = (torch.randn(6, *grid, generator=generator) * 3).sigmoid()
+        probabilities = (torch.randn(6, 5, generator=generator) * 3).softmax(-1)
+        scores, covered = place_view(torch.einsum("qc,qhw->chw", probabilities, masks), size, window, is_flipped)
+        total, coverage = total + scores, coverage + covered
+        top, left, height, width = window or (0, 0, *size)
+        rows = resize_matrix(grid[0], size[0], window=(top, height, size[0]))
+        columns = resize_matrix(grid[1], size[1], window=(left, width, size[1]), is_flipped=is_flipped)
+        given.append(View(probabilities, masks, rows, columns))
+    assert coverage.min() >= 1
+    assert_is_argmax(label_map(given, subtracted), total / coverage - subtracted[:, None, None])
+
+
+@pytest.mark.parametrize("whole", [8, 20, 400])
+def test_windows_may_be_measured_in_another_unit_than_pixels_of_the_map(whole: int) -> None:
+    """The axis shows the middle half of an image of length `whole`, whose map has 20 rows."""
+    matrix = resize_matrix(6, 20, window=(whole // 4, whole // 2, whole))
+    expected = torch.zeros(20, 6)
+    expected[5:15] = resize_matrix(6, 10)
+    torch.testing.assert_close(matrix, expected)
+
+
+def test_a_plain_image_is_one_view() -> None:
+    outputs = make_outputs(content_sizes=torch.tensor([[7.0, 9.0], [11.0, 14.0]]))
+    probabilities = outputs.class_queries_logits.softmax(-1)
+    for index, (height, width) in enumerate([(7, 9), (11, 14)]):
+        view = image_view(outputs, index, probabilities[index], (33, 20))
+        masks = outputs.masks_queries_logits[index].sigmoid()
+        expected = F.interpolate(masks[None, :, :height, :width], size=(33, 20), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(view.rows @ view.masks @ view.columns.T, expected[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(view.probabilities, probabilities[index])
+
+
 # --- arguments
 
 
-def test_defaults_come_from_the_outputs() -> None:
-    outputs = make_outputs(seen_class_mask=SEEN, correction=torch.tensor([2.5, 0.4]))
-    sizes = [(20, 30)] * 2
-    results = PROCESSOR.post_process_semantic_segmentation(outputs, sizes)
-    for index, labels in enumerate(results):
-        assert_is_argmax(labels, plain_scores(outputs, index, sizes[0], None, 2.5, 0.4)[:-1])
-    results = PROCESSOR.post_process_semantic_segmentation(outputs, sizes, gamma=0)
-    for index, labels in enumerate(results):
-        assert_is_argmax(labels, plain_scores(outputs, index, sizes[0])[:-1])
-    results = PROCESSOR.post_process_semantic_segmentation(outputs, sizes, seen_class_mask=~SEEN, threshold=0.2)
-    for index, labels in enumerate(results):
-        assert_is_argmax(labels, plain_scores(outputs, index, sizes[0], None, 2.5, 0.2, ~SEEN)[:-1])
+def test_defaults_come_from_the_processor_and_the_outputs() -> None:
+    outputs = make_outputs(seen_class_mask=SEEN)
+    processor = AlignZegImageProcessor(correction_gamma=2.5, correction_threshold=0.4)
+    expected = {
+        (): (2.5, 0.4, SEEN),
+        (("gamma", 0.0),): (0.0, 0.4, SEEN),
+        (("gamma", 4.0),): (4.0, 0.4, SEEN),
+        (("threshold", 0.2), ("seen_class_mask", ~SEEN)): (2.5, 0.2, ~SEEN),
+    }
+    for arguments, (gamma, threshold, seen) in expected.items():
+        results = processor.post_process_semantic_segmentation(outputs, [(20, 30)] * 2, **dict(arguments))
+        probabilities = processor.proposal_probabilities(outputs, **dict(arguments))
+        for index, labels in enumerate(results):
+            assert_is_argmax(labels, plain_scores(outputs, index, (20, 30), None, gamma, threshold, seen)[:-1])
+            logits = outputs.class_queries_logits[index].clone()
+            unseen = outputs.unseen_logits[index].sigmoid() > threshold
+            logits[:, :-1] -= gamma * unseen[:, None] * seen
+            torch.testing.assert_close(probabilities[index], logits.softmax(-1))
 
 
 @pytest.mark.parametrize("penalty", [0.1, 0.7, -0.3])
 def test_blind_penalty(penalty: float) -> None:
     outputs = make_outputs(seen_class_mask=SEEN)
-    results = PROCESSOR.post_process_semantic_segmentation(outputs, [(20, 30)] * 2, seen_penalty=penalty)
+    results = PROCESSOR.post_process_semantic_segmentation(outputs, [(20, 30)] * 2, seen_penalty=penalty, gamma=0)
     for index, labels in enumerate(results):
         assert_is_argmax(labels, plain_scores(outputs, index, (20, 30))[:-1] - penalty * SEEN[:, None, None])
 
@@ -277,7 +355,7 @@ def test_unseen_scores() -> None:
 def test_segmentation_scores() -> None:
     outputs = make_outputs(seen_class_mask=SEEN)
     results = PROCESSOR.post_process_semantic_segmentation(
-        outputs, [(20, 30)] * 2, return_segmentation_scores=True, seen_penalty=0.1
+        outputs, [(20, 30)] * 2, return_segmentation_scores=True, seen_penalty=0.1, gamma=0
     )
     for index, result in enumerate(results):
         expected = plain_scores(outputs, index, (20, 30))[:-1] - 0.1 * SEEN[:, None, None]
@@ -324,16 +402,24 @@ def test_semantic_is_the_only_kind() -> None:
         ({}, {"target_sizes": [(3, 4, 5)] * 2}, "`target_sizes`"),
         ({}, {"target_sizes": 5}, "`target_sizes`"),
         ({}, {"target_sizes": [(float("inf"), 4)] * 2}, "`target_sizes`"),
-        ({}, {"gamma": "strong", "seen_class_mask": SEEN}, "`gamma` is 'strong'; expected a number"),
+        ({}, {"gamma": "strong", "seen_class_mask": SEEN}, "`gamma` is 'strong'; expected a finite number"),
         ({}, {"seen_class_mask": "all"}, r"`seen_class_mask` is a str; expected a bool tensor of shape \(5,\)"),
         ({}, {"seen_penalty": float("nan"), "seen_class_mask": SEEN}, "`seen_penalty` is nan"),
-        ({}, {"none_of_these": True, "none_index": 1.5}, "`none_index` is 1.5; expected a whole number"),
+        ({}, {"none_of_these": True, "none_index": 1.5}, "`none_index` is 1.5; expected a 64-bit integer"),
         ({"masks_queries_logits": None}, {}, "without `masks_queries_logits`.*expected what the model returns"),
-        ({}, {"gamma": 1.0}, "`gamma` needs `seen_class_mask`"),
-        ({"unseen_logits": None}, {"gamma": 1.0, "seen_class_mask": SEEN}, "`gamma` needs `outputs.unseen_logits`"),
+        ({}, {"gamma": 1.0}, "`gamma` is 1.0 and needs `seen_class_mask`"),
+        (
+            {"unseen_logits": None},
+            {"gamma": 1.0, "seen_class_mask": SEEN},
+            "`gamma` is 1.0 and needs `outputs.unseen_logits`",
+        ),
         ({}, {"gamma": -1.0, "seen_class_mask": SEEN}, "gamma >= 0"),
         ({}, {"threshold": 1.5}, "threshold from 0 to 1"),
-        ({}, {"seen_class_mask": SEEN[:3]}, r"`seen_class_mask` has shape \(3,\); expected \(5,\)"),
+        (
+            {},
+            {"seen_class_mask": SEEN[:3]},
+            r"`seen_class_mask` has shape \(3,\) .* expected True or False for each of the 5 classes",
+        ),
         ({}, {"seen_penalty": 0.1}, "`seen_penalty` needs `seen_class_mask`"),
         ({"class_queries_logits": torch.full((2, 6, 6), torch.nan)}, {}, "NaN for image 0"),
         ({"masks_queries_logits": torch.full((2, 6, 3, 3), torch.nan)}, {}, "NaN for image 0"),
@@ -350,13 +436,20 @@ def test_semantic_is_the_only_kind() -> None:
             {"target_sizes": [(3, 4)] * 2},
             "`outputs.content_sizes` is",
         ),
-        ({"correction": torch.zeros(1)}, {}, "`outputs.correction` has 1 values; expected gamma and threshold"),
         ({"seen_class_mask": [True] * 5}, {}, "`outputs.seen_class_mask` is a list"),
-        ({}, {"seen_class_mask": torch.arange(5)}, "`seen_class_mask` holds other values than"),
-        ({}, {"gamma": torch.tensor([1.0, 2.0]), "seen_class_mask": SEEN}, "`gamma` is tensor.*expected a number"),
+        (
+            {},
+            {"seen_class_mask": torch.arange(5)},
+            r"`seen_class_mask` .* values \[0, 1, 2, 3, 4\]; expected True or False",
+        ),
+        (
+            {},
+            {"gamma": torch.tensor([1.0, 2.0]), "seen_class_mask": SEEN},
+            "`gamma` is tensor.*expected a finite number",
+        ),
         ({}, {"target_sizes": ["12", "34"]}, "`target_sizes`"),
         ({}, {"target_sizes": [(10**9, 10**9)] * 2}, "at most 2147483648 pixels"),
-        ({}, {"none_of_these": True, "none_index": 2}, "`none_index` is 2, the id of a class"),
+        ({}, {"none_of_these": True, "none_index": 2}, "`none_index` is 2; expected .* not one of the class ids"),
     ],
 )
 def test_bad_arguments_are_answered_with_a_sentence(change: dict, arguments: dict, message: str) -> None:

@@ -79,6 +79,7 @@ def test_presets_build_on_others(file: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--training.stepz", "1"], "no setting `training.stepz`; did you mean `training.steps`?"),
+        (["--training.step", "1"], "did you mean `training.steps`?"),
         (["--steps", "1"], "did you mean `training.steps`?"),
         (["--folds", "2"], "no setting `folds`"),
         (["--training.steps", "many"], "training.steps"),

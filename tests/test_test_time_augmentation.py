@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from PIL import Image
 
-from modeling_alignzeg import AlignZegOutput
-from modeling_alignzeg import readout_alignzeg
+from modeling_alignzeg import AlignZegOutput, readout_alignzeg
 from modeling_alignzeg.readout_alignzeg import label_map, resize_matrix
 from zeroshot.evaluation.test_time_augmentation import Augmentation, window_starts
 

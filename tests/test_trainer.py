@@ -138,12 +138,10 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(
 ) -> None:
     peft = pytest.importorskip("peft", reason="LoRA needs peft")
     with torch.no_grad():
-        for (
-            layer
-        ) in model.refinement_layers:  # zero in a fresh model, which lets no gradient through to what is before
+        for layer in model.side_network.refinement_layers:  # zero in a fresh model, which lets no gradient through
             layer.feature_cross_attention.out_proj.weight.normal_(std=0.1)
     before = weights_of(model)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r"refinement_layers\..*\.(q_proj|v_proj)")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r".*refinement_layers\..*\.(q_proj|v_proj)")
     fresh = copy.deepcopy(model)
     adapted = peft.get_peft_model(model, config)
     trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
@@ -179,7 +177,7 @@ def test_activation_checkpointing_gives_the_same_gradients(
     collator = Collator(processor.image_processor, 32)
     batch = {k: v for k, v in collator([scenes[0], scenes[1]]).items() if k not in ("names", "indices")}
     passes = []
-    for layer in model.refinement_layers:
+    for layer in model.side_network.refinement_layers:
         layer.query_mlp.register_forward_pre_hook(lambda *_: passes.append(1))
 
     def gradients():
@@ -215,7 +213,9 @@ def test_loading_in_few_bits(processor: AlignZegProcessor, tmp_path: Path, bits:
     text_config = {**base.text_config.to_dict(), **wide}
     vision_config = {**wide, "image_size": 16, "patch_size": 8}
     folder = tiny_checkpoint(tmp_path / "checkpoint", vision_config=vision_config, text_config=text_config)
-    rest = [name for name, _ in AlignZegModel(base).named_children() if name not in ("vision_model", "text_model")]
+    towers = ("recognizer.vision_model", "text_encoder.text_model")
+    parts = [name for name, _ in AlignZegModel(base).named_modules() if name and name.count(".") < 2]
+    rest = [name for name in parts if not any(tower.startswith(name) for tower in towers)]
     quantization = BitsAndBytesConfig(
         load_in_8bit=bits == 8, load_in_4bit=bits == 4, llm_int8_skip_modules=rest if bits == 4 else None
     )

@@ -246,7 +246,7 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         assert isinstance(model.get_input_embeddings(), torch.nn.Conv2d)
         new = torch.nn.Conv2d(3, 16, 8, 4, 2)
         model.set_input_embeddings(new)
-        assert model.get_input_embeddings() is new is model.stem.convolutions[0]
+        assert model.get_input_embeddings() is new is model.side_network.stem.convolutions[0]
         assert model.get_output_embeddings() is None
 
     @unittest.skip("see DOES_NOT_APPLY")

@@ -79,9 +79,12 @@ def tiny_processor(**overrides: Any) -> AlignZegProcessor:
     return AlignZegProcessor(AlignZegImageProcessor(**options), tiny_tokenizer(), template_set="single")
 
 
-def tiny_checkpoint(folder: str | Path, seed: int = 0, **overrides: Any) -> Path:
-    """A folder with everything that `from_pretrained` needs, its vocabulary set from the text tower."""
-    model, processor = tiny_model(seed, **overrides), tiny_processor()
+def tiny_checkpoint(
+    folder: str | Path, seed: int = 0, processor: dict[str, Any] | None = None, **overrides: Any
+) -> Path:
+    """A folder with everything that `from_pretrained` needs, its vocabulary set from the text tower; `overrides` are those
+    of the config, `processor` those of the image processor."""
+    model, processor = tiny_model(seed, **overrides), tiny_processor(**(processor or {}))
     model.set_vocabulary(list(CLASSES), list(UNSEEN), processor)
     return save_checkpoint(model, processor, folder)
 

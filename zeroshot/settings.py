@@ -172,7 +172,10 @@ class SettingsParser(ArgumentParser):
 
     def __init__(self, description: str | None = None) -> None:
         super().__init__(
-            description=description, usage="%(prog)s [--config FILE] [--section.key VALUE ...]", print_config=None
+            description=description,
+            usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+            print_config=None,
+            allow_abbrev=False,
         )
         self.add_argument("--config", action=_Preset, metavar="FILE", help="YAML preset; later options override it")
         self.add_class_arguments(Settings)
@@ -187,6 +190,7 @@ class SettingsParser(ArgumentParser):
         return args, Settings(**{each.name: args[each.name] for each in dataclasses.fields(Settings)})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r'^Parser key "([\w.]+)":\s*', r"`\1`: ", message)
         patterns = (
             r"unrecognized arguments: --([\w.]+)",
             r"Group '(?P<group>[\w.]+)' does not accept option '(\w+)'",

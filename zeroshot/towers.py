@@ -2,19 +2,22 @@
 """The frozen parts of an AlignZeg, by the names that `AlignZegModel` gives them: image tower, text tower, projections.
 
 They come from a CLIP of transformers, from any open_clip model whose image tower is a plain ViT or a convolutional network
-of timm (ConvNeXt and others), or from another AlignZeg checkpoint, such as `scripts/pretrain_lit.py` writes.
+of timm (ConvNeXt and others), from `scripts/pretrain_lit.py`, or from another AlignZeg checkpoint.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegModel
 
@@ -39,6 +42,7 @@ CONFIG = (
     "projection_hidden_dim",
     "logit_scale_init_value",
 )
+LIT_WEIGHTS, LIT_INFO = "lit.safetensors", "lit.json"
 
 
 class Towers(NamedTuple):
@@ -63,8 +67,9 @@ def load_towers(
     """Loads the frozen parts that `source` names.
 
     Args:
-        source: An AlignZeg checkpoint, of which the trained parts are left behind, or what [`load_clip`] takes; with
-            open_clip also models with a convolutional image tower, such as `"convnext_base_w"`.
+        source: A folder that `scripts/pretrain_lit.py` wrote; an AlignZeg checkpoint, of which the trained parts are left
+            behind; or what [`load_clip`] takes, with open_clip also models with a convolutional image tower, such as
+            `"convnext_base_w"`.
         pretrained: Weights for an open_clip model name, see [`clip_from_open_clip`].
         random_weights: Draw the weights of an open_clip model instead. For tests of size and speed: a model on top of
             random towers learns nothing that carries over to unseen classes.
@@ -86,6 +91,8 @@ def load_towers(
         if "timm_model_name" in found.cfg["vision_cfg"]:
             weights = None if found.fetch is None else load_weights(Path(found.fetch()))
             return timm_towers(found.cfg, found.normalization, weights)
+    elif (Path(source) / LIT_INFO).is_file():
+        return lit_towers(Path(source))
     elif _model_type(source, cache_dir) == "alignzeg":
         return alignzeg_towers(source)
     return clip_towers(*load_clip(source, pretrained, cache_dir=cache_dir))
@@ -126,6 +133,39 @@ def alignzeg_towers(source: str) -> Towers:
     return Towers(
         {name: values[name] for name in CONFIG}, weights, processor.tokenizer, {name: fields[name] for name in kept}
     )
+
+
+def lit_towers(folder: Path) -> Towers:
+    """Those of `scripts/pretrain_lit.py`: an image tower of timm, a linear layer plus MLP, and a small text tower."""
+    info = json.loads((folder / LIT_INFO).read_text(encoding="utf-8"))
+    config = {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": info["architecture"],
+            "model_args": {"bn_eps": info["batch_norm_eps"]},
+        },
+        "text_config": info["text_config"],
+        "projection_dim": info["projection"]["output_size"],
+        "visual_projection": "linear+mlp",
+        "projection_hidden_dim": info["projection"]["hidden_size"],
+        "logit_scale_init_value": math.log(info["tau"]),
+        "clip_input_scale": 1.0,
+        "fusion_layers": [1, 2, 3, 4],
+    }
+    places = {
+        "tower.": "recognizer.vision_model.timm_model.",
+        "projection.": "recognizer.visual_projection.",
+        "text_": "text_encoder.text_",
+        "logit_scale": "logit_scale",
+    }
+    weights = {
+        name + key.removeprefix(prefix): value.float() if value.is_floating_point() else value
+        for key, value in load_file(folder / LIT_WEIGHTS).items()
+        for prefix, name in places.items()
+        if key.startswith(prefix)
+    }
+    normalization = {"image_mean": info["image_mean"], "image_std": info["image_std"]}
+    return Towers(config, weights, CLIPTokenizer.from_pretrained(folder), normalization)
 
 
 def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: dict[str, Tensor] | None) -> Towers:

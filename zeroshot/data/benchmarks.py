@@ -22,7 +22,7 @@ from .splits import load_split
 
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
 
-PHOTOS = ("msrc", "coco_panoptic")
+PHOTOS = ("msrc", "coco_panoptic", "photos")
 NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k", *PHOTOS)
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's names of one integer a pixel
 
@@ -52,7 +52,7 @@ def load_benchmark(
     - `"ade20k"`: `root` holds `images` and `annotations`, each with the folders `training` and `validation`. The parts
       are `train` and `val`.
     - `"msrc"`, `"coco_panoptic"`: `root` holds parquet files, see photos.py; `train`, `validation`, `test` and `train`,
-      `test`. MSRC also as its original folder.
+      `test`. MSRC also as its original folder. `"photos"` is the `train` part of both together.
     - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
     - anything else: a hub id, or a local folder that is an imagefolder, holds parquet files or was made by
       `save_to_disk`. The parts are what the dataset calls them.

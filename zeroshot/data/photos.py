@@ -22,6 +22,10 @@ MSRC_PARTS = {"train": (0, 2, 4, 6, 8), "validation": (3,), "test": (1, 5, 7, 9)
 MSRC_PALETTE_IDS = [*range(19), *range(21, 26)]
 
 
+MSRC_OFFSET = 210  # of MSRC's ids where COCO's, up to 200, are in the same files
+ENCODED = datasets.Image(decode=False)
+
+
 def voc_palette(count: int) -> np.ndarray:
     """The first `count` colours of PASCAL VOC's palette, `uint8 (count, 3)`: the bits of an id, dealt out in turn to red,
     green and blue from the highest bit down."""
@@ -52,11 +56,20 @@ def colors_to_ids(picture: np.ndarray, palette: np.ndarray, name: str) -> np.nda
 
 
 def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
-    """One part of `"msrc"` or `"coco_panoptic"` with the columns `image`, `label` (raw ids) and `name`.
+    """One part of `"msrc"`, `"coco_panoptic"` or both (`"photos"`) with the columns `image`, `label` (raw ids) and `name`.
+    Together, MSRC's ids come after COCO's, from [`MSRC_OFFSET`] on.
 
     Raises:
         FileNotFoundError: `root` holds neither the parquet file nor, for MSRC, the original folders.
     """
+    if benchmark == "photos":
+        features = datasets.Features({"image": ENCODED, "label": ENCODED, "name": datasets.Value("string")})
+        coco, msrc = (load_photos(name, part, root).cast(features) for name in ("coco_panoptic", "msrc"))
+        msrc = msrc.map(
+            lambda row: {"label": {"bytes": _shifted(row["label"]["bytes"]), "path": None}}, features=features
+        )
+        both = datasets.concatenate_datasets([coco, msrc])
+        return both.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
     file = root / f"{benchmark}_{part}.parquet"
     if file.is_file():
         rows = datasets.Dataset.from_parquet(str(file))
@@ -70,6 +83,16 @@ def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
     )
 
 
+def _encode(ids: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(ids).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _shifted(label: bytes) -> bytes:
+    return _encode(np.asarray(Image.open(io.BytesIO(label))) + np.uint8(MSRC_OFFSET))
+
+
 def _original_msrc(root: Path, part: str) -> datasets.Dataset:
     palette = voc_palette(26)[MSRC_PALETTE_IDS]
     paths = sorted((root / "Images").glob("*.bmp"), key=lambda path: path.stem)
@@ -79,10 +102,8 @@ def _original_msrc(root: Path, part: str) -> datasets.Dataset:
         if not label.is_file():
             raise FileNotFoundError(f"{label} does not exist; MSRC's label of {path.name} is missing.")
         ids = colors_to_ids(np.asarray(Image.open(label).convert("RGB")), palette, str(label))
-        encoded = io.BytesIO()
-        Image.fromarray(ids).save(encoded, "PNG")
         columns["image"].append(str(path))
-        columns["label"].append({"bytes": encoded.getvalue(), "path": None})
+        columns["label"].append({"bytes": _encode(ids), "path": None})
         columns["name"].append(path.stem)
     features = {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
