@@ -5,8 +5,8 @@
     python app/app.py                       # the checkpoint of this clone
     python app/app.py --model ID_OR_FOLDER  # or the environment variable ALIGNZEG_MODEL
 
-Read top to bottom: limits, reading what strangers send, the model, what the page is told, the page. The network runs
-when somebody presses Segment; what it said stays with that visitor, so that the sliders only read it out again.
+Order of this file: limits, validation of user input, the model, data for the page and the API, the page. The network
+runs when Segment is pressed. Its outputs are kept for that session, so moving a slider only repeats post-processing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import base64
 import functools
+import importlib
 import json
 import logging
 import math
@@ -36,7 +37,7 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# Gradio keeps the times of 10,000 calls in memory and sums all of them up after every call.
+# By default Gradio keeps the durations of 10,000 calls in memory and sums them up after every call.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
 
@@ -59,33 +60,33 @@ MAX_NAME_LENGTH = 200
 MAX_TEXT_LENGTH = MAX_NAMES * (MAX_NAME_LENGTH + 2)
 Image.init()  # PIL registers its formats
 FORMATS = [kind for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if kind in Image.OPEN]
-VIEW_SIDE = 1024  # the page shows no more pixels of a picture than this on a side; downloads have all
-VIEW_LABELS = 512  # and no more of a label map,
-VIEW_DETAIL = 8  # nor more than this for a cell of the masks, which are resized bilinearly
-REST = 0.3  # seconds after the last move of a slider, when the downloads are made
-KEPT_BYTES = 2**30  # of network outputs, for all visitors together
+VIEW_SIDE = 1024  # longest side of the picture on the page; downloads have full resolution
+VIEW_LABELS = 512  # longest side of the label map on the page,
+VIEW_DETAIL = 8  # which also has at most this many pixels per mask cell and axis
+REST = 0.3  # seconds from the last slider change to writing the downloads
+KEPT_BYTES = 2**30  # limit on the network outputs kept for all sessions together
 QUEUE_SIZE = 64
-NOTHING, NOTHING_NAME, NOTHING_COLOR = 255, "everything else", (120, 120, 120)
+NONE_ID, NONE_NAME, NONE_COLOR = 255, "everything else", (120, 120, 120)
 
 logger = logging.getLogger("alignzeg.app")
 
 
 class Refused(ValueError):
-    """What somebody sent cannot be used; the message is a sentence for them."""
+    """Rejected user input. The message is shown to the user."""
 
 
-# --- what strangers send -----------------------------------------------------------------------------------------
+# --- validation of user input ------------------------------------------------------------------------------------
 
 
 def split_names(text: str | None) -> list[str]:
-    """Class names from text: one per line, or with commas. Blank lines and a comma at the end of a line are forgiven.
+    """Class names from text, separated by commas or newlines. Blank lines and trailing commas are ignored.
 
     Raises:
-        Refused: it is no text, or longer than `MAX_TEXT_LENGTH`.
+        Refused: it is not a string, or longer than `MAX_TEXT_LENGTH`.
     """
     text = text or ""
     if not isinstance(text, str):
-        raise Refused("The class names must be text, with commas between them.")
+        raise Refused("The class names must be text, separated by commas.")
     if len(text) > MAX_TEXT_LENGTH:
         raise Refused(f"The class names are {len(text):,} characters long; at most {MAX_TEXT_LENGTH:,} are allowed.")
     lines = [line.strip().removesuffix(",") for line in text.splitlines() if line.strip()]
@@ -93,13 +94,13 @@ def split_names(text: str | None) -> list[str]:
 
 
 def check_names(names: Any) -> list[str]:
-    """Class names as they are shown and used: one space between words, no control or direction characters.
+    """Cleans class names: single spaces between words, no control or bidirectional-override characters.
 
     Raises:
-        Refused: there are none or too many, or one is empty, too long, no text, or occurs twice.
+        Refused: there are none or too many, or one is empty, too long, not a string, or a duplicate.
     """
     if not isinstance(names, (list, tuple)):
-        raise Refused("The class names must be a list of texts.")
+        raise Refused("The class names must be a list of strings.")
     if not names:
         raise Refused("There are no class names. Write at least one, such as “grass, water, red striped”.")
     if len(names) > MAX_NAMES:
@@ -107,7 +108,7 @@ def check_names(names: Any) -> list[str]:
     cleaned: dict[str, int] = {}
     for position, name in enumerate(names, 1):
         if not isinstance(name, str):
-            raise Refused(f"Class name {position} is no text.")
+            raise Refused(f"Class name {position} is not a string.")
         if len(name) > MAX_NAME_LENGTH:
             raise Refused(
                 f"Class name {position} has {len(name):,} characters; at most {MAX_NAME_LENGTH} are allowed."
@@ -120,21 +121,21 @@ def check_names(names: Any) -> list[str]:
         )
         text = " ".join("".join(kept).split())
         if not any(unicodedata.category(character)[0] not in "CZ" for character in text):
-            raise Refused(f"Class name {position} is empty. Remove the extra comma, or write a name there.")
+            raise Refused(f"Class name {position} is empty. Remove the extra comma, or enter a name.")
         if text in cleaned:
             raise Refused(f"Class names {cleaned[text]} and {position} are both “{text}”. Remove one of them.")
         cleaned[text] = position
     return list(cleaned)
 
 
-_DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they could rearrange the page's text
+_DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # these can reorder text on the page
 
 
 def check_unseen(unseen: Any, names: list[str]) -> list[bool]:
-    """For each of `names`, whether it is among the texts of `unseen`.
+    """For each of `names`, whether it is in `unseen`.
 
     Raises:
-        Refused: `unseen` holds something that is not among the names.
+        Refused: `unseen` contains something that is not in `names`.
     """
     if not unseen:
         return [False] * len(names)
@@ -149,7 +150,7 @@ def check_number(name: str, value: Any, default: float, largest: float) -> float
     """`value`, or `default` for `None`.
 
     Raises:
-        Refused: it is no number from 0 to `largest`.
+        Refused: it is not a number from 0 to `largest`.
     """
     if value is None:
         return default
@@ -159,34 +160,34 @@ def check_number(name: str, value: Any, default: float, largest: float) -> float
 
 
 def open_picture(path: str | None) -> Image.Image:
-    """An uploaded picture, its header read and its pixels not yet decoded.
+    """Opens an uploaded picture. Only the header is read; pixels are decoded later.
 
     Raises:
-        Refused: there is none, it is no file that was uploaded, empty, no picture, or too large.
+        Refused: it is missing, not an uploaded file, empty, not a picture, or too large.
     """
     if not path:
         raise Refused("There is no picture yet. Upload, paste or take one, or choose an example.")
     if not isinstance(path, (str, Path)) or "\0" in str(path):
-        raise Refused("The picture must be uploaded; this is the path of no file.")
+        raise Refused("The picture must be uploaded; this is not a valid file.")
     file = Path(path).resolve()
     if not file.is_relative_to(Path(get_upload_folder()).resolve()) or not file.is_file():
-        raise Refused("The picture must be uploaded; a path or an address is not opened.")
+        raise Refused("The picture must be uploaded; paths and URLs are not accepted.")
     size = file.stat().st_size
     if size == 0:
-        raise Refused("The file is empty (0 bytes). Save or download it again.")
+        raise Refused("The file is empty (0 bytes). Save or download it again, then upload it.")
     if size > MAX_FILE_BYTES:
         raise Refused(f"The file has {size / 2**20:.0f} MB; at most {MAX_FILE_BYTES // 2**20} MB are allowed.")
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise Refused(
-            "The file is no picture, or of an unknown kind. PNG, JPEG, WebP, GIF, BMP and TIFF work."
+            "The file is not a picture, or its format is not supported. Use PNG, JPEG, WebP, GIF, BMP or TIFF."
         ) from None
     except Image.DecompressionBombError:
         raise Refused(_TOO_LARGE.format("far too many")) from None
-    except Exception as error:  # headers on which PIL's plug-ins stumble
+    except Exception as error:  # PIL plug-ins raise errors of many types on malformed headers
         logger.info("unreadable upload: %r", error)
-        raise Refused("The file is damaged: it cannot be read as a picture. Save it again.") from None
+        raise Refused("The file is damaged: it cannot be read as a picture. Save it again, then upload it.") from None
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise Refused(_TOO_LARGE.format(f"{image.width:,} × {image.height:,}"))
     return image
@@ -194,7 +195,7 @@ def open_picture(path: str | None) -> Image.Image:
 
 _TOO_LARGE = (
     f"The picture has {{}} pixels; at most {MAX_PIXELS / 1e6:.0f} million, and {MAX_SIDE:,} on a side, are allowed. "
-    "Scale it down first."
+    "Scale it down and upload it again."
 )
 
 
@@ -203,18 +204,18 @@ _TOO_LARGE = (
 
 @dataclass(eq=False)
 class Result:
-    """What the network said about one picture of one visitor. Everything that the page shows is read out from it.
+    """Network outputs for one picture of one session. Everything on the page is computed from them.
 
     Attributes:
         names: the class names.
-        unseen: for each, whether it counts as unseen.
+        unseen: for each name, whether it counts as unseen.
         colors: `uint8 (classes, 3)`.
-        size: height and width of the upright picture.
-        outputs: the network's outputs as far as post-processing reads them, on the CPU; `None` once forgotten.
-        folder: holds the files of this result; goes with it.
-        shown: the file that the page shows.
-        settings: the correction's settings that the page shows.
-        cache: what no slider changes.
+        size: height and width of the picture after EXIF rotation.
+        outputs: the outputs that post-processing reads, on the CPU; `None` once they were dropped.
+        folder: files of this result; deleted with it.
+        shown: the picture file that the page shows.
+        settings: the settings that the page shows: gamma, threshold, everything_else.
+        cache: values that do not depend on the settings.
     """
 
     names: list[str]
@@ -228,30 +229,30 @@ class Result:
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def size_within(self, side: float) -> tuple[int, int]:
-        """Height and width of the picture when neither may exceed `side`."""
+        """Height and width of the picture, scaled down so that neither exceeds `side`."""
         scale = min(1.0, side / max(self.size))
         return max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
 
     @property
     def label_size(self) -> tuple[int, int]:
-        """Height and width of the label maps on the page: as fine as the masks are worth."""
+        """Height and width of the label maps on the page, limited by the resolution of the masks."""
         return self.size_within(min(VIEW_LABELS, VIEW_DETAIL * max(self.outputs.masks_queries_logits.shape[2:])))
 
     @property
     def num_bytes(self) -> int:
-        """Of the outputs."""
+        """Size of the outputs."""
         tensors = vars(self.outputs).values() if self.outputs else ()
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A label map and what it says.
+    """A label map and its statistics.
 
     Attributes:
-        labels: `uint8 (height, width)`: positions in the names, or `NOTHING`.
-        rows: `(id, coverage, confidence)` of every class that occurs, the largest first. The confidence is the mean
-            chance, from 0 to 1, that the proposals at its pixels give to the class.
+        labels: `uint8 (height, width)`: indices into the class names, or `NONE_ID`.
+        rows: `(id, coverage, confidence)` of every class that occurs, largest first. The confidence, from 0 to 1, is the
+            mean probability of the class over its pixels.
     """
 
     labels: np.ndarray
@@ -259,14 +260,16 @@ class Reading:
 
 
 class Segmenter:
-    """A checkpoint, and how the demo uses it."""
+    """A checkpoint and its use in the demo."""
 
     def __init__(self, model: str) -> None:
-        folder = Path(model).resolve()  # its place on this machine is nobody's business
+        folder = Path(model).resolve()  # the page does not show paths of the server
         self.title = model if not folder.is_dir() else "this repository" if folder == HERE.parent else folder.name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
+        package = type(self.processor).__module__.rpartition(".")[0]  # of the checkpoint's own code
+        self.draw_overlay = importlib.import_module(f"{package}.visualization_alignzeg").draw_overlay
         config = self.model.config
         self.classes = [config.id2label[i] for i in range(config.num_labels)]
         self.unseen = [name for name in config.unseen_labels or [] if name in self.classes]
@@ -286,10 +289,10 @@ class Segmenter:
         Args:
             image: from [`open_picture`].
             names, unseen: from [`check_names`] and [`check_unseen`].
-            progress: is told how far it is, 0 to 1, and what comes next.
+            progress: called with the progress, 0 to 1, and the name of the next step.
 
         Returns:
-            What it said, and the upright RGB picture.
+            The result, and the picture as RGB after EXIF rotation.
 
         Raises:
             Refused: the picture cannot be decoded.
@@ -298,13 +301,13 @@ class Segmenter:
         image = self._upright(image)
         progress(0.2, f"Reading {len(names)} class name{'s' if len(names) > 1 else ''}")
         prototypes = self.model.get_text_prototypes(self.processor, names)
-        progress(0.5, "Looking for regions")
+        progress(0.5, "Running the network")
         inputs = self.processor(images=image, return_tensors="pt").to(self.device)
         seen = torch.tensor([not mark for mark in unseen], device=self.device)
         outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
         progress(0.9, "Drawing")
-        read = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
-        found = {name: getattr(outputs, name, None) for name in read}
+        fields = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
+        found = {name: getattr(outputs, name, None) for name in fields}
         kept = SimpleNamespace(**{name: value if value is None else value.cpu() for name, value in found.items()})
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         result = Result(names, unseen, self.processor.class_colors(names), (image.height, image.width), kept, folder)
@@ -312,17 +315,19 @@ class Segmenter:
         return result, image
 
     def _upright(self, image: Image.Image) -> Image.Image:
-        """The picture as the model sees it, at its own size: upright, 8 bits, without transparency."""
+        """The picture as the model sees it, at its original size: EXIF-rotated, 8-bit RGB, no transparency."""
         as_it_is = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
         try:
             pixels = self.processor(images=image, return_tensors="np", **as_it_is)["pixel_values"][0]
         except ValueError as error:
             logger.info("undecodable upload: %s", error)
-            raise Refused("The picture is damaged or cut off: it cannot be decoded. Save it again.") from None
+            raise Refused(
+                "The picture is damaged or truncated: it cannot be decoded. Save it again, then upload it."
+            ) from None
         return Image.fromarray(np.rint(pixels).astype(np.uint8).transpose(1, 2, 0))
 
     def keep(self, result: Result) -> None:
-        """Bounds the memory that all visitors' results take together; the oldest are forgotten."""
+        """Bounds the memory of all kept results: the oldest outputs are dropped first."""
         with self._lock:
             self._kept.append(weakref.ref(result))
             alive = [kept for kept in (reference() for reference in self._kept) if kept is not None and kept.outputs]
@@ -337,37 +342,38 @@ class Segmenter:
     def read(
         self, result: Result, size: tuple[int, int], gamma: float, threshold: float, everything_else: bool
     ) -> Reading:
-        """The label map of `size` (height, width) and its classes. No network runs.
+        """The label map of `size` (height, width) and its classes, from kept outputs; does not run the network.
 
         Raises:
-            Refused: the result has been forgotten.
+            Refused: the outputs were dropped.
         """
         outputs = result.outputs
         if outputs is None:
-            raise Refused("This result has been forgotten, because many people use the demo. Press Segment again.")
+            raise Refused("This result is no longer kept, because many people use the demo. Press Segment again.")
         options = {
             "gamma": gamma if self.has_correction else 0.0,
             "threshold": threshold,
             "none_of_these": everything_else,
-            "none_index": NOTHING,
+            "none_index": NONE_ID,
         }
         labels = self.processor.post_process_semantic_segmentation(outputs, [size], **options)[0].byte().numpy()
         coarse = self.processor.post_process_semantic_segmentation(outputs, None, True, **options)[0]
         scores = coarse["segmentation_scores"].numpy()  # (classes, h, w)
         if "weight" not in result.cache:
             result.cache["weight"] = outputs.masks_queries_logits[0].float().sigmoid().sum(0).clamp(min=1e-12).numpy()
-        chances = scores / result.cache["weight"]
-        chances = np.concatenate([chances, 1 - chances.sum(0, keepdims=True)])  # the last one: none of the classes
+        probabilities = scores / result.cache["weight"]
+        rest = 1 - probabilities.sum(0, keepdims=True)  # none of the classes
+        probabilities = np.concatenate([probabilities, rest])
 
         y, x = (
             ((np.arange(length) + 0.5) * (content / length)).astype(np.int32).clip(0, cells - 1)
             for length, content, cells in zip(size, outputs.content_sizes[0].tolist(), scores.shape[1:])
         )
         channels = np.arange(256, dtype=np.int32)
-        channels[NOTHING] = len(result.names)
+        channels[NONE_ID] = len(result.names)
         places = channels[labels] * (scores.shape[1] * scores.shape[2]) + y[:, None] * scores.shape[2] + x
         counts = np.bincount(labels.ravel(), minlength=256)
-        sums = np.bincount(labels.ravel(), chances.ravel()[places.ravel()], 256)
+        sums = np.bincount(labels.ravel(), probabilities.ravel()[places.ravel()], 256)
         rows = [
             (int(i), float(counts[i] / labels.size), float(np.clip(sums[i] / counts[i], 0, 1)))
             for i in counts.nonzero()[0]
@@ -375,18 +381,18 @@ class Segmenter:
         return Reading(labels, sorted(rows, key=lambda row: -row[1]))
 
     def read_unseen_map(self, result: Result) -> np.ndarray | None:
-        """How unseen each place looks, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
+        """The unseen-ness map, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
         _, maps = self.processor.post_process_semantic_segmentation(
             result.outputs, [result.size_within(256)], gamma=0.0, return_unseen_scores=True
         )
         return None if maps is None else maps[0].numpy()
 
 
-# --- what the page and the API are told --------------------------------------------------------------------------
+# --- data for the page and the API -------------------------------------------------------------------------------
 
 
 def encode_runs(labels: np.ndarray) -> dict[str, str]:
-    """A label map as runs of equal ids in reading order, for viewer.js."""
+    """Run-length encoding of a label map in row-major order, for viewer.js."""
     flat = labels.ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     lengths = np.diff(np.append(starts, flat.size)).astype("<u4")
@@ -394,7 +400,7 @@ def encode_runs(labels: np.ndarray) -> dict[str, str]:
 
 
 def encode_bytes(values: np.ndarray) -> str:
-    """Base64 text."""
+    """Base64 encoding of the raw bytes."""
     return base64.b64encode(values.tobytes()).decode()
 
 
@@ -403,17 +409,17 @@ def view_data(
 ) -> dict[str, Any]:
     """Everything that viewer.js draws, as JSON."""
     size = result.label_size
-    extra = len(result.names)  # the id of "everything else" in the page
+    extra = len(result.names)  # id of "everything else" on the page
 
-    def tell(reading: Reading) -> dict[str, Any]:
-        labels = np.where(reading.labels == NOTHING, np.uint8(extra), reading.labels)
+    def encode(reading: Reading) -> dict[str, Any]:
+        labels = np.where(reading.labels == NONE_ID, np.uint8(extra), reading.labels)
         return {
             "labels": encode_runs(labels),
-            "rows": [(extra if i == NOTHING else i, *rest) for i, *rest in reading.rows],
+            "rows": [(extra if i == NONE_ID else i, *rest) for i, *rest in reading.rows],
         }
 
     if ("plain", everything_else) not in result.cache:
-        result.cache["plain", everything_else] = tell(segmenter.read(result, size, 0.0, threshold, everything_else))
+        result.cache["plain", everything_else] = encode(segmenter.read(result, size, 0.0, threshold, everything_else))
     if "unseen_map" not in result.cache:
         unseen = segmenter.read_unseen_map(result)
         result.cache["unseen_map"] = (
@@ -431,12 +437,12 @@ def view_data(
         {"name": name, "unseen": mark, "color": color}
         for name, mark, color in zip(result.names, result.unseen, result.colors.tolist())
     ]
-    classes.append({"name": NOTHING_NAME, "unseen": False, "color": NOTHING_COLOR, "extra": True})
+    classes.append({"name": NONE_NAME, "unseen": False, "color": NONE_COLOR, "extra": True})
     hint = ""
     if not segmenter.has_correction:
         hint = "This checkpoint was trained without bias correction; the sliders have no effect."
     elif not any(result.unseen):
-        hint = "No class is marked as unseen, so there is nothing to correct. Mark some and press Segment again."
+        hint = "No class is marked as unseen, so nothing is corrected. Mark at least one and press Segment again."
     return {
         "picture": {"path": str(result.shown), "meta": {"_type": "gradio.FileData"}},
         "small": max(result.size) < 320,
@@ -444,7 +450,9 @@ def view_data(
         "height": size[0],
         "classes": classes,
         "plain": plain,
-        "corrected": tell(segmenter.read(result, size, gamma, threshold, everything_else)) if is_corrected else plain,
+        "corrected": encode(segmenter.read(result, size, gamma, threshold, everything_else))
+        if is_corrected
+        else plain,
         "correction": f"With correction, γ = {gamma:g}, θ = {threshold:g}" if is_corrected else "Correction is off",
         "unseen_map": result.cache["unseen_map"],
         "gamma": gamma,
@@ -457,11 +465,11 @@ def view_data(
 def report(
     segmenter: Segmenter, result: Result, reading: Reading, gamma: float, threshold: float, everything_else: bool
 ) -> dict[str, Any]:
-    """The JSON that can be downloaded and that the API returns."""
+    """The JSON for download, which the API returns too."""
     found = {i: rest for i, *rest in reading.rows}
     marks = [*zip(range(len(result.names)), result.names, result.unseen, result.colors.tolist())]
     if everything_else:
-        marks.append((NOTHING, NOTHING_NAME, False, NOTHING_COLOR))
+        marks.append((NONE_ID, NONE_NAME, False, NONE_COLOR))
     return {
         "model": segmenter.title,
         "height": result.size[0],
@@ -484,28 +492,16 @@ def report(
 
 
 def write_label_png(path: Path, labels: np.ndarray, colors: np.ndarray) -> None:
-    """A palette PNG whose values are positions in the class names, or `NOTHING`."""
+    """Writes a palette PNG whose values are indices into the class names, or `NONE_ID`."""
     picture = Image.fromarray(labels)
-    palette = np.full((256, 3), NOTHING_COLOR, np.uint8)
+    palette = np.full((256, 3), NONE_COLOR, np.uint8)
     palette[: len(colors)] = colors
     picture.putpalette(palette.flatten().tolist())
     picture.save(path, compress_level=3)
 
 
-def draw_overlay(image: Image.Image, labels: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """The picture under the colours of its label map, with white borders."""
-    palette = np.full((256, 3), NOTHING_COLOR, np.uint8)
-    palette[: len(colors)] = colors
-    mixed = Image.blend(image, Image.fromarray(palette[labels]), 0.55)
-    border = np.zeros(labels.shape, bool)
-    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    border[1:] |= labels[1:] != labels[:-1]
-    mixed.paste("white", mask=Image.fromarray(border))
-    return mixed
-
-
 def answering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns every failure of `function` into a sentence for people; a traceback goes to the log at most."""
+    """Turns every exception of `function` into a message for the user; unexpected ones are logged with their traceback."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -515,14 +511,14 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(_as_text(str(error)), print_exception=False) from None
         except Exception:
             logger.exception("%s failed", function.__name__)
-            message = "Something broke on our side, not yours. Please try again, or with a smaller picture."
+            message = "Internal error. Try again, or use a smaller picture."
             raise gr.Error(message, print_exception=False) from None
 
     return answer
 
 
 def _as_text(message: str) -> str:
-    """The page's messages may hold markup, so quoted names must not."""
+    """Replaces markup characters: the page renders messages as HTML."""
     return message.replace("<", "‹").replace(">", "›").replace("&", "＆")
 
 
@@ -530,7 +526,7 @@ def _as_text(message: str) -> str:
 
 
 class Picture(gr.Image):
-    """A picture that reaches the function as the path of an upload, unopened: gr.Image would decode it first."""
+    """A picture passed on as the path of the uploaded file. gr.Image would decode it before it is checked."""
 
     is_template = True
 
@@ -538,14 +534,14 @@ class Picture(gr.Image):
         return getattr(payload, "path", None)
 
     async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        """Addresses are refused, which gr.Image would download."""
+        """Rejects URLs, which gr.Image would download."""
         if str(url_or_file_path).lower().startswith(("http:", "https:")):
-            raise gr.Error("Send the picture itself, not its address.", print_exception=False)
+            raise gr.Error("Upload the picture itself, not its URL.", print_exception=False)
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
 class Marks(gr.CheckboxGroup):
-    """Check boxes that accept any name; the function checks them against the names that came with them."""
+    """Check boxes that accept any value; `check_unseen` compares it with the class names of the same request."""
 
     is_template = True
 
@@ -554,7 +550,7 @@ class Marks(gr.CheckboxGroup):
 
 
 class NameList(gr.Textbox):
-    """A list of names in the API; never shown."""
+    """A list of names in the API; not shown on the page."""
 
     is_template = True
 
@@ -588,7 +584,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     def update_marks(text: str, marked: list[str]) -> Any:
         try:
             names = check_names(split_names(text))
-        except Refused:  # somebody is still typing
+        except Refused:  # the user is still typing
             return gr.skip()
         return gr.update(choices=names, value=[name for name in marked if name in names])
 
@@ -612,7 +608,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         gamma: float,
         threshold: float,
         everything_else: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how gradio hands it over
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
     ) -> tuple[Result, dict[str, Any]]:
         image = open_picture(picture)
         names = check_names(split_names(text))
@@ -636,7 +632,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     def prepare_downloads(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
         time.sleep(REST)
         settings = (gamma, threshold, everything_else)
-        if result is None or result.settings != settings:  # a slider still moves
+        if result is None or result.settings != settings:  # a slider is still moving
             return gr.skip()
         reading = segmenter.read(result, result.size, *settings)
         label, data = result.folder / "labels.png", result.folder / "segmentation.json"
@@ -663,7 +659,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         reading = segmenter.read(result, result.size, gamma, threshold, bool(everything_else))
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         write_label_png(folder / "labels.png", reading.labels, result.colors)
-        draw_overlay(upright, reading.labels, result.colors).save(folder / "overlay.jpg", quality=90)
+        segmenter.draw_overlay(upright, reading.labels, names, legend=False).save(folder / "overlay.jpg", quality=90)
         facts = report(segmenter, result, reading, gamma, threshold, bool(everything_else))
         return str(folder / "labels.png"), str(folder / "overlay.jpg"), facts
 
@@ -671,9 +667,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         result = gr.State(time_to_live=3600)
         gr.Markdown(
             "# AlignZeg: segment by names\n"
-            "Type any class names and get a segmentation. **Unseen** are the classes whose pixels were never labelled in "
-            "training: a model tends to give their regions to classes that it knows better. AlignZeg estimates where this "
-            "happens, and corrects it.",
+            "Enter any class names to segment a picture. **Unseen** classes had no labelled pixels in training, and models "
+            "tend to assign their regions to seen classes. AlignZeg estimates where this happens and corrects it.",
             elem_classes="az-intro",
         )
         with gr.Row():
@@ -696,15 +691,13 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     )
                 names = gr.Textbox(
                     label="Class names",
-                    info="With commas, or one per line. Enter starts, Shift+Enter makes a new line.",
+                    info="Separated by commas or newlines. Enter starts, Shift+Enter adds a line.",
                     placeholder="grass, water, red striped",
                     lines=1,
                     max_lines=6,
                     elem_id="az-names",
                 )
-                marked = Marks(
-                    label="Which of them count as unseen?", choices=[], elem_id="az-unseen", elem_classes="az-marks"
-                )
+                marked = Marks(label="Unseen classes", choices=[], elem_id="az-unseen", elem_classes="az-marks")
                 with gr.Row():
                     vocabulary = gr.Button(f"All {len(segmenter.classes)} classes", size="md", min_width=120)
                     start = gr.Button("Segment", variant="primary", size="md", min_width=120, elem_id="az-start")
@@ -725,7 +718,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                         segmenter.gamma,
                         step=0.1,
                         label="Correction γ",
-                        info="How far seen classes are lowered; 0 is off.",
+                        info="Subtracted from the logits of seen classes; 0 is off.",
                         interactive=segmenter.has_correction,
                         min_width=240,
                         elem_id="az-gamma",
@@ -736,21 +729,21 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                         segmenter.threshold,
                         step=0.01,
                         label="Threshold θ",
-                        info="From which chance on a region is corrected.",
+                        info="Regions above this probability are corrected.",
                         interactive=segmenter.has_correction,
                         min_width=240,
                         elem_id="az-threshold",
                     )
                 everything_else = gr.Checkbox(
                     False,
-                    label="“Everything else” is a class too",
-                    info="Places that resemble none of the names stay grey.",
+                    label="Add the class “everything else”",
+                    info="Regions that match none of the names stay grey.",
                     elem_id="az-else",
                 )
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
-        gr.Markdown(f"Model: `{segmenter.title}`. The same function works from Python: see “Use via API”.")
+        gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
         downloads = [label_file, json_file]
@@ -773,7 +766,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
             )
             events.append(chosen.success(on_segment, inputs, outputs, show_progress_on=viewer, **run))
         for event in events:
-            for then in (event.success, event.failure):  # after a failure the page still shows the result before
+            for then in (event.success, event.failure):  # after a failure the page keeps showing the previous result
                 then(prepare_downloads, [result, *settings], downloads, **files)
 
         with gr.Row(visible=False):
@@ -781,16 +774,16 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 [],
                 segment,
                 [
-                    Picture(label="image: the picture, uploaded"),
+                    Picture(label="image: the uploaded picture"),
                     NameList(label=f"class_names: 1 to {MAX_NAMES} names"),
-                    NameList(label="unseen: those of them that count as unseen"),
+                    NameList(label="unseen: the class_names that count as unseen"),
                     gr.Number(label="gamma: correction, 0 switches it off; default: the checkpoint's"),
                     gr.Number(label="threshold: 0 to 1; default: the checkpoint's"),
-                    gr.Checkbox(False, label="everything_else: places that resemble no name get 255"),
+                    gr.Checkbox(False, label="everything_else: regions that match no name get 255"),
                 ],
                 [
-                    gr.File(label="labels: palette PNG, values are positions in class_names"),
-                    gr.File(label="overlay: the picture under the classes' colours"),
+                    gr.File(label="labels: palette PNG, values are indices into class_names"),
+                    gr.File(label="overlay: the picture blended with the colours of its classes"),
                     gr.JSON(label="result: size, settings, and coverage and confidence of every class"),
                 ],
                 api_name="segment",
@@ -801,12 +794,12 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     return demo
 
 
-# In the browser: the downloads belong to what was shown before, until new ones are made.
+# In the browser: disables the downloads, which belong to the previous result, until new ones are written.
 _DISABLE = "() => Array(2).fill({ __type__: 'update', value: null, interactive: false })"
 
 
 def launch_options() -> dict[str, Any]:
-    """Arguments of `launch` that make the demo safe by default and whole without internet."""
+    """Arguments of `launch`: safe defaults, and no resources from other servers."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     return {
         "theme": gr.themes.Soft(
@@ -830,7 +823,7 @@ def launch_options() -> dict[str, Any]:
 
 
 def default_model() -> str:
-    """ALIGNZEG_MODEL; else the clone around this folder, if it holds a checkpoint; else README's first model."""
+    """ALIGNZEG_MODEL, or the clone around this folder if it has a checkpoint, or the first model in README.md."""
     if os.environ.get("ALIGNZEG_MODEL"):
         return os.environ["ALIGNZEG_MODEL"]
     config = HERE.parent / "config.json"
@@ -838,15 +831,15 @@ def default_model() -> str:
         return str(HERE.parent)
     match = re.search(r"^models:\s*\n\s*-\s*(\S+)", (HERE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
-        raise ValueError("README.md names no model: pass --model.")
+        raise ValueError("README.md lists no model: pass --model.")
     return match[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", help="AlignZeg checkpoint: a folder or a hub id; its code is run")
-    options.add_argument("--host", help="address to listen on; default: this machine only")
-    options.add_argument("--port", type=int, help="default: the first free one from 7860")
+    options.add_argument("--model", help="AlignZeg checkpoint: a folder or a Hub id; its code is executed")
+    options.add_argument("--host", help="address to listen on; default: localhost only")
+    options.add_argument("--port", type=int, help="default: the first free port from 7860")
     args = options.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     model = args.model or default_model()
