@@ -38,6 +38,11 @@ class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
 
     _can_record_outputs = {}
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # Transformers guesses from the source of this file, where [`AlignZegAttentionBias`] is not an attention layer.
+        return True
+
 
 class AlignZegTimmModel(LibraryInitialization, TimmWrapperModel):
     """A convolutional tower of timm."""

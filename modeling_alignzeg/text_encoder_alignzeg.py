@@ -92,4 +92,6 @@ class AlignZegTextEncoder(nn.Module):
                 "there from the CLIP that the checkpoint was made of."
             )
         device = self.text_projection.weight.device
+        if device.type == "meta":  # offloaded: accelerate moves the tokens to where the weights will be
+            return encoded["input_ids"], encoded["attention_mask"]
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

@@ -382,6 +382,8 @@ def test_attention_implementations(
         assert {config._attn_implementation for config in configs} == {implementation}
     torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
     model.set_attn_implementation("eager")
+    parts = (model, model.recognizer.vision_model, model.text_encoder.text_model)
+    assert {part.config._attn_implementation for part in parts} == {"eager"}
     torch.testing.assert_close(logits(model, pixels), expected["stored/class_queries_logits"], rtol=1e-4, atol=1e-4)
 
 

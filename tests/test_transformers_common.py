@@ -18,6 +18,7 @@ from tiny import CLASSES, picture, tiny_checkpoint, tiny_config, tiny_tokenizer
 from transformers import ImageSegmentationPipeline, pipeline
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegOutput, AlignZegProcessor
+from modeling_alignzeg.side_network_alignzeg import AlignZegEncoderLayer
 
 
 try:
@@ -248,6 +249,19 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         model.set_input_embeddings(new)
         assert model.get_input_embeddings() is new is model.side_network.stem.convolutions[0]
         assert model.get_output_embeddings() is None
+
+    def check_training_gradient_checkpointing(self, *args, **kwargs):
+        # The common test takes the first layer that it finds, which is one of the frozen tower and never needs it.
+        with unittest.mock.patch.object(modeling, "GradientCheckpointingLayer", AlignZegEncoderLayer):
+            super().check_training_gradient_checkpointing(*args, **kwargs)
+
+    def test_sdpa_can_dispatch_composite_models(self):  # the common test looks for the towers at the model's root
+        with tempfile.TemporaryDirectory() as folder:
+            AlignZegModel(self.model_tester.get_config()).save_pretrained(folder)
+            for options, expected in (({}, "sdpa"), ({"attn_implementation": "eager"}, "eager")):
+                model = AlignZegModel.from_pretrained(folder, **options)
+                parts = (model, model.recognizer.vision_model, model.text_encoder.text_model)
+                assert {part.config._attn_implementation for part in parts} == {expected}
 
     @unittest.skip("see DOES_NOT_APPLY")
     def test_resize_tokens_embeddings(self):  # skipped by EoMT and Mask2Former too
