@@ -24,7 +24,7 @@ def check_tensor(name: str, value: Any, kind: str, device: torch.device | None =
         hint: What to do, a sentence.
 
     Raises:
-        ValueError: `value` is no dense tensor of this kind.
+        ValueError: `value` is not a dense tensor of this kind.
     """
     if not isinstance(value, Tensor):
         came = f"a {type(value).__name__}"

@@ -86,7 +86,8 @@ class AlignZegConfig(PreTrainedConfig):
         num_background_prototypes (`int`, defaults to 8): Prototypes `K` with BDS.
         bias_correction (`bool`, defaults to `True`): PBC, the class indicator `φ_bc`.
         indicator_dim (`int`, defaults to 64): Hidden width of the indicator.
-        held_out_fraction (`float`, defaults to 0.25): Share of the seen classes that plays unseen in every training step.
+        held_out_fraction (`float`, defaults to 0.25): Share of the seen classes treated as unseen in every
+            training step.
         class_weight, mask_weight, dice_weight (`float`, default to 2.0, 5.0, 5.0): Weights of the class, mask
             cross-entropy and dice terms, in matching and in the objective.
         no_object_weight (`float`, defaults to 0.1): Weight of unmatched proposals in the class term.

@@ -201,6 +201,18 @@ def _check_seen_class_mask(outputs: Any, classes: int, mask: Any) -> torch.Tenso
     return mask.bool()
 
 
+def _penalties(seen_penalty: Any, seen_class_mask: torch.Tensor | None, classes: int) -> torch.Tensor:
+    """What is subtracted from the scores of all classes and the background, `(classes + 1,)`."""
+    penalty = torch.zeros(classes + 1)
+    if _number("seen_penalty", seen_penalty) != 0:
+        if seen_class_mask is None:
+            raise ValueError(
+                "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."
+            )
+        penalty[:-1] = seen_class_mask.to(penalty) * seen_penalty
+    return penalty
+
+
 class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     size_divisor (`int`, *optional*, defaults to 32):
@@ -484,13 +496,7 @@ class AlignZegImageProcessor(PilBackend):
         batch_size, classes = _check_outputs(outputs)
         targets = _check_target_sizes(target_sizes, batch_size) or [None] * batch_size
         seen_class_mask = _check_seen_class_mask(outputs, classes, seen_class_mask)
-        penalty = torch.zeros(classes + 1, device=outputs.class_queries_logits.device)
-        if _number("seen_penalty", seen_penalty) != 0:
-            if seen_class_mask is None:
-                raise ValueError(
-                    "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."
-                )
-            penalty[:-1] = seen_class_mask.to(penalty) * seen_penalty
+        penalty = _penalties(seen_penalty, seen_class_mask, classes).to(outputs.class_queries_logits.device)
         if not isinstance(none_index, int) or not -(2**63) <= none_index < 2**63 or 0 <= none_index < classes:
             raise ValueError(
                 f"`none_index` is {none_index!r}; expected a 64-bit integer that is not one of the class ids "

@@ -9,7 +9,7 @@
 
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
 RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove one to train it again. PBC's θ and γ come from
-calibration on seen classes that play unseen (RESULTS/calibration.json; made first where it is missing), never from the
+calibration on seen classes treated as unseen (RESULTS/calibration.json; made first where it is missing), never from the
 test part. The peers' constant is given its best value on the test part.
 """
 

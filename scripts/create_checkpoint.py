@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Makes a fresh AlignZeg checkpoint on any CLIP ViT.
+"""Makes a fresh AlignZeg checkpoint on a CLIP with a ViT or a convolutional image tower.
 
     python scripts/create_checkpoint.py --clip ViT-B-16 --pretrained laion2b_s34b_b88k --vocabulary coco_stuff \\
         --output_dir checkpoints/alignzeg-b16
@@ -63,9 +63,7 @@ def main() -> None:
     model.set_vocabulary(classes, unseen, processor)
     save_checkpoint(model, processor, args.output_dir)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. Train it, it knows nothing yet."
-    )
+    print(f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. It is untrained.")
 
 
 if __name__ == "__main__":

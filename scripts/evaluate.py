@@ -6,7 +6,7 @@
 
 Any checkpoint goes with any dataset: classes come from --split, by default those of the dataset. With
 --unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the dataset says.
-The report is written at the end, whole or not at all.
+The report is written atomically at the end.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def ablation_table() -> str:
         f"Test part, mean ± standard error over the seeds, {report['steps']} steps each "
         f"({seconds / 60:.0f} minutes on one core). Full model against baseline: mIoU(S) {gain('miou_seen')}, "
         f"mIoU(U) {gain('miou_unseen')}, hIoU {gain('hiou')}. The indicator's ROC-AUC is {statistics.mean(auc):.2f}. "
-        f"PBC's γ = {correction['gamma']} and θ = {correction['threshold']} come from seen classes that play unseen "
-        "([protocol](docs/experiments.md#protocol)); the blind constant has its best value on the test part.",
+        f"PBC's γ = {correction['gamma']} and θ = {correction['threshold']} were chosen on seen classes treated as unseen "
+        "([protocol](docs/experiments.md#protocol)); the blind constant was chosen on the test part.",
     ]
     return "\n".join(lines)
 
@@ -87,7 +87,7 @@ def speed_table() -> str:
     machine = found["machine"]
     lines = [
         f"{report['tower']}, one image of {found['size']} px, {found['classes']} classes, {found['dtype']}, random weights, "
-        f"{machine['threads']} threads of {machine['cpu']}; medians, all models in turns in one run.",
+        f"{machine['threads']} threads of {machine['cpu']}; medians; models timed alternately in one run.",
         "",
         "| | seconds | × bare CLIP | × AlignZeg | GMACs | trainable |",
         "|---|---|---|---|---|---|",
@@ -126,10 +126,7 @@ def speed_table() -> str:
     if "compile" in sections:
         rows = ((name, found) for name, found in sections["compile"].items() if isinstance(found, dict))
         speedups = [f"{found['speedup']:.2f} × ({name})" for name, found in rows if "speedup" in found]
-        lines.append(
-            f"- `torch.compile` against eager: {', '.join(speedups)}; matrix products take most of the time, and they stay "
-            "the same."
-        )
+        lines.append(f"- `torch.compile` against eager: {', '.join(speedups)}; matrix products dominate.")
     gpu = load("benchmark_cuda.json")
     lines.append(
         "- GPU: **not measured**."
@@ -148,9 +145,9 @@ def pretraining() -> dict:
 def clip_line() -> str:
     report = pretraining()
     return (
-        f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) names "
-        f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images right "
-        f"among {report['classes']} classes, after {report['seconds'] / 60:.0f} minutes on one core."
+        f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) classifies "
+        f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images correctly "
+        f"({report['classes']} classes), after {report['seconds'] / 60:.0f} minutes on one core."
     )
 
 
@@ -181,8 +178,7 @@ def model_index() -> str:
     return (
         "model-index:\n  - name: alignzeg-embedded-scenes\n    results:\n      - task:\n          type: image-segmentation\n"
         "          name: zero-shot semantic segmentation\n        dataset:\n          type: embedded_scenes\n"
-        "          name: embedded scenes (drawn by this repository)\n          split: test\n        metrics:\n"
-        + metrics
+        "          name: embedded scenes (synthetic)\n          split: test\n        metrics:\n" + metrics
     ).rstrip()
 
 
@@ -243,9 +239,8 @@ def scaling_feeding() -> str:
     megabytes = report["image_bytes"] / 1e6
     return (
         f"- r × {cores:.3f} cores for `read`, `encode` and `write`, {100 * cores:.1f} cores at 100 images/s;\n"
-        f"- r × {megabytes:.2f} MB/s of images, {100 * megabytes:.0f} MB/s at 100 images/s, for images like "
-        "those drawn here: "
-        "take the size of yours."
+        f"- r × {megabytes:.2f} MB/s of images, {100 * megabytes:.0f} MB/s at 100 images/s, for images of "
+        "this size; use the size of yours."
     )
 
 

@@ -128,7 +128,9 @@ def test_mean_over_views_equals_a_plain_loop(model, image_size, size, window, st
 
 def test_a_single_view_is_the_usual_read_out(model: Decided) -> None:
     image, size = image_of(48, 64), (67, 90)
-    ((view,),) = (views,) = Augmentation().views(model, tiny.tiny_processor().image_processor, image, size, [(None, None)])
+    ((view,),) = (views,) = Augmentation().views(
+        model, tiny.tiny_processor().image_processor, image, size, [(None, None)]
+    )
     with torch.no_grad():
         outputs = model(pixel_values=image[None])
     (expected,) = tiny.tiny_processor().post_process_semantic_segmentation(outputs, target_sizes=[size])

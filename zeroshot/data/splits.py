@@ -185,13 +185,13 @@ class SegmentationSplit:
 
 
 def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed: int = 0) -> SegmentationSplit:
-    """A split of the *seen* classes alone, some of which play unseen: for choosing anything without unseen labels.
+    """A split of the *seen* classes alone, some of which are treated as unseen: for choosing anything without unseen labels.
 
     The real unseen classes are in it by neither name nor pixel: their pixels are ignored everywhere.
 
     Args:
         split: The real split.
-        fraction: Share of its seen classes that play unseen, in (0, 1).
+        fraction: Share of its seen classes to treat as unseen, in (0, 1).
         seed: Chooses them.
     """
     if not 0 < fraction < 1:
@@ -205,7 +205,7 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
         unseen=tuple(split.seen[i] for i in sorted(chosen)),
         ignore_index=split.ignore_index,
         raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
-        protocol=f"{count} of {len(split.seen)} seen classes of {split.name} play unseen; real unseen classes are ignored",
+        protocol=f"{count} of {len(split.seen)} seen classes of {split.name} are treated as unseen; real unseen classes are ignored",
     )
 
 

@@ -388,7 +388,7 @@ def _path(output: Path, shard: Shard, output_format: str) -> Path:
 
 
 def write_shard(output: Path, shard: Shard, output_format: str, results: list[dict[str, Any]]) -> None:
-    """Writes a shard, whole or not at all."""
+    """Writes a shard atomically."""
     path = _path(output, shard, output_format)
     if output_format == "parquet":
         table = pyarrow.Table.from_pylist(results, schema=FEATURES.arrow_schema)
