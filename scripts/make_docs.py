@@ -146,8 +146,8 @@ def clip_line() -> str:
     report = pretraining()
     return (
         f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) classifies "
-        f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images correctly "
-        f"({report['classes']} classes), after {report['seconds'] / 60:.0f} minutes on one core."
+        f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images "
+        f"correctly ({report['classes']} classes), after {report['seconds'] / 60:.0f} minutes on one core."
     )
 
 

@@ -127,11 +127,7 @@ def run_alone(script: str, folder: Path, environment: dict[str, str] | None = No
     (folder / "script.py").write_text(
         assignments + HIDE + FIX_THREADS + script + "\ntorch.save(result, RESULT)\n", encoding="utf-8"
     )
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "HOME", "LANG", "SYSTEMROOT")
-        if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "SYSTEMROOT") if name in os.environ}
     environment = {**kept, "HF_HOME": str(folder / "home"), **(environment or {"HF_HUB_OFFLINE": "1"})}
     command = [sys.executable, "-I", str(folder / "script.py")]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)

@@ -205,7 +205,8 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
         unseen=tuple(split.seen[i] for i in sorted(chosen)),
         ignore_index=split.ignore_index,
         raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
-        protocol=f"{count} of {len(split.seen)} seen classes of {split.name} are treated as unseen; real unseen classes are ignored",
+        protocol=f"{count} of {len(split.seen)} seen classes of {split.name} are treated as unseen; real unseen classes are "
+        "ignored",
     )
 
 
