@@ -44,7 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--per_name", type=int, default=20, help="At most so many photographs of a name.")
     add("--nouns", type=int, default=36000, help="Nouns that the text tower learns from.")
     add("--vocab_size", type=int, default=8000, help="Tokens.")
-    add("--text_steps", type=int, default=2500, help="Steps of the text tower's training.")
+    add("--text_steps", type=int, default=1500, help="Steps of the text tower's training.")
+    add("--text_from", type=Path, help="Folder in the cache of an earlier text tower whose training goes on.")
     add("--templates", default="vild", help="Template set whose mean stands for a name.")
     add("--steps", type=int, default=Recipe.steps, help="Steps of the projection's training.")
     add("--variants", nargs="*", default=VARIANTS, choices=VARIANTS, help="Trained and measured; `all` is what ships.")
@@ -64,7 +65,7 @@ def main() -> None:
         pool.submit(pipeline.cache_features, settings).result()
         report.add("text", taught.result())
     torch.set_num_threads(1)
-    data, (text_tower, tokenizer) = pipeline.load_data(settings), pipeline.load_text(settings)
+    data, (text_tower, tokenizer) = pipeline.load_data(settings), pipeline.load_text(settings.text_folder)
     text, tower = pipeline.name_texts(settings, data, text_tower, tokenizer), load_tower(settings.architecture)
     for variant in variants:
         projection = pipeline.train_projection(data, settings, tower.classifier, text, variant)

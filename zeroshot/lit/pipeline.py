@@ -65,6 +65,13 @@ class Settings:
     templates: str
     recipe: Recipe
     seed: int
+    text_from: Path | None = None  # folder of an earlier text tower whose training goes on
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the taught text tower lies in the cache."""
+        more = "-more" if self.text_from else ""
+        return self.cache / f"text-{self.nouns}-{self.vocab_size}-{self.text_steps}{more}"
 
 
 @dataclass
@@ -132,7 +139,7 @@ def teach_text(settings: Settings) -> dict:
     """Teaches the text tower, or finds it in the cache; returns what was measured of it."""
     torch.set_num_threads(1)
     set_seed(settings.seed)
-    folder = settings.cache / f"text-{settings.nouns}-{settings.vocab_size}-{settings.text_steps}"
+    folder = settings.text_folder
     if not (folder / "text.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         wordnet, names, teacher = WordNet(settings.wordnet), image_names(settings.photos), Teacher()
@@ -143,11 +150,16 @@ def teach_text(settings: Settings) -> dict:
         common = [noun for noun in wordnet.nouns(9000) if noun not in set(held_out)]
         phrases = write_phrases(common, wordnet.adjectives(300), 12000, settings.seed)
         texts = training_texts(nouns, phrases, templates, settings.seed)
-        corpus = [noun for noun in nouns for _ in range(min(20, 1 + wordnet.counts.get(noun, 0)))] + 5 * spoken
-        tokenizer = build_tokenizer(corpus + 300 * [text.format("x") for text in templates], settings.vocab_size)
-        tower = TextTower.create(tokenizer)
-        tower.start_from(tokenizer, teacher)
-        distil(tower, tokenizer, texts, _teach(teacher, texts, settings), settings.text_steps)
+        if settings.text_from:
+            tower, tokenizer = load_text(settings.text_from)
+            rate = 7e-4
+        else:
+            corpus = [noun for noun in nouns for _ in range(min(20, 1 + wordnet.counts.get(noun, 0)))] + 5 * spoken
+            tokenizer = build_tokenizer(corpus + 300 * [text.format("x") for text in templates], settings.vocab_size)
+            tower, rate = TextTower.create(tokenizer), 1e-3
+            tower.start_from(tokenizer, teacher)
+        targets = _teach(teacher, texts, settings)
+        distil(tower, tokenizer, texts, targets, settings.text_steps, learning_rate=rate)
         tokenizer.save_pretrained(folder)
         save_file({key: value.contiguous() for key, value in tower.state_dict().items()}, folder / "text.safetensors")
         student = lambda texts: embed_texts(tower, tokenizer, texts)
@@ -166,9 +178,8 @@ def _teach(teacher: Teacher, texts: list[str], settings: Settings) -> torch.Tens
     return embeddings
 
 
-def load_text(settings: Settings) -> tuple[TextTower, CLIPTokenizer]:
-    """The text tower that [`teach_text`] left in the cache, and its tokenizer."""
-    folder = settings.cache / f"text-{settings.nouns}-{settings.vocab_size}-{settings.text_steps}"
+def load_text(folder: Path) -> tuple[TextTower, CLIPTokenizer]:
+    """A text tower that [`teach_text`] left in the cache, and its tokenizer."""
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tower = TextTower.create(tokenizer)
     tower.load_state_dict(load_file(folder / "text.safetensors"))
