@@ -23,12 +23,9 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository's ro
 import torch
 
 from zeroshot.lit import pipeline
-from zeroshot.lit.checkpoint import WEIGHTS, LiT, load_lit, save_lit
+from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
 from zeroshot.lit.projection import Recipe
 from zeroshot.lit.tower import ARCHITECTURES, load_tower
-
-
-VARIANTS = ("all", "held_out_names", "no_msrc_tags", "no_tags")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--text_from", type=Path, help="Folder in the cache of an earlier text tower whose training goes on.")
     add("--templates", default="vild", help="Template set whose mean stands for a name.")
     add("--steps", type=int, default=Recipe.steps, help="Steps of the projection's training.")
-    add("--variants", nargs="*", default=VARIANTS, choices=VARIANTS, help="Trained and measured; `all` is what ships.")
+    add("--variants", nargs="*", default=list(pipeline.VARIANTS), help="Trained and measured; `all` is what ships.")
     add("--seed", type=int, default=0, help="Seed of weights and order.")
     return parser.parse_args()
 
@@ -74,10 +71,7 @@ def main() -> None:
             lit = LiT(tower, projection, text_tower, tokenizer)
             save_lit(output, lit, settings.architecture, settings.resolution, report.numbers)
     lit = load_lit(output)
-    report.add("megabytes", round((output / WEIGHTS).stat().st_size / 1e6, 2))
-    report.add("seconds_per_photo", round(pipeline.time_segmentation(lit, settings.resolution), 3))
-    text = pipeline.name_texts(settings, data, lit.text, lit.tokenizer)
-    report.add("as_saved", pipeline.measure(data, lit.projection, text))
+    report.add("as_saved", pipeline.measure_saved(output, settings, data, lit))
     save_lit(output, lit, settings.architecture, settings.resolution, report.numbers)
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer, set_seed
 
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
 
-from .checkpoint import LiT
+from .checkpoint import WEIGHTS, LiT
 from .features import NAMED, SCENES, named_features, scene_features, select_named
 from .measure import cells_miou, naming_accuracy, segment_accuracy
 from .names import COCO_NAMES, GENERAL_NAMES, MSRC_CLASSES, MSRC_NAMES, SYNONYMS, english_name
@@ -40,6 +40,7 @@ from .vocabulary import Vocabulary
 from .wordnet import WordNet, write_phrases
 
 
+VARIANTS = ("all", "held_out_names", "no_msrc_tags", "no_tags")  # of the training data of the projection
 SMALLEST_TAG = 64  # pixels that a class must fill before somebody would name it
 IDS = {
     "msrc": [MSRC_CLASSES.index(name) + 1 for name in MSRC_NAMES],
@@ -219,7 +220,12 @@ def train_projection(
         classifier: the tower's.
         text: unit vector of every name.
         variant: `all`; `no_msrc_tags`, `no_tags`, or `held_out_names` say what is left out.
+
+    Raises:
+        ValueError: the variant is another.
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"`variant` is {variant!r}; expected one of {', '.join(VARIANTS)}.")
     allowed = torch.ones(len(data.vocabulary.names), dtype=torch.bool)
     if variant == "held_out_names":
         allowed[data.held_out_names] = False
@@ -281,13 +287,21 @@ def time_segmentation(lit: LiT, resolution: int, repeats: int = 3) -> float:
     return min(seconds)
 
 
+def measure_saved(folder: Path, settings: Settings, data: Data, lit: LiT) -> dict:
+    """[`measure`] of what was written to a folder and read again, with `megabytes` and `seconds_per_photo`."""
+    size, seconds = (folder / WEIGHTS).stat().st_size / 1e6, time_segmentation(lit, settings.resolution)
+    measured = measure(data, lit.projection, name_texts(settings, data, lit.text, lit.tokenizer))
+    return {"megabytes": {"value": round(size, 2)}, "seconds_per_photo": {"value": round(seconds, 3)}, **measured}
+
+
 def summarise(measured: dict) -> dict:
     """The numbers of [`measure`] that fit a line, in percent."""
     short = {key: value for key, value in measured.items() if isinstance(value, float)}
     for key, value in measured.items():
         if isinstance(value, dict):
             short |= {f"{key}_{name}": value[name] for name in ("class_mean", "miou") if name in value}
-    return {key: round(100 * value, 1) for key, value in short.items()}
+    values = {key: value["value"] for key, value in measured.items() if isinstance(value, dict) and "value" in value}
+    return {**values, **{key: round(100 * value, 1) for key, value in short.items()}}
 
 
 class Report:
