@@ -1,6 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The small LiT for photographs: its tokenizer, its arithmetic, the conversion of its tower, its files."""
 
+import json
 import math
 import random
 from importlib.util import find_spec
@@ -27,7 +28,8 @@ from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
 from zeroshot.lit.measure import cells_miou, grid_shares, pool_segments, segment_accuracy
 from zeroshot.lit.names import COCO_NAMES, MSRC_NAMES, english_name
 from zeroshot.lit.photos import to_pixels
-from zeroshot.lit.projection import Projection, tag_loss
+from zeroshot.lit.pipeline import Report, Settings
+from zeroshot.lit.projection import Projection, Recipe, tag_loss
 from zeroshot.lit.text import TextTower, build_tokenizer, distillation_loss, embed_names, embed_texts
 from zeroshot.lit.tower import ARCHITECTURES, convert_state_dict, create_tower, fold_batch_norms, load_published
 from zeroshot.lit.vocabulary import Vocabulary
@@ -216,6 +218,17 @@ def test_a_saved_lit_comes_back(text_tower, tokenizer, tmp_path):
     torch.testing.assert_close(again.embed_cells(pixels), lit.embed_cells(pixels), atol=2e-2, rtol=0)
     ours, theirs = (embed_texts(one.text, one.tokenizer, ["a cow"]) for one in (lit, again))
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)
+
+
+def test_the_report_is_written_as_it_grows(tmp_path):
+    folders = {"photos": "photos", "wordnet": "wordnet", "cache": tmp_path, "text_from": tmp_path}
+    sizes = dict.fromkeys(("resolution", "named_side", "per_name", "nouns", "vocab_size", "text_steps", "seed"), 32)
+    settings = Settings(**folders, **sizes, architecture="efficientnet_lite0", templates="vild", recipe=Recipe())
+    report = Report(tmp_path / "report.json", settings)
+    report.add("imagenet_top1", 0.5)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["imagenet_top1"] == 0.5 and written["settings"]["text_goes_on"]
+    assert str(tmp_path) not in json.dumps(written)
 
 
 def test_a_folder_without_lit_is_named(tmp_path):

@@ -310,8 +310,9 @@ class Report:
     def __init__(self, path: Path, settings: Settings):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.started = path, time.time()
-        kept = {key: value for key, value in asdict(settings).items() if key not in ("photos", "wordnet", "cache")}
-        self.numbers: dict = {"settings": kept}
+        folders = ("photos", "wordnet", "cache", "text_from")  # of this machine
+        kept = {key: value for key, value in asdict(settings).items() if key not in folders}
+        self.numbers: dict = {"settings": {**kept, "text_goes_on": settings.text_from is not None}}
 
     def add(self, key: str, value: object) -> None:
         """Stores a value and prints it."""
