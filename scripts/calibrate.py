@@ -8,7 +8,8 @@
 Some *seen* classes are treated as unseen, the same share of them as the unseen classes are of all: a model of the
 same settings is trained without their labels, and θ and γ are those with the best hIoU on the validation part, these
 classes against the other seen ones. The real unseen classes take part by neither name nor pixel. --folds N trains N
-models, each without other classes, and takes the mean. Takes the options of train.py as well; data.pseudo_unseen is chosen here.
+models, each without other classes, and takes the mean. The options of train.py are
+accepted as well; data.pseudo_unseen is set here.
 
 --report_on PART additionally measures the indicator's ROC-AUC of the checkpoint on real unseen classes; it is written
 down, never used.
