@@ -221,12 +221,15 @@ class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
         Label of pixels that belong to no class; `None` takes every label for a class.
     correction_gamma (`float`, *optional*, defaults to 1.0), correction_threshold (`float`, *optional*, defaults to 0.7):
         Predictive bias correction in post-processing.
+    dense_weight (`float`, *optional*, defaults to 0.5):
+        Weight of the image tower's own cells in post-processing.
     """
 
     size_divisor: int
     ignore_index: int | None
     correction_gamma: float
     correction_threshold: float
+    dense_weight: float
 
 
 class AlignZegImageProcessor(PilBackend):
@@ -264,6 +267,9 @@ class AlignZegImageProcessor(PilBackend):
             unseen. The right value depends on the temperature; `scripts/calibrate.py` chooses it for a checkpoint.
         correction_threshold (`float`, *optional*, defaults to 0.7):
             Proposals whose probability of being unseen exceeds it are corrected.
+        dense_weight (`float`, *optional*, defaults to 0.5):
+            Weight `a`, from 0 to 1, of the cells of a convolutional image tower against the proposals in
+            `score = proposals^(1 - a) · cells^a`. Without effect on a ViT.
     """
 
     valid_kwargs = AlignZegImageProcessorKwargs
@@ -284,6 +290,7 @@ class AlignZegImageProcessor(PilBackend):
     ignore_index = 255
     correction_gamma = 1.0
     correction_threshold = 0.7
+    dense_weight = 0.5
 
     def __init__(self, **kwargs: Unpack[AlignZegImageProcessorKwargs]) -> None:
         _check_pairs(kwargs)
@@ -459,8 +466,9 @@ class AlignZegImageProcessor(PilBackend):
         Model outputs into label maps of the images' own sizes.
 
         `score(class, pixel) = Σ_n p(class|n) · σ(mask_n(pixel))`, the background dropped, is computed on the grid of
-        the masks and resized bilinearly from the part of the grid that the image covers; the best class wins. No
-        network runs here: call it again on the same outputs with another `gamma`, `threshold` or `target_sizes`.
+        the masks and resized bilinearly from the part of the grid that the image covers; cells of a convolutional tower
+        have their share (`dense_weight`); the best class wins. No network runs
+        here: call it again on the same outputs with another `gamma`, `threshold` or `target_sizes`.
 
         Args:
             outputs: [`AlignZegOutput`]; read are `masks_queries_logits` (batch, queries, h, w), `class_queries_logits`
@@ -508,14 +516,13 @@ class AlignZegImageProcessor(PilBackend):
 
         segmentations, unseen_maps = [], []
         for index in range(batch_size):
-            view = image_view(outputs, index, probabilities[index], targets[index])
-            candidates = view._replace(probabilities=view.probabilities[:, :competing])
-            labels = label_map([candidates], penalty[:competing])
+            view = image_view(outputs, index, probabilities[index], targets[index], self.dense_weight)
+            labels = label_map([view.classes(competing)], penalty[:competing])
             labels = labels.masked_fill_(labels == classes, none_index)
             if return_segmentation_scores:
-                named = view._replace(probabilities=view.probabilities[:, :classes])
+                scores = class_scores(view.classes(classes), penalty[:classes])
                 labels = SemanticSegmentationPostProcessorOutput(
-                    {"segmentation": labels, "segmentation_scores": class_scores(named, penalty[:classes])}
+                    {"segmentation": labels, "segmentation_scores": scores}
                 )
             segmentations.append(labels)
             if return_unseen_scores and unseen_logits is not None:

@@ -75,6 +75,8 @@ class AlignZegOutput(ModelOutput):
             background last.
         unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
+        dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Temperature-scaled class logits of the
+            cells of a convolutional image tower, without any trained part; the read-out weighs them against the proposals.
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in the joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.
@@ -92,6 +94,7 @@ class AlignZegOutput(ModelOutput):
     masks_queries_logits: torch.FloatTensor | None = None
     class_queries_logits: torch.FloatTensor | None = None
     unseen_logits: torch.FloatTensor | None = None
+    dense_logits: torch.FloatTensor | None = None
     proposal_embeds: torch.FloatTensor | None = None
     content_sizes: torch.FloatTensor | None = None
     seen_class_mask: torch.LongTensor | None = None
@@ -394,6 +397,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if self.indicator is not None:
             unseen_logits = self.indicator(frozen_logits, classified.logits, vocabulary.seen)
 
+        dense_embeds = None if self.training else self.recognizer.dense_embeds(tower)
+        dense_logits = None
+        if dense_embeds is not None:
+            dense_logits = (vocabulary.scale * dense_embeds @ vocabulary.prototypes.T).permute(0, 3, 1, 2)
+
         losses = {}
         if wants_loss:
             labels = (mask_labels, class_labels)
@@ -403,6 +411,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             masks_queries_logits=proposals.masks,
             class_queries_logits=classified.logits,
             unseen_logits=unseen_logits,
+            dense_logits=dense_logits,
             proposal_embeds=classified.embeds,
             content_sizes=images.content_sizes.float() / self.config.mask_stride,
             seen_class_mask=vocabulary.seen.long().expand(len(proposals.masks), -1),

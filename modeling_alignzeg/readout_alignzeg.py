@@ -1,5 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The read-out: predictive bias correction, the sum over proposals, the resize to the image's own size and the argmax.
+"""The read-out: predictive bias correction, the sum over proposals, the weighting with the image tower's own cells, the
+resize to the image's own size and the argmax.
 
 The sum over proposals is linear in the masks, so a view of an image (all of it, or a window, perhaps mirrored) is a list of
 proposals with their own way from their mask grid to the pixels of the label map; a plain image is one view. Scores of all
@@ -19,7 +20,24 @@ from torch import Tensor
 # counts on a GPU.
 WORKSPACE = 2**23
 TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 16, "other": 32}
+DENSE_SHARPNESS = 0.5  # factor of the cells' logits: one cell is less certain than a whole region
 LEADERS = 16  # classes of a tile that are scored before the others are ruled out
+
+
+class Dense(NamedTuple):
+    """What the image tower's own cells say about one view.
+
+    Attributes:
+        scores: Class probabilities of the cells, `(C, h, w)`; with the background `(C + 1, h, w)`.
+        rows: `(H, h)`: interpolates them at the rows of the label map; 0 outside of the view.
+        columns: `(W, w)`, the same.
+        weight: Their weight `a` in `score = proposals^(1 - a) · cells^a`.
+    """
+
+    scores: Tensor
+    rows: Tensor
+    columns: Tensor
+    weight: float
 
 
 class View(NamedTuple):
@@ -30,12 +48,19 @@ class View(NamedTuple):
         masks: `(N, h, w)`, 0 to 1.
         rows: `(H, h)`: interpolates the mask grid at the rows of the label map; 0 outside of the view.
         columns: `(W, w)`, the same.
+        dense: The tower's own cells, where they have a weight.
     """
 
     probabilities: Tensor
     masks: Tensor
     rows: Tensor
     columns: Tensor
+    dense: Dense | None = None
+
+    def classes(self, count: int) -> "View":
+        """The view with the first `count` classes alone."""
+        dense = self.dense and self.dense._replace(scores=self.dense.scores[:count])
+        return self._replace(probabilities=self.probabilities[:, :count], dense=dense)
 
 
 def class_probabilities(
@@ -107,13 +132,23 @@ def resize_matrix(
     return matrix
 
 
-def image_view(outputs: Any, index: int, probabilities: Tensor, size: tuple[int, int] | None) -> View:
+def image_view(
+    outputs: Any,
+    index: int,
+    probabilities: Tensor,
+    size: tuple[int, int] | None,
+    dense_weight: float = 0.0,
+    windows: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None,
+    is_flipped: bool = False,
+) -> View:
     """One image of a batch as a view.
 
     Args:
         outputs: Of the model.
-        probabilities: `(N, C or C + 1)` of this image.
+        probabilities: `(N, C + 1)` of this image, or `(N, C)`.
         size: Height and width of the label map; `None`: those of the mask grid, padding included.
+        dense_weight: Weight of `outputs.dense_logits`, from 0 to 1.
+        windows, is_flipped: See [`resize_matrix`]; for rows and columns.
 
     Raises:
         ValueError: the outputs hold NaN, or `content_sizes` is not finite.
@@ -121,20 +156,39 @@ def image_view(outputs: Any, index: int, probabilities: Tensor, size: tuple[int,
     masks = outputs.masks_queries_logits[index].float().sigmoid()
     if masks.isnan().any() or probabilities.isnan().any():
         raise ValueError(f"`outputs` hold NaN for image {index}; try float32, or check the checkpoint.")
-    grid = masks.shape[-2:]
-    if size is None:
-        return View(probabilities, masks, *(torch.eye(length) for length in grid))
-    sizes = getattr(outputs, "content_sizes", None)
-    content = grid if sizes is None else sizes[index].tolist()
+    grid, sizes = masks.shape[-2:], getattr(outputs, "content_sizes", None)
+    content = grid if sizes is None or size is None else sizes[index].tolist()
     if not all(map(math.isfinite, content)):
         raise ValueError(f"`outputs.content_sizes` is {content} for image {index}; expected cells of the mask grid.")
-    return View(probabilities, masks, *(resize_matrix(*axis) for axis in zip(grid, size, content)))
+    windows, flips = windows or (None, None), (False, is_flipped)
+
+    def matrices(cells):  # of a grid that covers the same image as the masks
+        shares = [side * length / whole for side, length, whole in zip(content, cells, grid)]
+        return [resize_matrix(*axis) for axis in zip(cells, size or grid, shares, windows, flips)]
+
+    view = View(probabilities, masks, *matrices(grid))
+    dense_logits = getattr(outputs, "dense_logits", None)
+    if dense_logits is None or dense_weight == 0:
+        return view
+    scores = (DENSE_SHARPNESS * dense_logits[index].float()).softmax(0)
+    if probabilities.shape[1] > len(scores):  # cells do not know the background: they prefer it to no class
+        scores = torch.cat([scores, scores.amax(0, keepdim=True)])
+    return view._replace(dense=Dense(scores, *matrices(scores.shape[1:]), dense_weight))
+
+
+def _weighted(proposals: Tensor, cells: Tensor, weight: float) -> Tensor:
+    """The geometric mean of the scores of proposals and of the tower's own cells."""
+    return proposals.clamp(min=0).pow(1 - weight) * cells.clamp(min=0).pow(weight)
 
 
 def class_scores(view: View, penalty: Tensor) -> Tensor:
     """Scores `(C, H, W)` of a view that covers the image, less `penalty (C,)`."""
     scores = torch.einsum("qc,qhw->chw", view.probabilities, view.masks)
-    return view.rows.to(scores) @ scores @ view.columns.to(scores).T - penalty[:, None, None]
+    scores = view.rows.to(scores) @ scores @ view.columns.to(scores).T
+    if view.dense is not None:
+        cells, rows, columns, weight = view.dense
+        scores = _weighted(scores, rows.to(scores) @ cells @ columns.to(scores).T, weight)
+    return scores - penalty[:, None, None]
 
 
 def unseen_scores(view: View, unseen_logits: Tensor) -> Tensor:
@@ -193,17 +247,42 @@ class _Part(NamedTuple):
     cells: Tensor
     rows: Tensor
     columns: Tensor
+    dense: Dense | None
+
+    def bound(self, largest: bool) -> Tensor:
+        """Per class, `(C,)`: what no score of the tile exceeds, or the score of mean cells."""
+        reduce = (lambda cells: cells.amax((1, 2))) if largest else (lambda cells: cells.mean((1, 2)))
+        scores = self.probabilities @ reduce(self.cells)
+        return scores if self.dense is None else _weighted(scores, reduce(self.dense.scores), self.dense.weight)
+
+    def scores(self, classes: Tensor) -> Tensor:
+        """`(len(classes), H, W)`."""
+        scores = (self.probabilities[classes] @ self.cells.flatten(1)).unflatten(1, self.cells.shape[1:])
+        scores = self.rows @ scores @ self.columns.T
+        if self.dense is None:
+            return scores
+        cells, rows, columns, weight = self.dense
+        return _weighted(scores, rows @ cells[classes] @ columns.T, weight)
+
+
+def _cut(values: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`values (n, h, w)` that a tile reads through its `rows (H, h)` and `columns (W, w)`, and what is left of these."""
+    matrices, cells = [], []
+    for matrix in (rows, columns):
+        used = matrix.any(0).nonzero()[:, 0]
+        cells.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0))
+        matrices.append(matrix[:, cells[-1]].to(values.device))
+    return values[:, cells[0], cells[1]], *matrices
 
 
 def _parts(views: list[View], tables: list[Tensor], rows: slice, columns: slice) -> Iterator[_Part]:
     for view, table in zip(views, tables):
-        matrices, cells = [], []
-        for matrix in (view.rows[rows], view.columns[columns]):
-            used = matrix.any(0).nonzero()[:, 0]
-            cells.append(slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0))
-            matrices.append(matrix[:, cells[-1]].to(view.masks.device))
-        if all(matrix.numel() for matrix in matrices):
-            yield _Part(table, view.masks[:, cells[0], cells[1]], *matrices)
+        cut = _cut(view.masks, view.rows[rows], view.columns[columns])
+        if all(part.numel() for part in cut):
+            dense = view.dense
+            if dense is not None:
+                dense = Dense(*_cut(dense.scores, dense.rows[rows], dense.columns[columns]), dense.weight)
+            yield _Part(table, *cut, dense)
 
 
 def _winners(parts: list[_Part], penalty: Tensor) -> Tensor:
@@ -212,17 +291,14 @@ def _winners(parts: list[_Part], penalty: Tensor) -> Tensor:
     The classes that are expected to win are scored first. What they reach is a floor: another class stays in the race only
     if its bound for the whole tile reaches it. In a tile class c scores at most `Σ_n p(c|n)·max(mask_n)`.
     """
-    upper = torch.stack([part.probabilities @ part.cells.amax((1, 2)) for part in parts]).amax(0) - penalty
-    expected = torch.stack([part.probabilities @ part.cells.mean((1, 2)) for part in parts]).mean(0) - penalty
+    upper = torch.stack([part.bound(largest=True) for part in parts]).amax(0) - penalty
+    expected = torch.stack([part.bound(largest=False) for part in parts]).mean(0) - penalty
     coverage = sum(part.rows.sum(1)[:, None] * part.columns.sum(1) for part in parts) if len(parts) > 1 else None
     largest = max(len(parts[0].rows) * len(parts[0].columns), *(part.cells[0].numel() for part in parts))
     at_once = max(1, WORKSPACE // largest)
 
     def race(classes: Tensor) -> tuple[Tensor, Tensor]:
-        total = 0.0
-        for part in parts:
-            scores = (part.probabilities[classes] @ part.cells.flatten(1)).unflatten(1, part.cells.shape[1:])
-            total = total + part.rows @ scores @ part.columns.T
+        total = sum(part.scores(classes) for part in parts)
         values = (total if coverage is None else total / coverage) - penalty[classes, None, None]
         best = values.amax(0)
         order = torch.arange(len(classes), dtype=torch.int32, device=best.device)[:, None, None]

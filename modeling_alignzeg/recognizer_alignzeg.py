@@ -126,6 +126,10 @@ class ProposalRecognizer(nn.Module):
         """Unit embeddings of the proposals, `(B, N, D)`. Masks are read, never trained: they stay class-agnostic."""
         raise NotImplementedError
 
+    def dense_embeds(self, tower: TowerStates) -> Tensor | None:
+        """Unit embeddings of the tower's own cells, `(B, h, w, D)`; `None` where its cells do not lie in the joint space."""
+        return None
+
     def restore(self, states: dict[int, Tensor], pixel_values: Tensor, content: Tensor | None) -> TowerStates:
         """Hidden states that [`hidden_states`] gave earlier for the same pixels.
 
@@ -365,8 +369,15 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         inside = tower.grid.clear(inside).flatten(2).to(features.dtype)  # (B, N, P)
         weights = inside / inside.sum(-1, keepdim=True).clamp(min=torch.finfo(inside.dtype).tiny)
         pooled = weights @ to_tokens(features)  # (B, N, Dv)
-        normed = self.vision_model.timm_model.forward_head(pooled.flatten(0, 1)[..., None, None], pre_logits=True)
-        return self.visual_projection(normed.unflatten(0, pooled.shape[:2]))
+        return self._project(pooled)
+
+    def dense_embeds(self, tower: TowerStates) -> Tensor:
+        return self._project(tower.states[self.final].flatten(2).mT).unflatten(1, tower.grid.size)
+
+    def _project(self, features: Tensor) -> Tensor:
+        """Features of the tower `(B, n, Dv)` through the norm of its head, as after its own pooling, and the projection."""
+        normed = self.vision_model.timm_model.forward_head(features.flatten(0, 1)[..., None, None], pre_logits=True)
+        return self.visual_projection(normed.unflatten(0, features.shape[:2]))
 
 
 RECOGNIZERS = {"clip_vision_model": ShadowTokenRecognizer, "timm_wrapper": MaskPoolingRecognizer}

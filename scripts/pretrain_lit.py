@@ -11,47 +11,57 @@ first, one on features of photographs, one on the text tower; what they make is 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository's root in place of this folder
-
-import torch
-
-from zeroshot.lit import pipeline
-from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
-from zeroshot.lit.projection import Recipe
-from zeroshot.lit.tower import ARCHITECTURES, load_tower
+from zeroshot.cli import command_parser, integer, run_command
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+ARCHITECTURES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+
+
+def parse_arguments():
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--photos", required=True, help="Folder of the parquet files.")
     add("--output_dir", default="runs/lit", help="Folder to write to.")
     add("--cache", default="runs/lit_cache", help="Folder for features and the text tower's intermediate results.")
     add("--wordnet", default="/usr/share/wordnet", help="Folder of data.noun, index.noun and index.adj.")
     add("--architecture", default="efficientnet_lite2", choices=ARCHITECTURES, help="The image tower.")
-    add("--resolution", type=int, default=448, help="Short side of scenes in pixels, a multiple of 32.")
-    add("--named_side", type=int, default=224, help="Short side of named photographs in pixels, a multiple of 32.")
-    add("--per_name", type=int, default=20, help="At most so many photographs of a name.")
-    add("--nouns", type=int, default=36000, help="Nouns that the text tower learns from.")
-    add("--vocab_size", type=int, default=8000, help="Tokens.")
-    add("--text_steps", type=int, default=1500, help="Steps of the text tower's training.")
+    add("--resolution", type=integer(1), default=448, help="Short side of scenes in pixels, a multiple of 32.")
+    add(
+        "--named_side",
+        type=integer(1),
+        default=224,
+        help="Short side of named photographs in pixels, a multiple of 32.",
+    )
+    add("--per_name", type=integer(1), default=20, help="Use at most N photographs per name.")
+    add("--nouns", type=integer(1), default=36000, help="Nouns that the text tower learns from.")
+    add("--vocab_size", type=integer(1), default=8000, help="Tokens.")
+    add("--text_steps", type=integer(1), default=1500, help="Steps of the text tower's training.")
     add("--text_from", type=Path, help="Folder in the cache of an earlier text tower whose training goes on.")
     add("--templates", default="vild", help="Template set whose mean stands for a name.")
-    add("--steps", type=int, default=Recipe.steps, help="Steps of the projection's training.")
-    add("--variants", nargs="*", default=list(pipeline.VARIANTS), help="Trained and measured; `all` is what ships.")
-    add("--seed", type=int, default=0, help="Seed of weights and order.")
+    add("--steps", type=integer(1), default=600, help="Steps of the projection's training.")
+    add(
+        "--variants",
+        nargs="*",
+        default=["all", "held_out_names", "no_msrc_tags", "no_tags"],
+        help="Trained and measured; `all` is what ships.",
+    )
+    add("--seed", type=integer(0), default=0, help="Seed of weights and order.")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = vars(parse_arguments())
+    import torch
+
+    from zeroshot.lit import pipeline
+    from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
+    from zeroshot.lit.projection import Recipe
+    from zeroshot.lit.tower import load_tower
+
     output, variants, steps = Path(arguments.pop("output_dir")), arguments.pop("variants"), arguments.pop("steps")
     arguments |= {"cache": Path(arguments["cache"]), "recipe": Recipe(steps=steps, seed=arguments["seed"])}
     settings = pipeline.Settings(**arguments)
@@ -76,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,7 +5,6 @@ import json
 import math
 import random
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +13,6 @@ import torch.nn.functional as F
 
 
 pytest.importorskip("timm", reason="timm is not installed; it has the image tower")
-
-import zeroshot
-
-
-HERE = str(Path(__file__).resolve().parent.parent / "zeroshot")
-if HERE not in list(zeroshot.__path__):
-    zeroshot.__path__.append(HERE)
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegProcessor
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
-from modeling_alignzeg.readout_alignzeg import View, image_view, resize_matrix
+from modeling_alignzeg.readout_alignzeg import View, image_view
 
 
 class Window(NamedTuple):
@@ -98,14 +98,11 @@ class Augmentation:
             outputs = model(pixel_values=torch.stack(crops), **vocabulary)
             tables = [image_processor.proposal_probabilities(outputs, None, *pair)[..., :-1] for pair in readouts]
             for index, (top, left, is_flipped) in enumerate(chunk):
-                view, content = (
-                    image_view(outputs, index, tables[0][index], None),
-                    outputs.content_sizes[index].tolist(),
-                )
-                places = zip(view.masks.shape[1:], size, content, zip((top, left), shape, image), (False, is_flipped))
-                rows, columns = (resize_matrix(*place) for place in places)
+                places = tuple(zip((top, left), shape, image))
+                weight = image_processor.dense_weight
+                view = image_view(outputs, index, tables[0][index], size, weight, places, is_flipped)
                 for each, table in zip(views, tables):
-                    each.append(View(table[index], view.masks, rows, columns))
+                    each.append(view._replace(probabilities=table[index]))
         return views
 
 
