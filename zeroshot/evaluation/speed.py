@@ -222,7 +222,7 @@ def _clip(tower: str) -> Contestant:
 
 
 def _clipseg(tower: str) -> Contestant:
-    vision = AlignZegConfig(**TOWERS[tower]).vision_config.to_dict()
+    vision = AlignZegConfig(**TOWERS[tower]).to_dict()["vision_config"]
     side = CLIPSEG_SIZE // vision["patch_size"] * vision["patch_size"]
     config = CLIPSegConfig(
         vision_config={**vision, "image_size": side},

@@ -98,7 +98,7 @@ class Augmentation:
             outputs = model(pixel_values=torch.stack(crops), **vocabulary)
             tables = [image_processor.proposal_probabilities(outputs, None, *pair)[..., :-1] for pair in readouts]
             for index, (top, left, is_flipped) in enumerate(chunk):
-                places = tuple(zip((top, left), shape, image))
+                places = ((top, shape[0], image[0]), (left, shape[1], image[1]))
                 weight = image_processor.dense_weight
                 view = image_view(outputs, index, tables[0][index], size, weight, places, is_flipped)
                 for each, table in zip(views, tables):
