@@ -320,9 +320,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
             raise ValueError(
                 "`text_prototypes` contain NaN or infinite values, or none at all; expected unit vectors."
             )
-        if len(text_prototypes) != len(class_names):
+        if text_prototypes.shape[0] != len(class_names):
             raise ValueError(
-                f"`text_prototypes` has {len(text_prototypes)} rows for the {len(class_names)} names in `class_names`; "
+                f"`text_prototypes` has {text_prototypes.shape[0]} rows for the {len(class_names)} names in `class_names`; "
                 "pass one row for each."
             )
         if isinstance(template_set, str):
@@ -377,7 +377,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """
         images = self._prepare_images(pixel_values, pixel_mask)
         vocabulary = self._prepare_vocabulary(text_prototypes, input_ids, attention_mask, seen_class_mask)
-        wants_loss = self._check_labels(mask_labels, class_labels, len(images.pixel_values))
+        wants_loss = self._check_labels(mask_labels, class_labels, images.pixel_values.shape[0])
 
         if clip_hidden_states is None:
             tower = self.recognizer.hidden_states(images.pixel_values, images.content)
@@ -414,7 +414,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             dense_logits=dense_logits,
             proposal_embeds=classified.embeds,
             content_sizes=images.content_sizes.float() / self.config.mask_stride,
-            seen_class_mask=vocabulary.seen.long().expand(len(proposals.masks), -1),
+            seen_class_mask=vocabulary.seen.long().expand(proposals.masks.shape[0], -1),
             auxiliary_masks_queries_logits=tuple(proposals.masks_per_layer[:-1]) if output_auxiliary_logits else None,
             last_hidden_state=proposals.features,
             queries_hidden_state=proposals.queries[:, : self.config.num_queries],
@@ -480,12 +480,12 @@ class AlignZegModel(AlignZegPreTrainedModel):
             seen = self.seen_class_mask if seen is None else seen
         self._check_prototypes(text_prototypes)
         if seen is None:
-            seen = torch.ones(len(text_prototypes), dtype=torch.bool, device=text_prototypes.device)
+            seen = torch.ones(text_prototypes.shape[0], dtype=torch.bool, device=text_prototypes.device)
         hint = "`mask.bool()` makes it of 0 and 1."
         check_tensor("seen_class_mask", seen, "True and False", self.logit_scale.device, hint)
-        if seen.shape != (len(text_prototypes),):
+        if seen.shape != (text_prototypes.shape[0],):
             raise ValueError(
-                f"`seen_class_mask` has shape {tuple(seen.shape)}; expected ({len(text_prototypes)},), one entry per text "
+                f"`seen_class_mask` has shape {tuple(seen.shape)}; expected ({text_prototypes.shape[0]},), one entry per text "
                 "prototype."
             )
         return Vocabulary(text_prototypes.to(self.side_network.query_embeddings.dtype), seen, self.logit_scale.exp())

@@ -268,7 +268,7 @@ class ShadowTokenRecognizer(ProposalRecognizer):
         side = int(round((table.shape[0] - 1) ** 0.5))
         position = resample(to_map(table[None, 1:], (side, side)), Grid((side, side)), grid, mode="bicubic")
         tokens = to_tokens(embeddings.patch_embedding(pixels) + position)
-        first = (embeddings.class_embedding + table[0]).expand(len(tokens), 1, -1)
+        first = (embeddings.class_embedding + table[0]).expand(tokens.shape[0], 1, -1)
         states = self.vision_model.pre_layrnorm(torch.cat([first, tokens], 1))
         mask = grid.key_mask(states.dtype)
         mask = None if mask is None else F.pad(mask, (1, 0))
@@ -286,7 +286,7 @@ class ShadowTokenRecognizer(ProposalRecognizer):
 
     def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
         cells = math.prod(self.grid(pixel_values, None).size)
-        return dict.fromkeys(self.layers, (len(pixel_values), 1 + cells, self.config.vision_config.hidden_size))
+        return dict.fromkeys(self.layers, (pixel_values.shape[0], 1 + cells, self.config.vision_config.hidden_size))
 
     def maps(self, tower: TowerStates) -> dict[int, Tensor]:
         return {layer: states[:, 1:].unflatten(1, tower.grid.size) for layer, states in tower.states.items()}
@@ -355,7 +355,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
     def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
         final = Level(self.stride, self.vision_model.timm_model.num_features)
         levels = {**{layer: self.levels[layer] for layer in self.layers}, self.final: final}
-        batch, sides = len(pixel_values), pixel_values.shape[-2:]
+        batch, sides = pixel_values.shape[0], pixel_values.shape[-2:]
         return {i: (batch, level.width, *(side // level.stride for side in sides)) for i, level in levels.items()}
 
     def maps(self, tower: TowerStates) -> dict[int, Tensor]:

@@ -269,7 +269,7 @@ class AlignZegSideNetwork(nn.Module):
 
         features = to_tokens(stages[-1]) + position
         features = self._encode(features, grid, fused, **kwargs)
-        queries, queries_per_layer = self.query_embeddings.expand(len(features), -1, -1), []
+        queries, queries_per_layer = self.query_embeddings.expand(features.shape[0], -1, -1), []
         for layer in self.refinement_layers:
             queries, features = layer(queries, fused(features), self.query_position, position, key_mask)
             queries_per_layer.append(queries)

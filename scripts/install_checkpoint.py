@@ -3,8 +3,10 @@
 """Makes a checkpoint the default one: what this clone itself is when it is loaded or pushed to the Hub.
 
     python scripts/install_checkpoint.py runs/embedded/best
+    python scripts/install_checkpoint.py runs/photos/final --root checkpoints/photos --half
 
-Its weights, config, processor and tokenizer are copied to the root of the repository; the code stays where it is.
+Its weights, config, processor and tokenizer are copied to the root of the repository, or to another folder with a link to
+the code; the code stays where it is.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("checkpoint", help="folder that training or create_checkpoint.py wrote")
-    options.add_argument("--root", type=Path, default=ROOT, help="the clone")
+    options.add_argument("--root", type=Path, default=ROOT, help="the clone, or a folder in it")
+    options.add_argument("--half", action="store_true", help="store matrices as float16; they load as float32")
     args = options.parse_args()
     from zeroshot.checkpoints import install_as_root
 
-    for file in install_as_root(args.checkpoint, args.root):
+    for file in install_as_root(args.checkpoint, args.root, args.half):
         print(file)
 
 

@@ -225,7 +225,7 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not hold images"),
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
-        (["--dataset", "FOLDER", "--shard_size", 0], "`shard_size` is 0"),
+        (["--dataset", "FOLDER", "--shard_size", 0], "--shard_size: expected a whole number"),
         (["--dataset", "FOLDER", "--gamma", "nan"], "`gamma` is nan; expected a number ≥ 0"),
         (["--dataset", "voc2012", "--streaming"], "`streaming`"),
         (["FOLDER", "--dataset", "FOLDER"], "give an image or a folder, or --dataset"),

@@ -287,7 +287,7 @@ def test_progress_is_checked(tmp_path: Path, accelerator: Accelerator) -> None:
     ]:
         with pytest.raises(ValueError, match=text):
             store.save(accelerator, *toy(), progress)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="≥ 1"):
         CheckpointStore(tmp_path, keep=0)
     accelerator.gradient_state._set_sync_gradients(False)
     with pytest.raises(ValueError, match="being accumulated"):
@@ -595,7 +595,7 @@ def test_atomic_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fifo", "no regular file"),
+        ("fifo", "not a regular file"),
         ("folder", "is a folder"),
         ("file/new.json", "is a file where"),
         ("link", "is a folder"),

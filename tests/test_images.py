@@ -49,7 +49,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"just text", "is no image"),
+        (b"just text", "is not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "convert it to PNG"),
         (b"BM" + b"\xff" * 60, "cannot be read"),
     ],

@@ -81,11 +81,11 @@ def test_training_writes_a_checkpoint_with_the_whole_vocabulary(run: Path):
 def test_training_changes_the_side_network_and_leaves_clip_alone(run: Path):
     before = load_file(run / "start" / "model.safetensors")
     after = load_file(run / "whole" / "final" / "model.safetensors")
-    frozen = ("vision_model", "text_model", "visual_projection", "text_projection", "logit_scale")
+    frozen = ("recognizer.vision_model", "recognizer.visual_projection", "text_encoder", "logit_scale")
     for name, value in before.items():
         if name.startswith(frozen):
             assert torch.equal(value, after[name]), name
-    assert not torch.equal(before["query_embeddings"], after["query_embeddings"])
+    assert not torch.equal(before["side_network.query_embeddings"], after["side_network.query_embeddings"])
 
 
 def test_a_killed_training_resumes_to_the_same_weights(run: Path):
@@ -277,7 +277,10 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["calibrate.py", "--checkpoint", "ck", "--report_on", "nothing"], "'nothing'"),
         (["calibrate.py", "--output", "folder"], "folder is a folder"),
         (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
-        (["train.py", "--data.transform", "{foo: 1}"], "`data.transform` has no option 'foo'"),
+        (
+            ["train.py", "--model.clip", "scripts/assets/small_clip", "--data.transform", "{foo: 1}"],
+            "`data.transform` has no option 'foo'",
+        ),
         ([*FRESH, "foreign"], "foreign is not just an AlignZeg checkpoint: it holds 'thesis.txt'"),
         ([*FRESH, "clone"], "clone is not just an AlignZeg checkpoint: it holds '.git'"),
         ([*FRESH, "new", "--config", "5"], "`--config` is 5; expected"),

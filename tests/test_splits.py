@@ -20,6 +20,11 @@ SIZES = {  # seen and unseen classes of the protocols
     "pascal_context_60": (50, 10),
     "ade20k": (150, 0),
     "embedded_scenes": (52, 18),
+    "msrc": (16, 5),
+    "msrc_a": (16, 5),
+    "msrc_b": (16, 5),
+    "coco_panoptic": (120, 13),
+    "photos": (134, 0),
 }
 
 
@@ -206,7 +211,7 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a, b]\nraw_id_map: {0: 2}\n", "sends 0 to 2"),
         ("classes: [a, b]\nraw_id_map: {x: a}\n", "key 'x'"),
         ("classes: [a, b]\nraw_id_map: {70000: a}\n", "key 70000"),
-        ("classes: " + "[" * 3000, "recursion"),
+        ("classes: " + "[" * 3000, "nested too deeply"),
         ("classes: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
     ],
 )

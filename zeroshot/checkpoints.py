@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
@@ -159,15 +160,16 @@ def check_weights(checkpoint: Path) -> None:
             ) from error
 
 
-def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
-    """Makes `checkpoint` the one that loads from the repository's root, with the code in its folder `modeling_alignzeg`.
+def install_as_root(checkpoint: str | Path, root: str | Path, half: bool = False) -> list[Path]:
+    """Makes `checkpoint` the one that loads from `root`, with the code in its folder `modeling_alignzeg`.
 
-    Its weights and JSON files go to the root. All are written beside their places and renamed when the last is complete;
+    Its weights and JSON files go there. All are written beside their places and renamed when the last is complete;
     weights of an earlier checkpoint are removed.
 
     Args:
         checkpoint: A folder that [`save_checkpoint`] wrote.
-        root: A clone of this repository.
+        root: A clone of this repository, or a folder with a link to the code.
+        half: Store matrices and kernels as float16. They load as float32, which the config names.
 
     Returns:
         The files that were written.
@@ -191,6 +193,12 @@ def install_as_root(checkpoint: str | Path, root: str | Path) -> list[Path]:
             if name in REFERENCES:
                 values = _in_code_folder(read_object(checkpoint / name))
                 partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            elif half and name.endswith(".safetensors"):
+                weights_as_half = {
+                    key: value.half() if value.is_floating_point() and value.ndim >= 2 else value
+                    for key, value in load_file(checkpoint / name).items()
+                }
+                save_file(weights_as_half, partial, metadata={"format": "pt"})
             else:
                 shutil.copyfile(checkpoint / name, partial)
     for file in root.glob("*"):
