@@ -485,8 +485,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
         check_tensor("seen_class_mask", seen, "True and False", self.logit_scale.device, hint)
         if seen.shape != (text_prototypes.shape[0],):
             raise ValueError(
-                f"`seen_class_mask` has shape {tuple(seen.shape)}; expected ({text_prototypes.shape[0]},), one entry per text "
-                "prototype."
+                f"`seen_class_mask` has shape {tuple(seen.shape)}; expected ({text_prototypes.shape[0]},), one entry per "
+                "text prototype."
             )
         return Vocabulary(text_prototypes.to(self.side_network.query_embeddings.dtype), seen, self.logit_scale.exp())
 

@@ -265,8 +265,8 @@ def photos_table() -> str:
         lines.append(f"| {title} | {' | '.join(f'{score:.1f}' for score in scores)} |")
     lines += [
         "",
-        "One seed each, so the difference of the last two rows has no error bar; split B, the ablation and a photo checkpoint "
-        "to download are still missing. The checkpoint in the repository root segments synthetic scenes.",
+        "One seed each, so the difference of the last two rows has no error bar; split B, the ablation and a photo "
+        "checkpoint to download are still missing. The checkpoint in the repository root segments synthetic scenes.",
     ]
     return "\n".join(lines)
 
