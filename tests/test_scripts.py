@@ -278,7 +278,13 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["calibrate.py", "--output", "folder"], "folder is a folder"),
         (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
         (
-            ["train.py", "--model.clip", "scripts/assets/small_clip", "--data.transform", "{foo: 1}"],
+            [
+                "train.py",
+                "--model.clip",
+                str(ROOT / "scripts" / "assets" / "small_clip"),
+                "--data.transform",
+                "{foo: 1}",
+            ],
             "`data.transform` has no option 'foo'",
         ),
         ([*FRESH, "foreign"], "foreign is not just an AlignZeg checkpoint: it holds 'thesis.txt'"),
