@@ -280,8 +280,8 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (
             [
                 "train.py",
-                "--model.clip",
-                str(ROOT / "scripts" / "assets" / "small_clip"),
+                "--model.checkpoint",
+                "ck",
                 "--data.transform",
                 "{foo: 1}",
             ],
