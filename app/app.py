@@ -166,7 +166,7 @@ def open_picture(path: str | None) -> Image.Image:
         Refused: it is missing, not an uploaded file, empty, not a picture, or too large.
     """
     if not path:
-        raise Refused("There is no picture yet. Upload, paste or take one, or choose an example.")
+        raise Refused("No picture yet: upload, paste or take one, or choose an example.")
     if not isinstance(path, (str, Path)) or "\0" in str(path):
         raise Refused("The picture must be uploaded; this is not a valid file.")
     file = Path(path).resolve()

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Coverage-guided fuzzing of what strangers send: image files, arrays and class names.
+"""Coverage-guided fuzzing of user-supplied input: image files, arrays and class names.
 
     pip install atheris
     python tests/fuzz.py -max_total_time=600
