@@ -7,6 +7,7 @@ more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class AlignZegVisualProjection(nn.Module):
         return F.normalize(sum(parts), dim=-1)
 
 
-class ProposalRecognizer(nn.Module):
+class ProposalRecognizer(nn.Module, ABC):
     """Interface of recognizers. The tower and its projection are frozen and always in evaluation mode."""
 
     levels: dict[int, Level]
@@ -110,21 +111,21 @@ class ProposalRecognizer(nn.Module):
         size = [side // self.stride * patch for side in pixel_values.shape[-2:]]
         return F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
 
+    @abstractmethod
     def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
         """Runs the frozen tower on `pixel_values (B, 3, H, W)`, whose sides are multiples of `config.size_divisor`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
         """Shapes of the hidden states for `pixel_values (B, 3, H, W)`, by layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def maps(self, tower: TowerStates) -> dict[int, Tensor]:
         """Hidden states as `(B, h, w, c)`, by layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
         """Unit embeddings of the proposals, `(B, N, D)`. Masks are read, never trained: they stay class-agnostic."""
-        raise NotImplementedError
 
     def dense_embeds(self, tower: TowerStates) -> Tensor | None:
         """Unit embeddings of the tower's own cells, `(B, h, w, D)`; `None` where its cells do not lie in the joint space."""
