@@ -277,16 +277,7 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["calibrate.py", "--checkpoint", "ck", "--report_on", "nothing"], "'nothing'"),
         (["calibrate.py", "--output", "folder"], "folder is a folder"),
         (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
-        (
-            [
-                "train.py",
-                "--model.checkpoint",
-                "ck",
-                "--data.transform",
-                "{foo: 1}",
-            ],
-            "`data.transform` has no option 'foo'",
-        ),
+        (["train.py", "--data.transform", "{foo: 1}"], "`data.transform` has no option 'foo'"),
         ([*FRESH, "foreign"], "foreign is not just an AlignZeg checkpoint: it holds 'thesis.txt'"),
         ([*FRESH, "clone"], "clone is not just an AlignZeg checkpoint: it holds '.git'"),
         ([*FRESH, "new", "--config", "5"], "`--config` is 5; expected"),

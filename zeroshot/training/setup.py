@@ -48,7 +48,7 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 
 
-def build_transform(options: dict[str, Any], ignore_index: int, resample: int) -> TrainTransform:
+def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
     """The transform of `data.transform`.
 
     Raises:
@@ -57,7 +57,7 @@ def build_transform(options: dict[str, Any], ignore_index: int, resample: int) -
     known = [each.name for each in dataclasses.fields(TrainTransform) if each.name not in ("ignore_index", "resample")]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
-    return TrainTransform(ignore_index=ignore_index, resample=resample, **options)
+    return TrainTransform(ignore_index=ignore_index, **options)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -93,12 +93,7 @@ class Trainer:
             self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
         # The one split that training sees: its unseen classes become "ignore" in every label map.
         self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
-        self.model, self.processor = build_model(settings.model, settings.seed)
-        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
-        self.model.to(self.accelerator.device)
-        image_processor = self.processor.image_processor
-        image_processor.ignore_index = self.split.ignore_index
-        transform = build_transform(data.transform, self.split.ignore_index, image_processor.resample)
+        transform = build_transform(data.transform, self.split.ignore_index)
         with self.accelerator.main_process_first():
             train_rows = open_part(data, data.train_part, data.num_train)
             validation_rows = (
@@ -111,6 +106,13 @@ class Trainer:
         self.validation = None
         if validation_rows is not None:
             self.validation = SegmentationDataset(validation_rows, self.split, training=False)
+        # After everything about the settings and the data that can be wrong: loading a model takes long.
+        self.model, self.processor = build_model(settings.model, settings.seed)
+        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
+        self.model.to(self.accelerator.device)
+        image_processor = self.processor.image_processor
+        image_processor.ignore_index = self.split.ignore_index
+        transform = dataclasses.replace(transform, resample=image_processor.resample)
         seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
             train_rows,
