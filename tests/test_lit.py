@@ -22,10 +22,11 @@ from zeroshot.lit.names import COCO_NAMES, MSRC_NAMES, english_name
 from zeroshot.lit.photos import to_pixels
 from zeroshot.lit.pipeline import Report, Settings
 from zeroshot.lit.projection import Projection, Recipe, tag_loss
-from zeroshot.lit.text import TextTower, build_tokenizer, distillation_loss, embed_names, embed_texts
+from zeroshot.lit.text import MAX_TOKENS, TextTower, distillation_loss, embed_names, embed_texts
 from zeroshot.lit.tower import ARCHITECTURES, convert_state_dict, create_tower, fold_batch_norms, load_published
 from zeroshot.lit.vocabulary import Vocabulary
 from zeroshot.lit.wordnet import Synset, WordNet, _parse_synset
+from zeroshot.tokenization import build_tokenizer
 
 
 NAMES = ["cow", "dog", "grass", "brick wall", "aeroplane"]
@@ -34,7 +35,7 @@ NAMES = ["cow", "dog", "grass", "brick wall", "aeroplane"]
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = [template.format(name) for template in TEMPLATE_SETS["vild"] for name in NAMES]
-    return build_tokenizer(texts, vocab_size=700)
+    return build_tokenizer(texts, MAX_TOKENS, vocab_size=700)
 
 
 @pytest.fixture(scope="module")

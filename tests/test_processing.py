@@ -18,7 +18,7 @@ from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor
 from modeling_alignzeg.processing_alignzeg import AlignZegProcessor, check_class_names, get_templates
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
 from modeling_alignzeg.visualization_alignzeg import class_colors, draw_overlay, draw_unseen_map
-from zeroshot.training.clip_pretraining import build_tokenizer
+from zeroshot.tokenization import build_tokenizer
 
 
 TOKENIZER = build_tokenizer(["a photo of a red dotted cat.", "There is a dog in the scene"] * 3, model_max_length=32)

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.checkpoints import save_checkpoint
 from zeroshot.data.scenes import draw_scene
-from zeroshot.training.clip_pretraining import build_tokenizer
+from zeroshot.tokenization import build_tokenizer
 
 
 CLASSES = ("red striped", "blue dotted", "grass", "brick")

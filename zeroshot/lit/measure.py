@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
 from .projection import Projection
 
 
@@ -62,21 +63,17 @@ def cells_miou(
 ) -> dict:
     """Segmentation by cells alone, their scores enlarged bilinearly; arguments as in [`segment_accuracy`]."""
     confusion = torch.zeros(len(ids), len(ids), dtype=torch.long)
-    position = torch.full((256,), -1)
+    position = torch.full((256,), len(ids))  # of ids that take no part
     position[ids] = torch.arange(len(ids))
     for grid, label in zip(cells, labels):
         scores = (projection(grid.float()) @ text.T).permute(2, 0, 1)[None]
         scores = F.interpolate(scores, size=label.shape, mode="bilinear", align_corners=False)
-        true, predicted = position[torch.from_numpy(label)], scores[0].argmax(0)
-        kept = true >= 0
-        pairs = true[kept] * len(ids) + predicted[kept]
-        confusion += torch.bincount(pairs, minlength=len(ids) ** 2).reshape(len(ids), -1)
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
-    iou = confusion.diag() / union.clamp(min=1)
+        confusion += confusion_matrix(scores[0].argmax(0), position[torch.from_numpy(label)], len(ids), len(ids))
+    found = scores_from_confusion(confusion, (), [str(index) for index in ids])
     return {
-        "miou": iou[confusion.sum(1) > 0].mean().item(),
-        "pixel_accuracy": (confusion.diag().sum() / confusion.sum()).item(),
-        "per_class": [round(value, 4) for value in iou.tolist()],
+        "miou": found["miou"] / 100,
+        "pixel_accuracy": found["pixel_accuracy"] / 100,
+        "per_class": [round(value / 100, 4) for value in found["per_class"].values()],
     }
 
 

@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer, set_seed
 
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
 
+from ..tokenization import build_tokenizer
 from .checkpoint import WEIGHTS, LiT
 from .features import NAMED, SCENES, named_features, scene_features, select_named
 from .measure import cells_miou, naming_accuracy, segment_accuracy
@@ -26,9 +27,9 @@ from .photos import open_label, open_photo, read_photos, to_pixels
 from .projection import NamedPhotos, Projection, ProjectionTrainer, Recipe, TaggedPhotos
 from .teacher import Teacher
 from .text import (
+    MAX_TOKENS,
     MORE_TEMPLATES,
     TextTower,
-    build_tokenizer,
     distil,
     embed_names,
     embed_texts,
@@ -156,7 +157,9 @@ def teach_text(settings: Settings) -> dict:
             rate = 7e-4
         else:
             corpus = [noun for noun in nouns for _ in range(min(20, 1 + wordnet.counts.get(noun, 0)))] + 5 * spoken
-            tokenizer = build_tokenizer(corpus + 300 * [text.format("x") for text in templates], settings.vocab_size)
+            tokenizer = build_tokenizer(
+                corpus + 300 * [text.format("x") for text in templates], MAX_TOKENS, settings.vocab_size
+            )
             tower, rate = TextTower.create(tokenizer), 1e-3
             tower.start_from(tokenizer, teacher)
         targets = _teach(teacher, texts, settings)

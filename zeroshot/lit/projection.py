@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
+from modeling_alignzeg.layers_alignzeg import AlignZegMLP
+
 from .names import SYNONYMS
 from .tower import FEATURE_SIZE
 from .vocabulary import Vocabulary
@@ -20,25 +22,13 @@ from .vocabulary import Vocabulary
 TAU = 30.0  # factor of cosines before the softmax
 
 
-class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, input_size: int, hidden_size: int, output_size: int):
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, output_size)])
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`(..., input_size)` to `(..., output_size)`."""
-        return self.layers[1](F.gelu(self.layers[0](features)))
-
-
 class Projection(nn.Module):
     """`normalize(W x + b + MLP(x))` for features `x` averaged over a region."""
 
     def __init__(self, input_size: int = FEATURE_SIZE, hidden_size: int = 512, output_size: int = 384):
         super().__init__()
         self.linear = nn.Linear(input_size, output_size)
-        self.mlp = MLP(input_size, hidden_size, output_size)
+        self.mlp = AlignZegMLP(input_size, hidden_size, output_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`(..., 1280)` to unit vectors `(..., 384)`."""

@@ -3,17 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -37,30 +32,6 @@ MORE_TEMPLATES = (
     "a bright photo of a {}.",
     "a cropped photo of the {}.",
 )
-
-
-def build_tokenizer(texts: list[str], vocab_size: int) -> CLIPTokenizer:
-    """CLIP's tokenizer with byte-pair merges learnt from `texts`; any other text stays spellable.
-
-    Args:
-        texts: what the merges are learnt from; a text that occurs more often counts more.
-        vocab_size: at most so many tokens, 512 of them bytes and two special ones.
-    """
-    byte_tokens = sorted(ByteLevel.alphabet())
-    vocabulary = byte_tokens + [f"{token}</w>" for token in byte_tokens]
-    learner, base = Tokenizer(BPE(end_of_word_suffix="</w>")), CLIPTokenizer().backend_tokenizer
-    learner.normalizer, learner.pre_tokenizer = base.normalizer, base.pre_tokenizer
-    trainer = BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    tokens = dict.fromkeys(vocabulary)
-    kept = []
-    for pair in merges:
-        if len(tokens) < vocab_size - 2:
-            tokens["".join(pair)] = None
-            kept.append(pair)
-    ids = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=ids, merges=kept, model_max_length=MAX_TOKENS)
 
 
 class TextTower(nn.Module):

@@ -21,6 +21,7 @@ from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
 
 from ..data.scenes import CLASSES, SCENE_SIZE, STUFF, draw_scene, draw_single
 from ..settings import ClipPretraining
+from ..tokenization import build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,6 @@ class Phase:
 
 
 PHASES = (Phase(0.0, 56, 8, 0.22), Phase(2 / 3, 24, 32, 0.14))
-
-
-def build_tokenizer(texts: list[str], model_max_length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make every word of `texts` one token; any other text stays spellable."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel
-    from tokenizers.trainers import BpeTrainer
-
-    byte_tokens = sorted(ByteLevel.alphabet())
-    vocabulary = byte_tokens + [f"{token}</w>" for token in byte_tokens]
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    base = CLIPTokenizer()
-    learner.normalizer, learner.pre_tokenizer = base.backend_tokenizer.normalizer, base.backend_tokenizer.pre_tokenizer
-    learner.train_from_iterator(texts, BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    vocabulary += ["".join(pair) for pair in merges]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    ids = {token: index for index, token in enumerate(dict.fromkeys(vocabulary))}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=model_max_length)
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:

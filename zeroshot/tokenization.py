@@ -1,0 +1,35 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Tokenizers of the small text towers that this repository trains."""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTokenizer
+
+
+def build_tokenizer(texts: list[str], model_max_length: int, vocab_size: int = 4096) -> CLIPTokenizer:
+    """A CLIP tokenizer with byte-pair merges learned from `texts`; any other text can still be spelled.
+
+    Args:
+        texts: What the merges are learned from; a text that occurs more often counts more.
+        model_max_length: Tokens of the longest text, start and end included.
+        vocab_size: Largest count of tokens, 512 of them bytes and two special ones.
+    """
+    byte_tokens = sorted(ByteLevel.alphabet())
+    tokens = dict.fromkeys(byte_tokens + [f"{token}</w>" for token in byte_tokens])
+    learner, base = Tokenizer(BPE(end_of_word_suffix="</w>")), CLIPTokenizer().backend_tokenizer
+    learner.normalizer, learner.pre_tokenizer = base.normalizer, base.pre_tokenizer
+    trainer = BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    merges = []
+    for pair in json.loads(learner.to_str())["model"]["merges"]:
+        if len(tokens) < vocab_size - 2:
+            tokens["".join(pair)] = None
+            merges.append(tuple(pair))
+    ids = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=model_max_length)
