@@ -275,7 +275,7 @@ def test_hostile_names_are_answered_with_a_sentence(client: Client, tmp_path: Pa
         ({"gamma": -1}, "gamma is -1"),
         ({"gamma": 1e9}, "gamma is"),
         ({"threshold": 2}, "threshold is 2"),
-        ({"image": None}, "no picture yet"),
+        ({"image": None}, "No picture yet"),
     ],
 )
 def test_other_wrong_arguments(client: Client, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
