@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics import jaccard_score
 from tiny import tiny_checkpoint
 
 from modeling_alignzeg import AlignZegProcessor
@@ -17,10 +19,14 @@ from zeroshot.evaluation import calibration
 from zeroshot.evaluation.calibration import (
     GAMMAS,
     THRESHOLDS,
+    BestProposal,
+    average_recall,
+    best_proposals,
     calibrate,
-    proposal_indicator,
+    indicator_roc_auc,
     store_correction,
 )
+from zeroshot.evaluation.evaluator import evaluation_batches
 from zeroshot.settings import Settings, load_settings
 from zeroshot.training.trainer import Trainer
 
@@ -116,13 +122,36 @@ def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Setti
         calibrate(settings)
 
 
-def test_the_indicator_is_asked_about_the_best_query_of_each_class(settings: Settings) -> None:
+@torch.no_grad()
+def test_the_best_query_of_each_class_is_looked_at(settings: Settings) -> None:
     trainer = Trainer(settings)
+    model = trainer.model.eval()
     part = SegmentationDataset(open_part(settings.data, "validation", 3), SPLIT, training=False)
-    scores, truth = proposal_indicator(trainer.model.eval(), trainer.processor, part, SPLIT)
-    present = [np.unique(np.asarray(part[i]["label"])) for i in range(3)]
-    expected = [c in SPLIT.unseen_ids for classes in present for c in classes if c != SPLIT.ignore_index]
-    assert truth.tolist() == expected and ((scores > 0) & (scores < 1)).all()  # the unclaimed region would have 1
+    prototypes = model.get_text_prototypes(trainer.processor, list(SPLIT.classes))
+    seen = torch.tensor(SPLIT.seen_class_mask)
+    expected, found = [], []
+    for batch in evaluation_batches(part, trainer.processor, 3):
+        images = {"pixel_values": batch["pixel_values"], "pixel_mask": batch["pixel_mask"]}
+        outputs = model(**images, text_prototypes=prototypes, seen_class_mask=seen)
+        found += best_proposals(outputs, batch["labels"], SPLIT)
+        for index, label in enumerate(batch["labels"]):
+            queries = outputs.masks_queries_logits[index, : model.config.num_queries]  # not the unclaimed region
+            masks = torch.nn.functional.interpolate(queries[None], label.shape, mode="bilinear")[0].sigmoid() > 0.5
+            for class_id in np.setdiff1d(label, [SPLIT.ignore_index]):
+                target = (label == class_id).numpy()
+                ious = [jaccard_score(target.ravel(), mask.numpy().ravel(), zero_division=0.0) for mask in masks]
+                unseen = outputs.unseen_logits[index, int(np.argmax(ious))].sigmoid()
+                expected.append((max(ious), class_id in SPLIT.unseen_ids, float(unseen)))
+    assert len(found) > 5 and [p.is_unseen for p in found] == [e[1] for e in expected]
+    np.testing.assert_allclose([p.iou for p in found], [e[0] for e in expected], atol=1e-3)
+    np.testing.assert_allclose([p.unseen_probability for p in found], [e[2] for e in expected], atol=1e-6)
+
+
+def test_average_recall_is_that_of_coco() -> None:
+    found = [BestProposal(0.5, True, 0.2), BestProposal(0.72, True, 0.9), BestProposal(0.3, False, 0.1)]
+    assert average_recall(found, True) == pytest.approx(100 * (1 + 5) / 20)
+    assert average_recall(found, False) == 0 and np.isnan(average_recall(found[2:], True))
+    assert indicator_roc_auc(found) == 1.0
 
 
 def test_the_correction_is_stored_beside_everything_else(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import time
@@ -12,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+import torch
+
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
 
 from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
 from ..settings import load_settings
 from ..training.trainer import Trainer
-from .calibration import proposal_indicator
-from .evaluator import Readout, evaluate_model, evaluation_batches, library_versions
+from .calibration import BestProposal, average_recall, best_proposals, indicator_roc_auc
+from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 
-PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2)
+PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 CURVES = ("baseline", "full")  # rows whose scores are followed over training, for the figure
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
+RECALLS = ("recall_seen", "recall_unseen")
 OFF = {
     "MRPE": {"mutual_refinement": False},
     "FES": {"feature_expansion": False},
@@ -43,6 +47,7 @@ class Row:
         overrides: Of `AlignZegConfig`, for a row with a training of its own.
         readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant at
             its best value on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
+            The first three may end in ` with cells`: those of a convolutional tower are weighed in.
         seeds: Number of trainings.
         cells: The row whose trainings it reads instead of its own. The indicator's input is detached: a model without PBC
             is the full one read out plainly, but for its share in gradient clipping.
@@ -74,6 +79,12 @@ ROWS: dict[str, Row] = {
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
     "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
+    "full_cells": Row("full + the tower's cells", readout="pbc with cells", cells="full"),
+    "full_cells_plain": Row("full − PBC + the tower's cells", readout="plain with cells", cells="full"),
+    "baseline_cells": Row("baseline + the tower's cells", readout="plain with cells", cells="baseline"),
+    "baseline_cells_constant": Row(
+        "baseline + the tower's cells + blind constant", readout="constant with cells", cells="baseline"
+    ),
     "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
@@ -97,28 +108,13 @@ def run_cell(
     trainer.run()
     seconds = time.time() - started
     model = trainer.accelerator.unwrap_model(trainer.network).eval()
-    test = SegmentationDataset(open_part(settings.data, "test", None), trainer.split, training=False)
     readouts = {"plain": Readout(gamma=0.0)}
     if model.indicator is not None:
         readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in corrections}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
-    prototypes = model.get_text_prototypes(trainer.processor, list(trainer.split.classes))
-
-    def evaluate(readouts):
-        batches = evaluation_batches(test, trainer.processor, 32)
-        return evaluate_model(
-            model, trainer.processor.image_processor, batches, trainer.split, prototypes, readouts, progress=False
-        )
-
-    scores = evaluate(readouts)
-    scores["constant 0.0"] = scores["plain"]
-    unclaimed, model.config.unclaimed_proposal = model.config.unclaimed_proposal, False
-    scores |= evaluate({"queries": Readout(gamma=0.0)})
-    model.config.unclaimed_proposal = unclaimed
-    auc = None
-    if model.indicator is not None and not settings.data.fully_supervised:
-        indicator, unseen = proposal_indicator(model, trainer.processor, test, trainer.split)
-        auc = float(roc_auc_score(unseen, indicator))
+    scores, proposals = evaluate_cell(trainer, model, readouts)
+    scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
+    has_auc = model.indicator is not None and not settings.data.fully_supervised
     curve = [
         json.loads(line)
         for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -128,12 +124,56 @@ def run_cell(
         "row": name,
         "seed": seed,
         "scores": {key: {s: value[s] for s in SCORES} for key, value in scores.items()},
-        "indicator_roc_auc": auc,
+        "indicator_roc_auc": indicator_roc_auc(proposals) if has_auc else None,
+        "recall_seen": average_recall(proposals, False),
+        "recall_unseen": average_recall(proposals, True),
         "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
         "seconds": round(seconds),
         "settings": settings.as_dict() | {"output_dir": output},
         "versions": library_versions(),
     }
+
+
+@torch.no_grad()
+def evaluate_cell(
+    trainer: Trainer, model: AlignZegModel, readouts: dict[str, Readout]
+) -> tuple[dict[str, dict[str, Any]], list[BestProposal]]:
+    """Scores on the test part by readout, all of one forward pass per image, and the best proposals.
+
+    Without further words a readout is of the proposals alone; "… with cells" weighs in the cells of a convolutional tower,
+    and "queries" leaves out the unclaimed region.
+    """
+    split = trainer.split
+    test = SegmentationDataset(open_part(trainer.settings.data, "test", None), split, training=False)
+    vocabulary = {
+        "text_prototypes": model.get_text_prototypes(trainer.processor, list(split.classes)),
+        "seen_class_mask": torch.tensor(split.seen_class_mask, device=model.device),
+    }
+    with_cells, alone = (copy.copy(trainer.processor.image_processor) for _ in range(2))
+    with_cells.dense_weight, alone.dense_weight = AlignZegImageProcessor.dense_weight, 0.0
+    evaluators = {name: Evaluator(split, readouts) for name in ("", " with cells")}
+    queries = Evaluator(split, {"queries": readouts["plain"]})
+    proposals: list[BestProposal] = []
+    for batch in evaluation_batches(test, trainer.processor, 32):
+        outputs = model(
+            pixel_values=batch["pixel_values"].to(model.device),
+            pixel_mask=batch["pixel_mask"].to(model.device),
+            **vocabulary,
+        )
+        labels = batch["labels"]
+        evaluators[""].add(alone, outputs, labels)
+        if outputs.dense_logits is not None:
+            evaluators[" with cells"].add(with_cells, outputs, labels)
+        count = model.config.num_queries
+        for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
+            if outputs[name] is not None:
+                outputs[name] = outputs[name][:, :count]
+        queries.add(alone, outputs, labels)
+        proposals += best_proposals(outputs, labels, split)
+    if outputs.dense_logits is None:
+        del evaluators[" with cells"]
+    scores = {f"{key}{name}": value for name, each in evaluators.items() for key, value in each.scores().items()}
+    return scores | queries.scores(), proposals
 
 
 def summarize(cells: Path, results: Path) -> None:
@@ -156,17 +196,23 @@ def summarize(cells: Path, results: Path) -> None:
         done = sorted(found.get(row.cells or name, []), key=lambda cell: cell["seed"])
         if not done:
             continue
-        readout = corrected if row.readout == "pbc" else row.readout
-        if row.readout == "pbc" and any(readout not in cell["scores"] for cell in done):
+        kind, _, cells_too = row.readout.partition(" ")
+        suffix = f" {cells_too}" if cells_too else ""
+        shared = set.intersection(*(set(cell["scores"]) for cell in done))
+        if f"plain{suffix}" not in shared:  # a tower without cells of its own
+            continue
+        readout = {"pbc": corrected}.get(kind, kind) + suffix
+        if kind == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+            constants = [f"constant {penalty}{suffix}" for penalty in PENALTIES]
+            readout = max(
+                shared.intersection(constants),
+                key=lambda key: (np.mean([cell["scores"][key]["hiou"] for cell in done]), -constants.index(key)),
+            )
+        if readout not in shared:
             raise ValueError(
                 f"Cells of {name!r} were not read out with the γ and θ of calibration.json ({readout}): run "
                 "calibrate.py with the grid of this version, or remove the cells."
             )
-        if (
-            readout == "constant"
-        ):  # one value for all seeds, the best of the row: the peers' correction at its strongest
-            constants = [f"constant {penalty}" for penalty in PENALTIES]
-            readout = max(constants, key=lambda key: np.mean([cell["scores"][key]["hiou"] for cell in done]))
         rows.append(
             {
                 "name": name,
@@ -175,6 +221,7 @@ def summarize(cells: Path, results: Path) -> None:
                 "seeds": [cell["seed"] for cell in done],
                 **{score: [cell["scores"][readout][score] for cell in done] for score in SCORES},
                 "indicator_roc_auc": [cell["indicator_roc_auc"] for cell in done],
+                **{key: [cell[key] for cell in done] for key in RECALLS if all(key in cell for cell in done)},
                 "seconds": [cell["seconds"] for cell in done],
             }
         )

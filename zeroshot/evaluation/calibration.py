@@ -8,13 +8,14 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegOutput
 from modeling_alignzeg.readout_alignzeg import resize_matrix
 
 from ..checkpoints import load_checkpoint
@@ -27,7 +28,7 @@ from ..training.trainer import Trainer
 from .evaluator import Readout, evaluate_model, evaluation_batches
 
 
-GAMMAS = (0.25, 0.5, 1.0)
+GAMMAS = (0.25, 0.5, 1.0, 2.0)
 THRESHOLDS = (0.5, 0.7, 0.9)
 
 
@@ -100,48 +101,73 @@ def store_correction(folder: str | Path, gamma: float, threshold: float) -> None
     atomic_write_text(path, json.dumps(config, indent=2) + "\n")
 
 
-@torch.no_grad()
-def proposal_indicator(
-    model: AlignZegModel, processor: AlignZegProcessor, dataset: SegmentationDataset, split: SegmentationSplit
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indicator scores of the proposals that cover a class, and whether that class is unseen.
+class BestProposal(NamedTuple):
+    """Which query covers a class of an image best.
 
-    For every class in an image the query whose proposal covers it best (largest IoU of the binary mask) is looked at; the
-    unclaimed region, which counts as unseen whatever the indicator says, is not.
-
-    Returns:
-        `float (P,)`, probabilities to be unseen, and `bool (P,)`, whether they are.
+    Attributes:
+        iou: Of its binary mask with the pixels of the class.
+        is_unseen: Whether the class is.
+        unseen_probability: What the indicator says of it; `None` for a model without PBC.
     """
-    queries, seen = model.config.num_queries, torch.tensor(split.seen_class_mask, device=model.device)
-    prototypes = model.get_text_prototypes(processor, list(split.classes))
-    scores, truth = [], []
-    for batch in evaluation_batches(dataset, processor, 32):
-        outputs = model(
-            pixel_values=batch["pixel_values"].to(model.device),
-            pixel_mask=batch["pixel_mask"].to(model.device),
-            text_prototypes=prototypes,
-            seen_class_mask=seen,
-        )
-        values = (outputs.masks_queries_logits[:, :queries], outputs.unseen_logits[:, :queries], outputs.content_sizes)
-        for masks, unseen, content, label in zip(*(value.float().cpu() for value in values), batch["labels"]):
-            sizes = zip(masks.shape[1:], label.shape, content.tolist())
-            rows, columns = (resize_matrix(*axis) for axis in sizes)
-            binary = (rows @ masks @ columns.T > 0).flatten(1)
-            label = label.flatten()
-            for class_id in label.unique().tolist():
-                if class_id == split.ignore_index:
-                    continue
-                target = label == class_id
-                overlap = (binary & target).sum(1) / (binary | target).sum(1)
-                scores.append(float(unseen[overlap.argmax()].sigmoid()))
-                truth.append(not bool(seen[class_id]))
-    return np.array(scores), np.array(truth)
+
+    iou: float
+    is_unseen: bool
+    unseen_probability: float | None
 
 
+def best_proposals(outputs: AlignZegOutput, labels: list[Tensor], split: SegmentationSplit) -> list[BestProposal]:
+    """For every class in an image the query whose mask covers it best. The unclaimed region, which counts as unseen
+    whatever the indicator says, is not looked at.
+
+    Args:
+        outputs: Of the model, for the vocabulary of `split`.
+        labels: Label maps `int64 (height, width)` of the batch.
+    """
+    assert outputs.masks_queries_logits is not None and outputs.content_sizes is not None
+    assert outputs.queries_hidden_state is not None
+    found = []
+    queries = outputs.queries_hidden_state.shape[1]
+    for index, label in enumerate(labels):
+        masks = outputs.masks_queries_logits[index, :queries].float().cpu()
+        sizes = zip(masks.shape[1:], label.shape, outputs.content_sizes[index].tolist())
+        rows, columns = (resize_matrix(*axis) for axis in sizes)
+        binary = (rows @ masks @ columns.T > 0).flatten(1)
+        label = label.flatten()
+        for class_id in label.unique().tolist():
+            if class_id == split.ignore_index:
+                continue
+            target = label == class_id
+            overlap = (binary & target).sum(1) / (binary | target).sum(1)
+            best = int(overlap.argmax())
+            logits = outputs.unseen_logits
+            unseen = None if logits is None else float(logits[index, best].float().sigmoid())
+            found.append(BestProposal(float(overlap[best]), class_id in split.unseen_ids, unseen))
+    return found
+
+
+def average_recall(proposals: list[BestProposal], is_unseen: bool) -> float:
+    """Share, in percent, of the seen or unseen regions that a mask covers, mean over IoU ≥ 0.5, 0.55, …, 0.95 (COCO)."""
+    overlaps = np.array([proposal.iou for proposal in proposals if proposal.is_unseen == is_unseen])
+    return float(100 * np.mean(overlaps[:, None] >= np.arange(50, 100, 5) / 100)) if len(overlaps) else math.nan
+
+
+def indicator_roc_auc(proposals: list[BestProposal]) -> float:
+    """ROC-AUC of the indicator over regions, unseen against seen classes."""
+    return float(roc_auc_score([p.is_unseen for p in proposals], [p.unseen_probability for p in proposals]))
+
+
+@torch.no_grad()
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
-    """ROC-AUC of a checkpoint's indicator on a part of the dataset, unseen against seen classes."""
+    """[`indicator_roc_auc`] of a checkpoint on a part of the dataset."""
     split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
     model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
-    scores, unseen = proposal_indicator(model, processor, dataset, split)
-    return float(roc_auc_score(unseen, scores))
+    vocabulary = {
+        "text_prototypes": model.get_text_prototypes(processor, list(split.classes)),
+        "seen_class_mask": torch.tensor(split.seen_class_mask),
+    }
+    found = []
+    for batch in evaluation_batches(dataset, processor, 32):
+        outputs = model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], **vocabulary)
+        found += best_proposals(outputs, batch["labels"], split)
+    return indicator_roc_auc(found)
