@@ -27,16 +27,16 @@ class Classification(NamedTuple):
 
 
 class AlignZegAdapter(nn.Module):
-    """Trainable end of the proposal embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
+    """Trainable end of frozen embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
 
     With `query_fusion` the MLP reads the refined mask query `q` beside the frozen embedding `x̂`.
     """
 
-    def __init__(self, config: AlignZegConfig):
+    def __init__(self, config: AlignZegConfig, query_fusion: bool):
         super().__init__()
         self.embed_dim = config.projection_dim
-        self.query_norm = nn.LayerNorm(config.hidden_size) if config.query_fusion else None
-        inputs = config.projection_dim + (config.hidden_size if config.query_fusion else 0)
+        self.query_norm = nn.LayerNorm(config.hidden_size) if query_fusion else None
+        inputs = config.projection_dim + (config.hidden_size if query_fusion else 0)
         self.mlp = AlignZegMLP(inputs, config.adapter_dim, config.projection_dim)
 
     def inputs(self, embeds: Tensor, queries: Tensor) -> Tensor:
@@ -128,13 +128,18 @@ class AlignZegFeatureExpansion(nn.Module):
             scale: Temperature `τ`.
         """
         if self.target == "frozen":
-            return mean_over_processes(scale.float() * (1 - (virtual.float() * frozen.float()).sum(-1)))
+            return self.distance(virtual, frozen, scale)
         logits = [scale * virtual @ prototypes.T, background_logits[:, None]]
         target = torch.full((len(virtual),), len(prototypes), device=virtual.device)
         if self.target == "semantic":
             logits = [scale * virtual @ virtual_prototypes.T, *logits]
             target = torch.arange(len(virtual), device=virtual.device)
         return mean_over_processes(F.cross_entropy(torch.cat(logits, 1).float(), target, reduction="none"))
+
+    @staticmethod
+    def distance(virtual: Tensor, frozen: Tensor, scale: Tensor) -> Tensor:
+        """`τ·(1 − cos(x̃, x̂))` of unit features `(V, D)` after and before the adapter, mean over all processes."""
+        return mean_over_processes(scale.float() * (1 - (virtual.float() * frozen.float()).sum(-1)))
 
 
 class AlignZegProposalClassifier(nn.Module):
@@ -143,7 +148,7 @@ class AlignZegProposalClassifier(nn.Module):
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.no_object_weight = config.no_object_weight
-        self.adapter = AlignZegAdapter(config)
+        self.adapter = AlignZegAdapter(config, config.query_fusion)
         self.background = AlignZegBackgroundPrototypes(config)
         self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
 
@@ -186,3 +191,43 @@ class AlignZegProposalClassifier(nn.Module):
                 scale,
             )
         return loss_class, loss_virtual, self.background.loss()
+
+
+class AlignZegCellClassifier(nn.Module):
+    """Class logits of the image tower's own cells, for the read-out: an adapter of their frozen embeddings, trained on the
+    labels of the cells. With FES mixtures of cells stay where the frozen tower has them. Not part of the paper."""
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__()
+        self.virtual_weight = config.virtual_weight
+        self.adapter = AlignZegAdapter(config, query_fusion=False)
+        self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
+
+    def forward(self, frozen_embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+        """Unit embeddings `(B, h, w, D)` and prototypes `(C, D)` to logits `(B, C, h, w)`."""
+        return (scale * self.adapter(frozen_embeds) @ prototypes.T).permute(0, 3, 1, 2)
+
+    def loss(
+        self,
+        frozen_embeds: Tensor,
+        targets: SegmentationTargets,
+        prototypes: Tensor,
+        scale: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Cross-entropy of the cells that a class fills by more than half, and `L_vir` of their mixtures.
+
+        Args:
+            frozen_embeds: `(B, h, w, D)`; the grid covers the images of `targets`, padding included.
+            prototypes: `(S, D)`, of the seen classes.
+        """
+        shares, target = F.adaptive_avg_pool2d(targets.masks.float(), frozen_embeds.shape[1:3]).max(1)
+        labelled = shares > 0.5
+        image = torch.arange(len(shares), device=shares.device)[:, None, None].expand_as(target)
+        classes, embeds = targets.classes[image[labelled], target[labelled]], frozen_embeds[labelled]
+        logits = scale * self.adapter(embeds) @ prototypes.T
+        loss = mean_over_processes(F.cross_entropy(logits.float(), classes, reduction="none"))
+        if self.feature_expansion is not None:
+            mixed, _ = self.feature_expansion.mix(embeds, classes, prototypes, generator)
+            loss = loss + self.virtual_weight * self.feature_expansion.distance(self.adapter(mixed), mixed, scale)
+        return loss

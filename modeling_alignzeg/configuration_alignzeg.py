@@ -92,6 +92,7 @@ class AlignZegConfig(PreTrainedConfig):
             cross-entropy and dice terms, in matching and in the objective.
         no_object_weight (`float`, defaults to 0.1): Weight of unmatched proposals in the class term.
         virtual_weight, diversity_weight, indicator_weight (`float`, default to 1.0): Weights of `L_vir`, `L_reg`, `L_bc`.
+        cell_weight (`float`, defaults to 1.0): Weight of the loss on a convolutional tower's own cells.
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
             takes every cell of the mask grid.
         template_set (`str`, defaults to `"vild"`): Prompt templates of the stored vocabulary.
@@ -147,6 +148,7 @@ class AlignZegConfig(PreTrainedConfig):
     virtual_weight: float | int = weight(1.0)
     diversity_weight: float | int = weight(1.0)
     indicator_weight: float | int = weight(1.0)
+    cell_weight: float | int = weight(1.0)
     train_num_points: int | None = count(12544)
 
     template_set: Literal["single", "vild", "imagenet"] = "vild"

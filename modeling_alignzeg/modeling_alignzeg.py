@@ -13,6 +13,8 @@
                                 │
                                 └─ indicator (PBC): statistics of the logits ── unseen logits
 
+A convolutional tower's own cells have a classifier too, whose logits the read-out weighs in.
+
 Shapes: `B` images of `H x W` pixels; `N` proposals, with `config.unclaimed_proposal` the last of them is what no query
 claims; side network of width `d` on a grid of `T = h·w` tokens; image tower of width `Dv` on a grid of `P` cells; joint
 space of width `D`; `C` classes.
@@ -37,6 +39,7 @@ from .checks_alignzeg import check_tensor
 from .classifier_alignzeg import (
     AlignZegAdapter,
     AlignZegBackgroundPrototypes,
+    AlignZegCellClassifier,
     AlignZegProposalClassifier,
     Classification,
 )
@@ -66,7 +69,7 @@ class AlignZegOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The objective, when labels were given.
-        loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator
+        loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator, loss_cells
             (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a part that is
             switched off. `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
         masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
@@ -76,7 +79,7 @@ class AlignZegOutput(ModelOutput):
         unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
         dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Temperature-scaled class logits of the
-            cells of a convolutional image tower, without any trained part; the read-out weighs them against the proposals.
+            cells of a convolutional image tower; the read-out weighs them against the proposals.
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in the joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.
@@ -110,6 +113,7 @@ class AlignZegOutput(ModelOutput):
     loss_virtual: torch.FloatTensor | None = None
     loss_diversity: torch.FloatTensor | None = None
     loss_indicator: torch.FloatTensor | None = None
+    loss_cells: torch.FloatTensor | None = None
 
 
 class ImageInputs(NamedTuple):
@@ -204,6 +208,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self.side_network = AlignZegSideNetwork(config, self.recognizer.levels)
         self.classifier = AlignZegProposalClassifier(config)
         self.indicator = AlignZegClassIndicator(config) if config.bias_correction else None
+        self.cell_classifier = AlignZegCellClassifier(config) if config.is_convolutional else None
         self.register_buffer("class_text_embeds", self._placeholder_prototypes())
         self.register_buffer("seen_class_mask", self._seen_classes_of_config())
         self.size_divisor = config.size_divisor  # torch.compile takes numbers of a module as constants
@@ -397,15 +402,15 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if self.indicator is not None:
             unseen_logits = self.indicator(frozen_logits, classified.logits, vocabulary.seen)
 
-        dense_embeds = None if self.training else self.recognizer.dense_embeds(tower)
-        dense_logits = None
-        if dense_embeds is not None:
-            dense_logits = (vocabulary.scale * dense_embeds @ vocabulary.prototypes.T).permute(0, 3, 1, 2)
+        cells, dense_logits = None, None
+        if self.cell_classifier is not None:
+            cells = self.recognizer.dense_embeds(tower)
+            dense_logits = self.cell_classifier(cells, vocabulary.prototypes, vocabulary.scale)
 
         losses = {}
         if wants_loss:
             labels = (mask_labels, class_labels)
-            losses = self._losses(labels, images, vocabulary, proposals, frozen_logits, classified)
+            losses = self._losses(labels, images, vocabulary, proposals, frozen_logits, classified, cells)
         return AlignZegOutput(
             **losses,
             masks_queries_logits=proposals.masks,
@@ -513,6 +518,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         proposals: Proposals,
         frozen_logits: Tensor,
         classified: Classification,
+        cells: Tensor | None,
     ) -> dict[str, Tensor]:
         config, seen, content = self.config, vocabulary.seen, images.content
         targets = stack_targets(*labels, tuple(images.pixel_values.shape[-2:]), seen, content)
@@ -549,6 +555,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
             loss_indicator = self.indicator.loss(
                 frozen_logits[matched], classified.logits[matched], classes, generator
             )
+        loss_cells = loss_mask.new_zeros(())
+        if self.cell_classifier is not None:
+            loss_cells = self.cell_classifier.loss(cells, targets, prototypes, vocabulary.scale, generator)
         terms = {
             "loss_class": (config.class_weight, loss_class),
             "loss_mask": (config.mask_weight, loss_mask),
@@ -557,6 +566,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             "loss_virtual": (config.virtual_weight, loss_virtual),
             "loss_diversity": (config.diversity_weight, loss_diversity),
             "loss_indicator": (config.indicator_weight, loss_indicator),
+            "loss_cells": (config.cell_weight, loss_cells),
         }
         loss = sum(weight * term for weight, term in terms.values())
         return {"loss": loss, **{name: term for name, (_, term) in terms.items()}}

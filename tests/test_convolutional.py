@@ -175,6 +175,62 @@ def test_a_training_step_draws_no_graph_through_the_tower() -> None:
     assert not any(states.requires_grad for states in model.clip_hidden_states(pixels(1, 64, 64)).values())
 
 
+def plain_cells(model: AlignZegModel, images: Tensor) -> Tensor:
+    """Unit embeddings of the tower's cells `(B, h, w, D)`, cell by cell."""
+    tower = model.recognizer.hidden_states(images, None)
+    return model.recognizer.dense_embeds(tower)
+
+
+def test_cells_start_as_the_frozen_tower_has_them() -> None:
+    assert tiny_model(**tower_config()).cell_classifier.adapter.mlp.layers[-1].weight.abs().max() == 0
+    model, images = conv_model(), pixels(2, 64, 96)
+    for parameter in model.cell_classifier.adapter.mlp.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    logits = run(model, pixel_values=images).dense_logits
+    cells = plain_cells(model, images)
+    expected = torch.einsum("bhwd,cd->bchw", cells, model.class_text_embeds) * model.logit_scale.exp()
+    assert logits.shape[2:] == (2, 3)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_mixtures", [False, True])
+def test_the_loss_of_cells_equals_a_plain_loop(with_mixtures: bool, monkeypatch) -> None:
+    model = conv_model(feature_expansion=with_mixtures).eval()
+    images, inputs = pixels(2, 64, 96), labels(2, 64, 96)
+    inputs["mask_labels"] = [masks.clone() for masks in inputs["mask_labels"]]
+    inputs["mask_labels"][1][:, :20, :32] = 0  # the first cell of the second image is labelled by less than a half
+    inputs["mask_labels"][1][:, 32:45] = 0
+    recorded = []
+    expansion = model.cell_classifier.feature_expansion
+    if with_mixtures:
+        plain = expansion.mix
+        monkeypatch.setattr(expansion, "mix", lambda *args: recorded.append((args, plain(*args))) or recorded[-1][1])
+    loss = run(model, pixel_values=images, **inputs).loss_cells
+
+    cells, scale, terms, kept = plain_cells(model, images), model.logit_scale.exp(), [], []
+    for image in range(2):
+        for row in range(2):
+            for column in range(3):
+                area = (slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32))
+                shares = [mask[area].float().mean().item() for mask in inputs["mask_labels"][image]]
+                if max(shares) <= 0.5:
+                    continue
+                cell = cells[image, row, column]
+                adapted = F.normalize(cell + model.cell_classifier.adapter.mlp(cell), dim=0)
+                target = inputs["class_labels"][image][shares.index(max(shares))]
+                logits = scale * model.class_text_embeds @ adapted
+                terms.append(-logits[model.seen_class_mask].log_softmax(0)[model.seen_class_mask[:target].sum()])
+                kept.append(cell)
+    assert 2 < len(terms) < 12
+    expected = torch.stack(terms).mean()
+    if with_mixtures:
+        (embeds, *_), (mixed, _) = recorded[-1]
+        torch.testing.assert_close(embeds, torch.stack(kept))
+        after = [F.normalize(m + model.cell_classifier.adapter.mlp(m), dim=0) for m in mixed]
+        expected = expected + torch.stack([scale * (1 - a @ m) for a, m in zip(after, mixed)]).mean()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layers", [[0], [2, 3], [4, 4, 1]], ids=str)
 def test_fused_stages_enter_the_masks(layers: list[int]) -> None:
     """A stage of a stride between those of the masks and the tokens enters in any case."""
@@ -222,10 +278,9 @@ def test_a_saved_model_comes_back(architecture: str, tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     flags = [{name: p.requires_grad for name, p in each.named_parameters()} for each in (model, loaded)]
     assert flags[0] == flags[1]
-    for name in SAME:
-        assert torch.equal(
-            run(loaded, pixel_values=pixels(1, 64, 64))[name], run(model, pixel_values=pixels(1, 64, 64))[name]
-        )
+    outputs = [run(each, pixel_values=pixels(1, 64, 64)) for each in (loaded, model)]
+    for name in SAME:  # where weights lie in memory changes which kernels run
+        torch.testing.assert_close(outputs[0][name], outputs[1][name], rtol=1e-4, atol=1e-4)
 
 
 def test_pipeline(tmp_path: Path) -> None:

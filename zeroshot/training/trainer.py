@@ -54,6 +54,7 @@ LOSSES = (
     "loss_virtual",
     "loss_diversity",
     "loss_indicator",
+    "loss_cells",
 )
 
 
