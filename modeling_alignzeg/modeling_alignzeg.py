@@ -402,15 +402,15 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if self.indicator is not None:
             unseen_logits = self.indicator(frozen_logits, classified.logits, vocabulary.seen)
 
-        cells, dense_logits = None, None
+        cell_embeds, dense_logits = None, None
         if self.cell_classifier is not None:
-            cells = self.recognizer.dense_embeds(tower)
-            dense_logits = self.cell_classifier(cells, vocabulary.prototypes, vocabulary.scale)
+            cell_embeds = self.recognizer.dense_embeds(tower)
+            dense_logits = self.cell_classifier(cell_embeds, vocabulary.prototypes, vocabulary.scale)
 
         losses = {}
         if wants_loss:
             labels = (mask_labels, class_labels)
-            losses = self._losses(labels, images, vocabulary, proposals, frozen_logits, classified, cells)
+            losses = self._losses(labels, images, vocabulary, proposals, frozen_logits, classified, cell_embeds)
         return AlignZegOutput(
             **losses,
             masks_queries_logits=proposals.masks,
@@ -518,7 +518,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         proposals: Proposals,
         frozen_logits: Tensor,
         classified: Classification,
-        cells: Tensor | None,
+        cell_embeds: Tensor | None,
     ) -> dict[str, Tensor]:
         config, seen, content = self.config, vocabulary.seen, images.content
         targets = stack_targets(*labels, tuple(images.pixel_values.shape[-2:]), seen, content)
@@ -557,7 +557,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             )
         loss_cells = loss_mask.new_zeros(())
         if self.cell_classifier is not None:
-            loss_cells = self.cell_classifier.loss(cells, targets, prototypes, vocabulary.scale, generator)
+            loss_cells = self.cell_classifier.loss(cell_embeds, targets, prototypes, vocabulary.scale, generator)
         terms = {
             "loss_class": (config.class_weight, loss_class),
             "loss_mask": (config.mask_weight, loss_mask),

@@ -8,6 +8,7 @@ more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -381,4 +382,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         return self.visual_projection(normed.unflatten(0, features.shape[:2]))
 
 
-RECOGNIZERS = {"clip_vision_model": ShadowTokenRecognizer, "timm_wrapper": MaskPoolingRecognizer}
+RECOGNIZERS: dict[str, Callable[[AlignZegConfig], ProposalRecognizer]] = {
+    "clip_vision_model": ShadowTokenRecognizer,
+    "timm_wrapper": MaskPoolingRecognizer,
+}

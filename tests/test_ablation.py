@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_convolutional import tower_config
+from tiny import tiny_checkpoint
 
-from zeroshot.evaluation.ablation import PENALTIES, ROWS, SCORES, TRAININGS, summarize
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.data.dataset import SegmentationDataset
+from zeroshot.data.splits import load_split
+from zeroshot.evaluation import ablation
+from zeroshot.evaluation.ablation import PENALTIES, ROWS, SCORES, TRAININGS, run_cell, summarize
+from zeroshot.evaluation.evaluator import Readout, evaluate_model, evaluation_batches
+from zeroshot.settings import load_settings
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +104,40 @@ def test_unknown_rows_are_refused(flags: list[str]) -> None:
     run = subprocess.run([sys.executable, "scripts/ablate.py", *flags], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1 and flags[-1].split(",")[-1] in run.stderr and "baseline" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("row", ["baseline", "full"])
+@pytest.mark.parametrize("convolutional", [False, True])
+def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path: Path, monkeypatch) -> None:
+    """The scores without further words are those of the evaluator, whatever else is read out of the same forward pass."""
+    settings = {
+        "data.dataset": "embedded_scenes",
+        "data.num_train": 4,
+        "data.transform": "{crop_size: 32, scale_range: [0.25, 0.5]}",
+        "model.image_processor.dense_weight": 0,
+        "training.steps": 1,
+        "training.batch_size": 2,
+        "training.evaluate_every": 0,
+        "training.log_every": 1,
+    }
+    if convolutional:
+        pytest.importorskip("timm", reason="convolutional towers need timm")
+    start = tiny_checkpoint(tmp_path / "start", **(tower_config() if convolutional else {}), **ROWS[row].overrides)
+    settings["model.checkpoint"] = start
+    opened = ablation.open_part
+    monkeypatch.setattr(ablation, "open_part", lambda data, part, count: opened(data, "validation", 2))
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    found = run_cell(row, 0, str(tmp_path), arguments, [(1.0, 0.5)])
+
+    names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | ({"pbc 1.0/0.5"} if row == "full" else set())
+    with_cells = {f"{name} with cells" for name in names - {"queries"}} if convolutional else set()
+    assert set(found["scores"]) == names | with_cells
+    assert found["scores"]["constant 0.0"] == found["scores"]["plain"]
+    assert (found["indicator_roc_auc"] is not None) == (row == "full") and 0 <= found["recall_unseen"] <= 100
+    model, processor = load_checkpoint(tmp_path / f"{row}-0" / "final")
+    split = load_split("embedded_scenes")
+    part = SegmentationDataset(opened(load_settings(arguments).data, "validation", 2), split, training=False)
+    prototypes = model.get_text_prototypes(processor, list(split.classes))
+    arguments = (evaluation_batches(part, processor, 2), split, prototypes, {"default": Readout(gamma=0.0)})
+    expected = evaluate_model(model, processor.image_processor, *arguments)["default"]
+    assert found["scores"]["plain"] == pytest.approx({name: expected[name] for name in SCORES}, nan_ok=True)

@@ -164,12 +164,11 @@ def evaluate_cell(
         evaluators[""].add(alone, outputs, labels)
         if outputs.dense_logits is not None:
             evaluators[" with cells"].add(with_cells, outputs, labels)
-        count = model.config.num_queries
-        for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
-            if outputs[name] is not None:
-                outputs[name] = outputs[name][:, :count]
-        queries.add(alone, outputs, labels)
         proposals += best_proposals(outputs, labels, split)
+        for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
+            if name in outputs:  # there is no indicator without PBC
+                outputs[name] = outputs[name][:, : model.config.num_queries]
+        queries.add(alone, outputs, labels)
     if outputs.dense_logits is None:
         del evaluators[" with cells"]
     scores = {f"{key}{name}": value for name, each in evaluators.items() for key, value in each.scores().items()}
