@@ -89,20 +89,21 @@ def _read_row(
     """The `uint8` RGB image, the map of class ids, and what is wrong; what cannot be read is `None`."""
     arrays: dict[str, np.ndarray | None] = {}
     files, problems = {}, []
-    for column, to_array in (("image", _image_array), ("label", _label_array)):
+    colored = bool(split.palette)
+    for column in ("image", "label"):
         files[column] = (row[column] or {}).get("path") or f"{column} of {row['name']}"
         try:
-            arrays[column] = to_array(row[column])
+            arrays[column] = _image_array(row[column]) if colored or column == "image" else _label_array(row[column])
         except ValueError as error:
             arrays[column] = None
             problems.append(Problem(files[column], str(error)))
     image, label = arrays["image"], arrays["label"]
-    if image is not None and label is not None and image.shape[:2] != label.shape:
-        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape, *image.shape)
+    if image is not None and label is not None and image.shape[:2] != label.shape[:2]:
+        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape[:2], *image.shape)
         problems.append(Problem(files["label"], f"the label map has {sizes}; they must agree"))
     if label is not None:
         try:
-            label = split.map_raw(label)
+            label = split.map_colors(label) if colored else split.map_raw(label)
         except ValueError as error:
             problems.append(Problem(files["label"], str(error)))
     return image, label, problems
@@ -128,7 +129,7 @@ def _label_array(value: dict[str, Any] | None) -> np.ndarray:
     if picture.mode not in LABEL_MODES:
         raise ValueError(
             f"the label map has mode {picture.mode}, expected one integer id a pixel (PNG of mode L, P or I;16); "
-            "if colours stand for classes, convert them to ids first"
+            "if colours stand for classes, add their `palette` to the split"
         )
     return np.array(picture)
 

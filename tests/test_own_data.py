@@ -1,0 +1,335 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Folders of photographs and label maps as users have them, without a file that describes them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from matplotlib.path import Path as MatplotlibPath
+from PIL import Image
+
+from zeroshot.data.benchmarks import load_benchmark, open_part
+from zeroshot.data.dataset import SegmentationDataset, validate_dataset
+from zeroshot.data.folders import FolderLayout, pair_files
+from zeroshot.data.splits import SegmentationSplit, load_split
+from zeroshot.settings import DataSettings
+
+
+CLASSES = ("road", "car", "sky")
+COLORS = {"road": (128, 64, 128), "car": (64, 0, 128), "sky": (128, 128, 128)}
+VOID = (0, 0, 0)
+SPLIT = SegmentationSplit("own", CLASSES, ("sky",))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def add(root: Path, image: str, label: str, rng: np.random.Generator, colored: bool = False) -> np.ndarray:
+    """Writes an image and its label map; returns the class ids."""
+    size = tuple(rng.integers(6, 12, 2))
+    ids = rng.choice([0, 1, 2, 255], size).astype(np.uint8)
+    save(root / image, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    picture = ids
+    if colored:
+        picture = np.zeros((*size, 3), np.uint8)
+        for position, name in enumerate(CLASSES):
+            picture[ids == position] = COLORS[name]
+    save(root / label, picture)
+    return ids
+
+
+def read(root: Path, part: str, split: SegmentationSplit = SPLIT, **layout: str) -> dict[str, np.ndarray]:
+    rows = load_benchmark(str(root), part, split=split, **layout)
+    assert rows.column_names == ["image", "label", "name"] and validate_dataset(rows, split) == []
+    return {sample["name"]: sample["label"] for sample in SegmentationDataset(rows, split, training=False)}
+
+
+def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert list(found) == sorted(expected)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+LAYOUTS = {  # image, label map, with the part in both
+    "folders of parts": ("{part}/images/{name}.jpg", "{part}/labels/{name}.png"),
+    "parts in folders": ("Images/{part}/{name}.JPG", "Masks/{part}/{name}.png"),
+    "cityscapes": ("leftImg8bit/{part}/{name}_leftImg8bit.png", "gtFine/{part}/{name}_gtFine_labelIds.png"),
+    "camvid of SegNet": ("{part}/{name}.png", "{part}annot/{name}.png"),
+    "camvid of Kaggle": ("{part}/{name}.png", "{part}_labels/{name}_L.png"),
+    "beside each other": ("{part}/{name}.jpg", "{part}/{name}_mask.png"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_are_found_in_every_layout(layout: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    image, label = LAYOUTS[layout]
+    expected = {
+        part: {
+            name: add(tmp_path, image.format(part=part, name=name), label.format(part=part, name=name), rng)
+            for name in (f"berlin/{part}_1", f"berlin/{part}_2", f"{part}_3")
+        }
+        for part in ("train", "val")
+    }
+    if layout == "cityscapes":  # what else it has in these folders
+        save(tmp_path / "gtFine/train/berlin/train_1_gtFine_color.png", np.zeros((4, 4, 3), np.uint8))
+        (tmp_path / "gtFine/train/berlin/train_1_gtFine_polygons.json").write_text("{}")
+    check(read(tmp_path, "train"), expected["train"])
+    for name in ("val", "validation"):
+        check(read(tmp_path, name), expected["val"])
+    for name in ("test", "nonsense"):
+        with pytest.raises(ValueError, match=f"has no part '{name}'; it has train, validation"):
+            read(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "layout"),
+    [
+        ("images/{}.jpg", "labels/{}.png", {}),
+        ("701_StillsRaw_full/{}.png", "LabeledApproved_full/{}_L.png", {}),
+        ("Images/{}.bmp", "GroundTruth/{}_GT.bmp", {}),
+        ("{}.bmp", "{}_GT.bmp", {}),
+        ("left/{}-a.png", "right/deep/{}-b.png", {"image_folder": "left", "label_folder": "right/deep"}),
+    ],
+)
+@pytest.mark.parametrize("colored", [False, True])
+def test_a_folder_without_parts_is_for_training(
+    image: str, label: str, layout: dict[str, str], colored: bool, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    if "-a" in image:
+        layout = layout | {"image_suffix": "-a", "label_suffix": "-b"}
+    root = tmp_path / "data"
+    names = ("0001TP_006690", "1_10_s")
+    expected = {name: add(root, image.format(name), label.format(name), rng, colored) for name in names}
+    split = SPLIT
+    if colored:
+        palette = {name: list(color) for name, color in COLORS.items()} | {255: [list(VOID), [1, 1, 1]]}
+        (tmp_path / "own.yaml").write_text(
+            json.dumps({"classes": list(CLASSES), "unseen": ["sky"]})[:-1]
+            + f", palette: {json.dumps(palette).replace(chr(34) + '255' + chr(34), '255')}}}"
+        )
+        split = load_split(tmp_path / "own.yaml")
+    check(read(root, "train", split, **layout), expected)
+    with pytest.raises(ValueError, match="has no part 'val'; it has train"):
+        read(root, "val", split, **layout)
+
+
+def test_lists_divide_a_folder_into_parts(tmp_path: Path, rng: np.random.Generator) -> None:
+    ids = {name: add(tmp_path, f"images/{name}.jpg", f"labels/{name}.png", rng) for name in ("a.1", "b", "c")}
+    (tmp_path / "train.txt").write_text("a.1\n/elsewhere/c.jpg /elsewhere/c.png\n")
+    (tmp_path / "val.txt").write_text("b.jpg\n")
+    check(read(tmp_path, "train"), {name: ids[name] for name in ("a.1", "c")})
+    check(read(tmp_path, "validation"), {"b": ids["b"]})
+    with pytest.raises(ValueError, match="has no part 'test'; it has train, val"):
+        read(tmp_path, "test")
+    (tmp_path / "val.txt").write_text("d\n")
+    with pytest.raises(ValueError, match=r"val\.txt lists 'd', which is not the name"):
+        read(tmp_path, "val")
+
+
+def test_what_does_not_pair_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    add(tmp_path / "a", "images/1.jpg", "labels/1.png", rng)
+    add(tmp_path / "a", "images/2.jpg", "labels/3.png", rng)
+    problems = validate_dataset(load_benchmark(str(tmp_path / "a"), "train"), SPLIT)
+    assert [(Path(problem.file).name, problem.message) for problem in problems] == [
+        ("2.png", "the file does not exist"),
+        ("3.jpg", "the file does not exist"),
+    ]
+    add(tmp_path / "b", "images/1.jpg", "labels/1-truth.png", rng)
+    with pytest.raises(ValueError, match=r"\['1'\] and \['1-truth'\].*`label_suffix`"):
+        pair_files(tmp_path / "b", "train", FolderLayout())
+    add(tmp_path / "c", "images/1.jpg", "images/1.png", rng)
+    (tmp_path / "c" / "labels").mkdir()
+    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have one name"):
+        pair_files(tmp_path / "c", "train", FolderLayout())
+    (tmp_path / "d" / "images").mkdir(parents=True)
+    (tmp_path / "d" / "labels").mkdir()
+    with pytest.raises(ValueError, match="images is empty"):
+        pair_files(tmp_path / "d", "train", FolderLayout())
+    (tmp_path / "e" / "fotos").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="it has fotos.*`image_folder`"):
+        pair_files(tmp_path / "e", "train", FolderLayout())
+    with pytest.raises(ValueError, match="`label_folder` is missing"):
+        pair_files(tmp_path / "e", "train", FolderLayout(image_folder="fotos"))
+
+
+# --- parts
+
+
+def rows_of(count: int) -> datasets.Dataset:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    value = {"bytes": buffer.getvalue(), "path": None}
+    return datasets.Dataset.from_list([{"image": value, "label": value}], features=features).select(range(count))
+
+
+def test_a_part_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    rows_of(1).save_to_disk(tmp_path / "one")
+    datasets.Dataset(rows_of(1).data, split=datasets.NamedSplit("val")).save_to_disk(tmp_path / "named")
+    datasets.DatasetDict({"train": rows_of(1), "val": rows_of(0)}).save_to_disk(tmp_path / "two")
+    (tmp_path / "parquet").mkdir()
+    rows_of(1).to_parquet(tmp_path / "parquet" / "validation.parquet")
+    for folder, part in (("one", "train"), ("named", "validation"), ("two", "train"), ("parquet", "val")):
+        assert len(load_benchmark(str(tmp_path / folder), part)) == 1
+    for folder, part, message in (
+        ("one", "nonsense", "has the parts train only"),
+        ("one", "validation", "has the parts train only"),
+        ("named", "train", "has the parts val only"),
+        ("two", "nonsense", "has the parts train, val"),
+        ("two", "validation", "It is empty"),
+        ("parquet", "nonsense", r"Should be one of \['validation'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_benchmark(str(tmp_path / folder), part)
+
+
+# --- COCO
+
+
+def coco_file(path: Path, images: dict[int, np.ndarray], annotations: list[dict], folder: Path) -> None:
+    for key, label in images.items():
+        save(folder / f"{key}.jpg", np.zeros((*label.shape, 3), np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = {key: {"height": label.shape[0], "width": label.shape[1]} for key, label in images.items()}
+    content = {
+        "images": [{"id": key, "file_name": f"{key}.jpg", **size} for key, size in sizes.items()],
+        "annotations": annotations,
+        "categories": [
+            {"id": 3, "name": "Car"},
+            {"id": 7, "name": "road"},
+            {"id": 90, "name": "sky"},
+            {"id": 1, "name": "x"},
+        ],
+    }
+    path.write_text(json.dumps(content))
+
+
+RAW = {255: 255, 0: 7, 1: 3, 2: 90}  # category of each class id
+
+
+def raw_of(label: np.ndarray) -> np.ndarray:
+    return np.array([[RAW[value] for value in row] for row in label.tolist()])
+
+
+@pytest.mark.filterwarnings("ignore:Not in `classes`")
+def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
+    labels = {key: rng.choice([0, 1, 2, 255], (7, 9)) for key in (5, 6)}
+    annotations = []
+    for key, label in labels.items():
+        codes = {0: 70000 + key, 1: 258, 2: 12}
+        picture = np.zeros((*label.shape, 3), np.uint8)
+        for value, code in codes.items():
+            picture[label == value] = (code % 256, code // 256 % 256, code // 65536)
+        save(tmp_path / "annotations" / "panoptic_val2017" / f"{key}.png", picture)
+        segments = [{"id": code, "category_id": RAW[value]} for value, code in codes.items()]
+        annotations.append({"image_id": key, "file_name": f"{key}.png", "segments_info": segments})
+    coco_file(tmp_path / "annotations" / "panoptic_val2017.json", labels, annotations, tmp_path / "val2017")
+    check(read(tmp_path, "validation"), {str(key): label for key, label in labels.items()})
+    mapped = SegmentationSplit("mapped", CLASSES, raw_id_to_class={3: 1, 7: 0, 90: 2, 1: 255, 255: 255})
+    rows = load_benchmark(str(tmp_path), "val", split=mapped)
+    assert [np.array_equal(row["label"], raw_of(labels[int(row["name"])])) for row in rows] == [True, True]
+    check(read(tmp_path, "val", mapped), {str(key): label for key, label in labels.items()})
+    with pytest.raises(FileNotFoundError, match="no folders of images and label maps"):
+        read(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"no category \['tree'\] of `classes`"):
+        read(tmp_path, "val", SegmentationSplit("own", ("car", "tree")))
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """Lengths of runs, column by column, of absent and present pixels in turn."""
+    flat, counts, value = mask.T.flatten().tolist(), [0], 0
+    for pixel in flat:
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:Not in `classes`")
+@pytest.mark.parametrize("background", [False, True])
+def test_coco_instances(tmp_path: Path, rng: np.random.Generator, background: bool) -> None:
+    car = np.zeros((12, 10), bool)
+    car[2:6, 3:9] = True
+    noise = rng.random((12, 10)) < 0.4
+    crowd = np.ones((12, 10), bool)
+    crowd[:, 5:] = False
+    rest = 3 if background else 255
+    first = np.full((12, 10), rest)
+    first[crowd], first[noise] = 2, 0  # the smaller is above the larger, crowds are below all
+    first[car] = 1
+    label = {4: first, 9: np.full((3, 4), rest)}
+    polygon = [3, 2, 9, 2, 9, 6, 3, 6]
+    annotations = [
+        {"image_id": 4, "category_id": 3, "area": 24, "segmentation": [polygon]},
+        {"image_id": 4, "category_id": 7, "area": 48, "segmentation": {"counts": runs_of(noise), "size": [12, 10]}},
+        {"image_id": 4, "category_id": 90, "area": 1, "iscrowd": 1, "segmentation": {"counts": runs_of(crowd)}},
+    ]
+    coco_file(tmp_path / "train" / "_annotations.coco.json", label, annotations, tmp_path / "train")
+    split = SegmentationSplit("own", (*CLASSES, "background")) if background else SPLIT
+    check(read(tmp_path, "train", split), {str(key): value for key, value in label.items()})
+    settings = DataSettings(
+        dataset=str(tmp_path), split=str(tmp_path / "own.yaml"), label_file="{part}/_annotations.coco.json"
+    )
+    (tmp_path / "own.yaml").write_text(json.dumps({"classes": list(split.classes)}))
+    assert open_part(settings, "train", 1)["name"] == ["4"]
+
+
+def test_polygons_cover_the_pixels_whose_centres_they_contain(rng: np.random.Generator) -> None:
+    from zeroshot.data.coco_json import _polygon
+
+    centres = np.stack(np.meshgrid(np.arange(23) + 0.5, np.arange(17) + 0.5), -1).reshape(-1, 2)
+    for _ in range(20):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        radii = rng.uniform(2, 14, 9)  # some corners are outside the image
+        corners = np.stack([11 + radii * np.cos(angles), 8 + radii * np.sin(angles)], 1)
+        inside = MatplotlibPath(np.concatenate([corners, corners[:1]]), closed=True).contains_points(centres)
+        assert np.array_equal(_polygon(corners, (17, 23)), inside.reshape(17, 23))
+
+
+def encode(counts: list[int]) -> str:
+    """COCO's compressed run lengths, as rleToString of its C library writes them."""
+    text = ""
+    for position, count in enumerate(counts):
+        value = count - counts[position - 2] if position > 2 else count
+        more = True
+        while more:
+            digit = value & 0x1F
+            value >>= 5
+            more = value != -1 if digit & 0x10 else value != 0
+            text += chr((digit | 0x20 if more else digit) + 48)
+    return text
+
+
+def test_compressed_run_lengths(rng: np.random.Generator) -> None:
+    from zeroshot.data.coco_json import _decode_counts
+
+    for limit in (3, 40, 5000):
+        counts = rng.integers(0, limit, 50).tolist()
+        assert _decode_counts(encode(counts).encode()) == counts
+
+
+def test_files_that_are_not_coco_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    add(tmp_path, "images/1.jpg", "labels/1.png", rng)
+    for text in ("[", "[]", '{"images": [], "annotations": [], "categories": []}'):
+        (tmp_path / "own.json").write_text(text)
+        with pytest.raises(ValueError, match=r"own\.json"):
+            load_benchmark(str(tmp_path), "train", label_file="own.json")
+    with pytest.raises(FileNotFoundError, match="None of these files exists.*train.json"):
+        load_benchmark(str(tmp_path), "train", label_file="{part}.json")
