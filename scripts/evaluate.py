@@ -136,6 +136,7 @@ def main() -> None:
             "split": split.name,
             "classes": len(split.classes),
             "unseen": list(split.unseen),
+            "unseen_occurring": scores["unseen_occurring"],
             "unseen_from": args.unseen_from,
             "label_space": "generalized",
             "note": split.protocol,

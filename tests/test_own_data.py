@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
 from matplotlib.path import Path as MatplotlibPath
 from PIL import Image
 
@@ -17,6 +22,8 @@ from zeroshot.data.benchmarks import load_benchmark, open_part
 from zeroshot.data.dataset import SegmentationDataset, validate_dataset
 from zeroshot.data.folders import FolderLayout, pair_files
 from zeroshot.data.splits import SegmentationSplit, load_split
+from zeroshot.data.statistics import SAMPLE, PartCounts, class_table, data_warnings, similar_names
+from zeroshot.evaluation.evaluator import Evaluator, Readout, format_scores
 from zeroshot.settings import DataSettings
 
 
@@ -333,3 +340,130 @@ def test_files_that_are_not_coco_are_named(tmp_path: Path, rng: np.random.Genera
             load_benchmark(str(tmp_path), "train", label_file="own.json")
     with pytest.raises(FileNotFoundError, match="None of these files exists.*train.json"):
         load_benchmark(str(tmp_path), "train", label_file="{part}.json")
+
+
+# --- counts and warnings
+
+
+def own_tree(root: Path, labels: dict[str, list[np.ndarray]], split: dict) -> tuple[Path, Path]:
+    """A folder with parts, and the file of its classes."""
+    for part, arrays in labels.items():
+        for position, label in enumerate(arrays):
+            image = np.full((*label.shape, 3), 99, np.uint8)
+            save(root / "data" / part / "images" / f"{position}.png", image)
+            save(root / "data" / part / "labels" / f"{position}.png", label.astype(np.uint8))
+    (root / "own.yaml").write_text(json.dumps(split))
+    return root / "data", root / "own.yaml"
+
+
+def check_data(root: Path, data: Path, split: Path, capsys, monkeypatch, *flags: str) -> tuple[str, str]:
+    """What scripts/check_data.py prints, to the terminal and as an error."""
+    command = ["check_data.py", "--data.dataset", str(data), "--data.split", str(split), *flags]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(root / "check.png"), "--images", "2"])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "check_data.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_counts_are_those_of_a_plain_loop(tmp_path: Path, rng: np.random.Generator, capsys, monkeypatch) -> None:
+    arrays = {
+        part: [rng.choice([0, 1, 2, 255], (5 + i, 7)) for i in range(count)]
+        for part, count in (("train", 4), ("val", 3))
+    }
+    data, split = own_tree(tmp_path, arrays, {"classes": list(CLASSES), "unseen": ["sky"]})
+    out, err = check_data(tmp_path, data, split, capsys, monkeypatch)
+    assert "Warning" not in out, err
+    for position, name in ((0, "road"), (1, "car"), (2, "sky"), (255, "unlabelled pixels")):
+        line = next(line for line in out.splitlines() if line.startswith(name + " "))
+        cells = line.removeprefix(name).split()
+        numbers = []
+        for part in ("train", "val"):
+            pixels = sum(value == position for label in arrays[part] for row in label.tolist() for value in row)
+            share = f"{100 * pixels / sum(label.size for label in arrays[part]):.1f}"
+            images = sum(position in label.tolist()[0] + label.flatten().tolist() for label in arrays[part])
+            numbers += [str(pixels), share, "%", str(images)]
+        assert cells[cells.index(numbers[0]) :] == numbers
+    assert "4 images; 7×5 (1)" in out and "0.png + " in out
+    picture = Image.open(tmp_path / "check.png")
+    assert picture.width > 700 and picture.mode == "RGB"
+
+
+def test_a_large_part_is_counted_by_a_fixed_sample() -> None:
+    counts = PartCounts(2, 10_001)
+    assert len(counts.sample) == SAMPLE and counts.sample == PartCounts(2, 10_001).sample
+    assert min(counts.sample) == 0 and max(counts.sample) == 10_000
+    assert PartCounts(2, 7).sample == set(range(7)) and PartCounts(2, 0).sample == frozenset()
+    counts.add(np.array([3, 0, 1]), (2, 2))
+    text = class_table(SegmentationSplit("two", ("a", "b")), {"train": counts})
+    assert "10,001 images, of which a fixed sample of 1 is counted" in text and "75.0 %" in text
+    assert "of the 1 images counted" in data_warnings(SegmentationSplit("two", ("a", "b")), {"train": counts})[0]
+
+
+def test_only_the_sample_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zeroshot.data.statistics.SAMPLE", 3)
+    arrays = {"train": [np.full((4, 4), i % 2) for i in range(9)]}
+    data, _ = own_tree(tmp_path, arrays, {})
+    split = SegmentationSplit("two", ("a", "b"))
+    counts = PartCounts(2, 9)
+    assert validate_dataset(load_benchmark(str(data), "train"), split, counts=counts) == []
+    assert counts.counted == 3 and counts.pixels.tolist() == [48, 0, 0]  # images 0, 4 and 8
+
+
+ONE, TWO, ALL = np.zeros((4, 4)), np.ones((4, 4)), np.arange(16).reshape(4, 4) % 3
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "split", "words"),
+    [
+        (np.full((4, 4), 255), ALL, {"unseen": ["sky"]}, "All pixels in `train` are unlabelled"),
+        (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "are of unseen classes, so there is nothing to learn"),
+        (ONE, ALL, {"unseen": ["sky"]}, "Seen classes without a pixel in `train`: 'car'"),
+        (TWO, ALL, {}, "without a pixel in `train`: 'road', 'sky'. If 0 means unlabelled"),
+        (ALL, TWO, {"unseen": ["road", "sky"]}, "0 of 2 unseen classes occur in `validation`"),
+        (ALL, ONE, {"unseen": ["road", "sky"]}, "1 of 2 unseen classes occurs in `validation`"),
+        (ALL, ONE, {"unseen": list(CLASSES)}, "All 3 classes of 'own' are unseen"),
+        (ALL + 1, ALL, {}, "0.png: The label map holds the raw ids [3], which"),
+        (ALL + 1, ALL, {}, "If 3 marks unlabelled pixels, set `ignore_index: 3`."),
+        (ALL + 1, ALL, {}, "add `raw_id_map: {0: 255, 1: road, 2: car, …}` to the split"),
+        (np.full((4, 4), 9), ALL, {"raw_id_map": {0: 0}}, "Add them to `raw_id_map`."),
+        (np.full((4, 4), 9), ALL, {"palette": {"road": [0, 0, 0]}}, "the colours [(9, 9, 9)] in 16 pixels"),
+        (np.full((4, 4), 9), ALL, {"palette": {"road": [0, 0, 0]}}, "Add them to `palette`"),
+    ],
+)
+def test_likely_mistakes_are_said(
+    train: np.ndarray, validation: np.ndarray, split: dict, words: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    text = json.dumps({"classes": list(CLASSES), **split}).replace('"0"', "0")
+    data, file = own_tree(tmp_path, {"train": [train], "validation": [validation]}, {})
+    file.write_text(text)
+    out, err = check_data(tmp_path, data, file, capsys, monkeypatch)
+    assert words in out + err and "Traceback" not in err
+
+
+def test_one_cause_is_said_once(tmp_path: Path, capsys, monkeypatch) -> None:
+    labels = [np.full((4, 4), 11) if i else np.full((4, 4), 12) for i in range(25)]
+    classes = [f"class {i}" for i in range(11)]
+    data, file = own_tree(tmp_path, {"train": labels, "val": labels[:1]}, {"classes": classes})
+    out, err = check_data(tmp_path, data, file, capsys, monkeypatch)
+    assert err.count("raw ids") == 1 and "25 files, " in err and "raw ids [11, 12]" in err
+    own_tree(tmp_path, {"train": labels[1:2] * 25}, {"classes": classes})
+    out, err = check_data(tmp_path, data, file, capsys, monkeypatch)
+    assert "25 files, " in err and "If 11 marks unlabelled pixels, set `ignore_index: 11`." in err
+
+
+def test_names_that_the_text_tower_does_not_tell_apart() -> None:
+    angle = np.arccos([1, 0.995, 0.98])
+    prototypes = torch.tensor(np.stack([np.cos(angle), np.sin(angle)], 1))  # 1 and 2: cos(0.2003 - 0.1000) = 0.995
+    found = similar_names(prototypes, ("a", "b", "c"))
+    assert len(found) == 2 and "'a' and 'b' apart (cosine 0.995)" in found[0] and "'b' and 'c'" in found[1]
+
+
+def test_scores_say_how_many_unseen_classes_occur() -> None:
+    split = SegmentationSplit("own", CLASSES, ("car", "sky"))
+    evaluator = Evaluator(split, {"r": Readout()})
+    evaluator._count("r", torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 1]]))
+    scores = evaluator.scores()["r"]
+    assert "(1 of 2 unseen classes occurs in these images)" in format_scores(scores)
+    evaluator._count("r", torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2]]))
+    assert "occur" not in format_scores(evaluator.scores()["r"])

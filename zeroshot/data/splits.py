@@ -127,6 +127,24 @@ class SegmentationSplit:
         """Whether raw ids differ from class ids."""
         return self.raw_id_to_class != self._identity
 
+    @property
+    def counting_from_one(self) -> str:
+        """What to do about files in which 0 means unlabelled and the first class is 1."""
+        more = ", …" if len(self.classes) > 2 else ""
+        ids = ", ".join(f"{position}: {name}" for position, name in enumerate(self.classes[:2], 1))
+        return f"add `raw_id_map: {{0: {self.ignore_index}, {ids}{more}}}` to the split"
+
+    def hint(self, ids: Sequence[int]) -> str:
+        """What to do about raw `ids` that label files hold and the split does not have."""
+        if self.has_raw_id_map:
+            return "Add them to `raw_id_map`."
+        hints = []
+        if len(ids) == 1:
+            hints.append(f"If {ids[0]} marks unlabelled pixels, set `ignore_index: {ids[0]}`.")
+        if len(self.classes) in ids:
+            hints.append(f"If 0 means unlabelled and classes count from 1, {self.counting_from_one}.")
+        return " ".join(hints) or "Add the classes that they stand for, or a `raw_id_map`."
+
     @cached_property
     def seen(self) -> tuple[str, ...]:
         """Names of the seen classes in the order of `classes`; a training id is a position in it."""
