@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 from matplotlib.path import Path as MatplotlibPath
 from PIL import Image
+from tiny import tiny_checkpoint
 
 from zeroshot.data.benchmarks import load_benchmark, open_part
 from zeroshot.data.dataset import SegmentationDataset, validate_dataset
@@ -467,3 +468,68 @@ def test_scores_say_how_many_unseen_classes_occur() -> None:
     assert "(1 of 2 unseen classes occurs in these images)" in format_scores(scores)
     evaluator._count("r", torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2]]))
     assert "occur" not in format_scores(evaluator.scores()["r"])
+
+
+# --- training on photographs of mixed sizes
+
+
+@pytest.fixture
+def mixed(tmp_path: Path, rng: np.random.Generator) -> list[str]:
+    """Flags of a training of two steps on a tree of images of four sizes."""
+    sizes = [(60, 90), (97, 41), (30, 33), (64, 64)]
+    labels = [rng.integers(0, 3, size).astype(np.uint8) for size in sizes]
+    data, split = own_tree(
+        tmp_path, {"train": labels, "validation": labels[:2]}, {"classes": list(CLASSES), "unseen": ["sky"]}
+    )
+    values = {
+        "config": ROOT / "scripts" / "configs" / "own_data.yaml",
+        "data.dataset": data,
+        "data.split": split,
+        "data.transform.crop_size": 32,
+        "data.num_workers": 0,
+        "model.checkpoint": tiny_checkpoint(tmp_path / "start"),
+        "output_dir": tmp_path / "run",
+        "training.steps": 2,
+        "training.warmup_steps": 1,
+        "training.log_every": 1,
+        "training.evaluate_every": 2,
+        "training.tensorboard": False,
+    }
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def train(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+
+
+def test_the_preset_trains_on_images_of_mixed_sizes(mixed: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    train(monkeypatch, mixed)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 2 and np.isfinite(losses).all(), capsys.readouterr().err
+    config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(CLASSES) and config["unseen_labels"] == ["sky"]
+    assert "unlabelled pixels" in capsys.readouterr().out
+
+
+def test_a_cache_of_mixed_sizes_is_answered_with_the_settings(
+    mixed: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    train(monkeypatch, [*mixed, "--data.cached_epochs", "1", "--data.transform.crop_size", "null"])
+    error = capsys.readouterr().err
+    assert "`data.cached_epochs` needs samples of one size" in error and "`data.transform`" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_setting_is_left_to_be_guessed(mixed: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    position = mixed.index("--data.split")
+    train(monkeypatch, [*mixed[:position], *mixed[position + 2 :]])
+    assert "No split 'my_classes.yaml'" in capsys.readouterr().err
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", "--model", str(tmp_path / "start"), "--dataset", str(tmp_path / "data")]
+    )
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
+    assert "set `split` (`--split`" in capsys.readouterr().err

@@ -306,7 +306,7 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
     if not path.is_file():
         raise FileNotFoundError(
             f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file. For "
-            "a dataset of your own, set `split` to a YAML file with its class names."
+            "a dataset of your own, set `split` (`--split`, `--data.split`) to a YAML file with its class names."
         )
     try:
         text = read_text(path)

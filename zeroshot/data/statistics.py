@@ -124,7 +124,8 @@ def data_warnings(split: SegmentationSplit, parts: Mapping[str, PartCounts]) -> 
         ):
             total = len(split.unseen)
             found.append(
-                f"{occurring(total - len(missing), total)} in {where}; mIoU(U) is the mean over these. Missing: {_listed(missing)}."
+                f"{occurring(total - len(missing), total)} in {where}; mIoU(U) is the mean over these. "
+                f"Missing: {_listed(missing)}."
             )
     return found
 
@@ -143,8 +144,8 @@ def similar_names(prototypes: torch.Tensor, names: list[str] | tuple[str, ...]) 
     """
     cosines = torch.triu(prototypes.float() @ prototypes.float().T, diagonal=1)
     return [
-        f"The text tower does not tell {names[i]!r} and {names[j]!r} apart (cosine {float(cosines[i, j]):.3f}); choose words "
-        "that describe the classes in photographs."
+        f"The text tower does not tell {names[i]!r} and {names[j]!r} apart (cosine {float(cosines[i, j]):.3f}); choose "
+        "words that describe the classes in photographs."
         for i, j in (cosines > SIMILAR).nonzero().tolist()
     ]
 

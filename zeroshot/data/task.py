@@ -59,8 +59,8 @@ def open_task(data: DataSettings, validation: bool) -> Task:
     training_split = replace(split, unseen=()) if data.fully_supervised else split
     if not training_split.seen:
         raise ValueError(
-            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: take some names "
-            "out of `unseen`, or set `data.fully_supervised`."
+            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: take some "
+            "names out of `unseen`, or set `data.fully_supervised`."
         )
     parts = {data.train_part: open_part(data, data.train_part, data.num_train)}
     if validation:
