@@ -259,6 +259,29 @@ def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
         read(tmp_path, "val", SegmentationSplit("own", ("car", "tree")))
 
 
+def test_coco_names_count_before_ids(tmp_path: Path) -> None:
+    """COCO's PNG files count things from 0, its JSON files from 1: a shipped split for PNG files is right for both."""
+    label = np.array([[1, 1, 0], [0, 3, 3]])  # background, person, car
+    annotations = [
+        {"image_id": 1, "category_id": key, "area": 2, "segmentation": {"counts": runs_of(label == value)}}
+        for key, value in ((1, 1), (3, 3))
+    ]
+    coco_file(tmp_path / "annotations" / "instances_val2017.json", {1: label}, annotations, tmp_path / "val2017")
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    names = load_split("coco_object").classes[1:]
+    ids = [raw + 1 for raw, target in load_split("coco_object").raw_id_to_class.items() if target]
+    content["categories"] = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
+    path.write_text(json.dumps(content))
+    check(read(tmp_path, "val", load_split("coco_object")), {"1": label})
+    merged = SegmentationSplit("merged", ("vehicle", "person"), raw_id_to_class={3: 0, 1: 1, 255: 255})
+    with pytest.warns(UserWarning, match="so unlabelled: the categories"):
+        found = read(tmp_path, "val", merged)
+    check(found, {"1": np.array([[1, 1, 255], [255, 0, 0]])})
+    with pytest.raises(ValueError, match="remove `palette`"):
+        read(tmp_path, "val", SegmentationSplit("colors", ("car",), palette={(0, 0, 0): 0}))
+
+
 def runs_of(mask: np.ndarray) -> list[int]:
     """Lengths of runs, column by column, of absent and present pixels in turn."""
     flat, counts, value = mask.T.flatten().tolist(), [0], 0

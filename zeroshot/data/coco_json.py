@@ -2,7 +2,7 @@
 """COCO's JSON files of instances (polygons and run lengths) and of panoptic segmentation, as label maps.
 
 Label maps are drawn once and kept in the cache of the library `datasets`. Their raw ids are the category ids of the file.
-Where a split has no raw id map, its classes are found by the names of the categories instead.
+Where a split is given, its classes are found by the names of the categories, and those that have other names by its raw id map.
 """
 
 from __future__ import annotations
@@ -114,27 +114,34 @@ def _image_folder(file: Path, root: Path, chosen: str | None, content: dict[str,
 
 def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: Path) -> tuple[dict[int, int], int]:
     """The raw id that label maps hold for every category, and that of pixels without annotation."""
-    rest = 255 if split is None else split.ignore_index
-    if not 0 <= rest < 1 << 16:
-        raise ValueError(f"`ignore_index` is {rest}; pixels without annotation in {file} need one in 0..65535.")
-    if split is None or split.has_raw_id_map:
-        return {key: key for key in categories}, rest
-    ids = {name.casefold(): position for position, name in enumerate(split.classes)}
-    table = {key: ids.get(name.strip().casefold(), rest) for key, name in categories.items()}
-    missing = [name for position, name in enumerate(split.classes) if position not in table.values()]
-    if "background" in missing:
-        missing.remove("background")
-        rest_class = split.classes.index("background")
-    else:
-        rest_class = rest
-    if missing:
+    if split is None:
+        return {key: key for key in categories}, 255
+    if split.palette:
+        raise ValueError(f"{file} gives categories, not colours; remove `palette` from the split.")
+    by_name = {name.casefold(): position for position, name in enumerate(split.classes)}
+    table: dict[int, int] = {}
+    for key, name in categories.items():
+        other = split.raw_id_to_class.get(key) if split.has_raw_id_map else None
+        target = by_name.get(name.strip().casefold(), other)
+        table[key] = split.ignore_index if target is None else target
+    rest = by_name.get("background", split.ignore_index)
+    missing = [name for position, name in enumerate(split.classes) if position not in {*table.values(), rest}]
+    if missing and not split.has_raw_id_map:
         raise ValueError(
             f"{file} has no category {shown(missing)} of `classes`; it has {shown(list(categories.values()))}. Use its "
             "names, or give the category ids as `raw_id_map`."
         )
-    if unused := [name for key, name in categories.items() if table[key] == rest]:
+    if unused := [name for key, name in categories.items() if table[key] == split.ignore_index]:
         warnings.warn(f"Not in `classes`, so unlabelled: the categories {shown(unused)} of {file}.", stacklevel=4)
-    return table, rest_class
+    raw_of = {target: raw for raw, target in reversed(split.raw_id_to_class.items())}  # the first of several
+    if split.raw_id_to_class.get(split.ignore_index) == split.ignore_index:
+        raw_of[split.ignore_index] = split.ignore_index
+    if unmapped := {*table.values(), rest} - raw_of.keys():
+        raise ValueError(
+            f"No raw id of {split.name!r} stands for {sorted(unmapped)}, which {file} needs (`ignore_index` is "
+            f"{split.ignore_index}): add one to its raw id map."
+        )
+    return {key: raw_of[target] for key, target in table.items()}, raw_of[rest]
 
 
 def _rows(

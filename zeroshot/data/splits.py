@@ -38,6 +38,8 @@ SHIPPED_SPLITS: dict[str, str] = {
     "msrc_b": "msrc21_b.json",
     "coco_panoptic": "coco_panoptic.json",
     "photos": "photos.json",
+    "cityscapes": "cityscapes_19.json",
+    "coco_object": "coco_object_81.json",
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
 CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
