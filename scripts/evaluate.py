@@ -78,6 +78,7 @@ def main() -> None:
     from zeroshot.data.benchmarks import open_part
     from zeroshot.data.dataset import SegmentationDataset, check_dataset
     from zeroshot.data.splits import load_split, split_by_training_names
+    from zeroshot.data.statistics import data_warnings
     from zeroshot.evaluation.evaluator import (
         Readout,
         evaluate_model,
@@ -106,7 +107,8 @@ def main() -> None:
     given = {field.name: getattr(args, field.name) for field in fields(DataSettings) if hasattr(args, field.name)}
     rows = open_part(DataSettings(**given), args.part, args.limit)
     if not args.skip_validation:
-        check_dataset(accelerator, rows, split)
+        for warning in data_warnings(split, {args.part: check_dataset(accelerator, rows, split)}):
+            accelerator.print(f"Warning: {warning}")
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)

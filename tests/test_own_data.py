@@ -64,7 +64,7 @@ def add(root: Path, image: str, label: str, rng: np.random.Generator, colored: b
 
 
 def read(root: Path, part: str, split: SegmentationSplit = SPLIT, **layout: str) -> dict[str, np.ndarray]:
-    rows = load_benchmark(str(root), part, split=split, **layout)
+    rows = load_benchmark(str(root), part, split=split, layout=FolderLayout(**layout))
     assert rows.column_names == ["image", "label", "name"] and validate_dataset(rows, split) == []
     return {sample["name"]: sample["label"] for sample in SegmentationDataset(rows, split, training=False)}
 
@@ -361,9 +361,9 @@ def test_files_that_are_not_coco_are_named(tmp_path: Path, rng: np.random.Genera
     for text in ("[", "[]", '{"images": [], "annotations": [], "categories": []}'):
         (tmp_path / "own.json").write_text(text)
         with pytest.raises(ValueError, match=r"own\.json"):
-            load_benchmark(str(tmp_path), "train", label_file="own.json")
+            load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="own.json"))
     with pytest.raises(FileNotFoundError, match="None of these files exists.*train.json"):
-        load_benchmark(str(tmp_path), "train", label_file="{part}.json")
+        load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="{part}.json"))
 
 
 # --- counts and warnings
@@ -408,7 +408,7 @@ def test_counts_are_those_of_a_plain_loop(tmp_path: Path, rng: np.random.Generat
             images = sum(position in label.tolist()[0] + label.flatten().tolist() for label in arrays[part])
             numbers += [str(pixels), share, "%", str(images)]
         assert cells[cells.index(numbers[0]) :] == numbers
-    assert "4 images; 7×5 (1)" in out and "0.png + " in out
+    assert "4 images; sizes 7×5 (1)" in out and "0.png + " in out
     picture = Image.open(tmp_path / "check.png")
     assert picture.width > 700 and picture.mode == "RGB"
 
@@ -421,7 +421,9 @@ def test_a_large_part_is_counted_by_a_fixed_sample() -> None:
     counts.add(np.array([3, 0, 1]), (2, 2))
     text = class_table(SegmentationSplit("two", ("a", "b")), {"train": counts})
     assert "10,001 images, of which a fixed sample of 1 is counted" in text and "75.0 %" in text
-    assert "of the 1 images counted" in data_warnings(SegmentationSplit("two", ("a", "b")), {"train": counts})[0]
+    assert (
+        "of the 1 images counted" in data_warnings(SegmentationSplit("two", ("a", "b")), {"train": counts}, "train")[0]
+    )
 
 
 def test_only_the_sample_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

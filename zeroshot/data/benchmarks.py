@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -38,11 +39,8 @@ def load_benchmark(
     split_part: str,
     root: str | Path | None = None,
     *,
-    image_folder: str | None = None,
     label_folder: str | None = None,
-    image_suffix: str | None = None,
-    label_suffix: str | None = None,
-    label_file: str | None = None,
+    layout: FolderLayout | None = None,
     image_column: str = "image",
     label_column: str = "label",
     split: SegmentationSplit | None = None,
@@ -74,8 +72,7 @@ def load_benchmark(
         root: See above. The years `VOC2012` and `VOC2010` are found inside it, also inside its `VOCdevkit`.
         label_folder: For VOC and Context, the only folder of label files to use. By default VOC takes a file from
             `SegmentationClassAug`, and from `SegmentationClass` if it is not there.
-        image_folder, label_folder, image_suffix, label_suffix, label_file: For local folders, what
-            [`~zeroshot.data.folders.FolderLayout`] says.
+        layout: For local folders, where the images and label maps are, if not in the usual places.
         image_column: For hub ids and local folders, the column of images.
         label_column: For hub ids and local folders, the column of label maps.
         split: For COCO JSON files, whose categories are found by the names of its classes.
@@ -94,8 +91,7 @@ def load_benchmark(
         return _draw_scenes("validation" if split_part == "val" else split_part, num_scenes, seed)
     if name not in NAMED_BENCHMARKS:
         if is_plain_folder(Path(name)):
-            layout = FolderLayout(image_folder, label_folder, image_suffix, label_suffix, label_file)
-            return _open_folder(Path(name), split_part, layout, split)
+            return _open_folder(Path(name), split_part, layout or FolderLayout(), split)
         return _open_dataset(name, split_part, image_column, label_column)
 
     if root is None:
@@ -285,11 +281,8 @@ def open_part(settings: DataSettings, part: str, limit: int | None):
         settings.dataset,
         part,
         settings.root,
-        image_folder=settings.image_folder,
         label_folder=settings.label_folder,
-        image_suffix=settings.image_suffix,
-        label_suffix=settings.label_suffix,
-        label_file=settings.label_file,
+        layout=FolderLayout(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(FolderLayout)}),
         split=split,
         image_column=settings.image_column,
         label_column=settings.label_column,

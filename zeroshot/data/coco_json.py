@@ -2,7 +2,7 @@
 """COCO's JSON files of instances (polygons and run lengths) and of panoptic segmentation, as label maps.
 
 Label maps are drawn once and kept in the cache of the library `datasets`. Their raw ids are the category ids of the file.
-Where a split is given, its classes are found by the names of the categories, and those that have other names by its raw id map.
+Where a split is given, its classes are found by the names of the categories, and those with other names by its raw id map.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: 
         )
     if unused := [name for key, name in categories.items() if table[key] == split.ignore_index]:
         warnings.warn(f"Not in `classes`, so unlabelled: the categories {shown(unused)} of {file}.", stacklevel=4)
-    raw_of = {target: raw for raw, target in reversed(split.raw_id_to_class.items())}  # the first of several
+    raw_of = {target: raw for raw, target in reversed(list(split.raw_id_to_class.items()))}  # the first of several
     if split.raw_id_to_class.get(split.ignore_index) == split.ignore_index:
         raw_of[split.ignore_index] = split.ignore_index
     if unmapped := {*table.values(), rest} - raw_of.keys():

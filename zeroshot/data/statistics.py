@@ -90,42 +90,38 @@ def class_table(split: SegmentationSplit, parts: Mapping[str, PartCounts]) -> st
 def _describe(part: str, counts: PartCounts) -> str:
     sizes = counts.sizes.most_common(3)
     text = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sizes)
-    more = f" and {len(counts.sizes) - 3} more sizes" if len(counts.sizes) > 3 else ""
+    more = f" and {len(counts.sizes) - 3} more" if len(counts.sizes) > 3 else ""
     sample = "" if counts.counted == counts.images else f", of which a fixed sample of {counts.counted:,} is counted"
-    return f"{part}: {counts.images:,} images{sample}; {text}{more} pixels"
+    return f"{part}: {counts.images:,} images{sample}; sizes {text}{more}"
 
 
-def data_warnings(split: SegmentationSplit, parts: Mapping[str, PartCounts]) -> list[str]:
+def data_warnings(
+    split: SegmentationSplit, parts: Mapping[str, PartCounts], train_part: str | None = None
+) -> list[str]:
     """What is likely a mistake, one sentence or two each.
 
     Args:
         split: The classes; those that it calls seen are trained on.
-        parts: Counts by the name of the part; the first is for training, others for evaluation.
+        parts: Counts by the name of the part.
+        train_part: The one for training; the others are for evaluation.
     """
     found = []
-    for number, (part, counts) in enumerate(parts.items()):
-        sampled = "" if counts.counted == counts.images else f" of the {counts.counted:,} images counted"
-        where = f"`{part}`{sampled}"
-        present = [bool(pixels) for pixels in counts.pixels[:-1]]
-        if not any(present):
+    for part, counts in parts.items():
+        where = f"`{part}`" + ("" if counts.counted == counts.images else f" of the {counts.counted:,} images counted")
+        expected = split.seen if part == train_part else split.unseen
+        missing = [name for name in expected if not counts.has((split.classes.index(name),))]
+        if not counts.pixels[:-1].any():
             found.append(
                 f"All pixels in {where} are unlabelled. Check `ignore_index` and what the ids in the files mean."
             )
-        elif not number and not counts.has(split.seen_ids):
+        elif part != train_part and missing:
+            present = occurring(len(expected) - len(missing), len(expected))
+            found.append(f"{present} in {where}; mIoU(U) is the mean over these. Missing: {_listed(missing)}.")
+        elif missing == list(expected) and missing:
             found.append(f"All labelled pixels in {where} are of unseen classes, so there is nothing to learn from.")
-        elif not number and (missing := [name for name in split.seen if not present[split.classes.index(name)]]):
+        elif missing:
             found.append(
                 f"Seen classes without a pixel in {where}: {_listed(missing)}.{_counting_hint(split, missing)}"
-            )
-        elif (
-            number
-            and split.unseen
-            and (missing := [name for name in split.unseen if not present[split.classes.index(name)]])
-        ):
-            total = len(split.unseen)
-            found.append(
-                f"{occurring(total - len(missing), total)} in {where}; mIoU(U) is the mean over these. "
-                f"Missing: {_listed(missing)}."
             )
     return found
 

@@ -77,7 +77,7 @@ def check_task(accelerator: Accelerator, task: Task) -> None:
     """
     counts = {part: check_dataset(accelerator, rows, task.split) for part, rows in task.parts.items()}
     accelerator.print(class_table(task.split, counts))
-    warnings = data_warnings(task.training_split, counts)
+    warnings = data_warnings(task.training_split, counts, train_part=next(iter(counts)))
     if len(same := {part.removesuffix(" again") for part in counts}) < len(counts):
         warnings.append(
             f"`{same.pop()}` is the part for training and for validation, so scores say nothing of other images."
