@@ -21,7 +21,7 @@ from tiny import tiny_checkpoint
 
 from zeroshot.data.benchmarks import load_benchmark, open_part
 from zeroshot.data.dataset import SegmentationDataset, validate_dataset
-from zeroshot.data.folders import FolderLayout, pair_files
+from zeroshot.data.folders import FolderLayout, is_plain_folder, pair_files
 from zeroshot.data.splits import SegmentationSplit, load_split
 from zeroshot.data.statistics import SAMPLE, PartCounts, class_table, data_warnings, similar_names
 from zeroshot.evaluation.evaluator import Evaluator, Readout, format_scores
@@ -174,6 +174,18 @@ def test_what_does_not_pair_is_named(tmp_path: Path, rng: np.random.Generator) -
         pair_files(tmp_path / "e", "train", FolderLayout())
     with pytest.raises(ValueError, match="`label_folder` is missing"):
         pair_files(tmp_path / "e", "train", FolderLayout(image_folder="fotos"))
+
+
+def test_folders_of_tables_are_left_to_datasets(tmp_path: Path, rng: np.random.Generator) -> None:
+    add(tmp_path / "files", "1.png", "2.png", rng)
+    (tmp_path / "table").mkdir()
+    line = {"image": str(tmp_path / "files" / "1.png"), "label": str(tmp_path / "files" / "2.png")}
+    (tmp_path / "table" / "train.jsonl").write_text(json.dumps(line))
+    assert len(read(tmp_path / "table", "train")) == 1
+    (tmp_path / "table" / "0.png").touch()
+    assert is_plain_folder(tmp_path / "table")
+    (tmp_path / "table" / "metadata.csv").touch()
+    assert not is_plain_folder(tmp_path / "table") and not is_plain_folder(tmp_path / "nothing")
 
 
 # --- parts

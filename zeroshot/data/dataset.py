@@ -110,7 +110,7 @@ def _line(group: list[Problem], split: SegmentationSplit | None) -> str:
     ids = sorted({each for problem in group for each in problem.ids})
     colors = sorted({each for problem in group for each in problem.colors})
     if len(group) > 1 and ids:
-        message = f"label maps hold the raw ids {ids}, which the split does not have"
+        message = f"label maps contain the raw ids {ids}, which the split does not have"
     elif len(group) > 1 and colors:
         message = f"label pictures have the colours {colors[:20]}, which no class has"
     if ids and split is not None:

@@ -77,10 +77,13 @@ def part_names(part: str) -> list[str]:
 
 
 def is_plain_folder(folder: Path) -> bool:
-    """Whether `folder` holds neither tables nor metadata that the library `datasets` reads."""
-    if not folder.is_dir():
-        return False
-    return not any(path.name in OTHER_READERS or path.suffix in OTHER_SUFFIXES for path in folder.rglob("*"))
+    """Whether `folder` contains images, and neither tables nor metadata that the library `datasets` reads."""
+    found = False
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.name in OTHER_READERS or path.suffix in OTHER_SUFFIXES:
+            return False
+        found = found or path.suffix.lower() in SUFFIXES
+    return found
 
 
 def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[Path, Path]]:
@@ -195,7 +198,7 @@ def _pair(image_folder: Path, label_folder: Path, layout: FolderLayout) -> dict[
     shared = image_folder == label_folder
     if not images or not labels:
         empty = image_folder if not images else label_folder
-        raise ValueError(f"{empty} is empty: it holds no file {', '.join(sorted(SUFFIXES))}.")
+        raise ValueError(f"{empty} is empty: it contains no file {', '.join(sorted(SUFFIXES))}.")
     best: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
     for image_end, label_end in _endings(layout):
         if shared and not label_end:

@@ -23,11 +23,11 @@ class PartCounts:
     """Pixels and images of every class in one part of a dataset.
 
     Attributes:
-        classes: Number of classes `C`.
-        images: Number of images of the part.
+        classes: Count of classes `C`.
+        images: Count of images in the part.
         counted: How many of them were counted, at most [`SAMPLE`].
         pixels: `int64 (C + 1,)`, the last for unlabelled pixels.
-        occurrences: Number of images with such pixels, `int64 (C + 1,)`.
+        occurrences: Count of images with such pixels, `int64 (C + 1,)`.
         sizes: How often each image size (width, height) occurs.
     """
 
