@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import fields
 
 from zeroshot.cli import command_parser, integer, run_command
 
@@ -33,7 +34,11 @@ def main() -> None:
     options.add_argument("--limit", type=integer(1), help="use only the first N images")
     options.add_argument("--image_column", default="image", help="image column, unless it is a named benchmark")
     options.add_argument("--label_column", default="label", help="label column, likewise")
-    options.add_argument("--label_folder", help="folder of label files, where a benchmark has several")
+    options.add_argument("--image_folder", help="folder of images in a folder of your own; {part} stands for the part")
+    options.add_argument("--label_folder", help="folder of label files, likewise, or where a benchmark has several")
+    options.add_argument("--image_suffix", help="end of the names of images in a folder of your own: _leftImg8bit")
+    options.add_argument("--label_suffix", help="end of the names of label maps, likewise: _L")
+    options.add_argument("--label_file", help="COCO JSON file in a folder of your own; {part} stands for the part")
     options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels hold ids 1..459")
     options.add_argument("--scene_seed", type=integer(0), default=0, help="seed of the embedded scenes")
     options.add_argument("--template_set", help="prompt templates; by default the checkpoint's")
@@ -73,6 +78,7 @@ def main() -> None:
     from zeroshot.data.benchmarks import open_part
     from zeroshot.data.dataset import SegmentationDataset, check_dataset
     from zeroshot.data.splits import load_split, split_by_training_names
+    from zeroshot.data.statistics import data_warnings
     from zeroshot.evaluation.evaluator import (
         Readout,
         evaluate_model,
@@ -98,10 +104,11 @@ def main() -> None:
     model, processor = load_checkpoint(args.model)
     model = model.to(accelerator.device)
     split = load_split(args.split or args.dataset, context_459_ids=args.context_459_ids)
-    names = ("dataset", "root", "image_column", "label_column", "label_folder", "scene_seed")
-    rows = open_part(DataSettings(**{name: getattr(args, name) for name in names}), args.part, args.limit)
+    given = {field.name: getattr(args, field.name) for field in fields(DataSettings) if hasattr(args, field.name)}
+    rows = open_part(DataSettings(**given), args.part, args.limit)
     if not args.skip_validation:
-        check_dataset(accelerator, rows, split)
+        for warning in data_warnings(split, {args.part: check_dataset(accelerator, rows, split)}):
+            accelerator.print(f"Warning: {warning}")
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
@@ -131,6 +138,7 @@ def main() -> None:
             "split": split.name,
             "classes": len(split.classes),
             "unseen": list(split.unseen),
+            "unseen_occurring": scores["unseen_occurring"],
             "unseen_from": args.unseen_from,
             "label_space": "generalized",
             "note": split.protocol,

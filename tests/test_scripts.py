@@ -20,7 +20,10 @@ from PIL import Image
 from predict import output_stems
 from safetensors.torch import load_file
 
+from modeling_alignzeg import AlignZegConfig
 from zeroshot.cli import run_command
+from zeroshot.settings import load_settings
+from zeroshot.towers import layers_of_vit
 from zeroshot.training.checkpoint_store import CheckpointError
 
 
@@ -303,6 +306,24 @@ def test_bad_input_is_named_and_changes_nothing(
     assert run_here(monkeypatch, *command) in (1, 2)
     assert words in capsys.readouterr().err
     assert {path: path.read_bytes() if path.is_file() else None for path in place.rglob("*")} == before
+
+
+def test_a_checkpoint_on_a_clip_of_any_depth_needs_no_config(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = ROOT / "scripts" / "assets" / "small_clip"
+    command = ["create_checkpoint.py", "--clip", clip, "--vocabulary", "cat, dog", "--output_dir", place / "new"]
+    assert run_here(monkeypatch, *command) == 0
+    config = json.loads((place / "new" / "config.json").read_text())
+    assert config["vision_config"]["num_hidden_layers"] == 5 and config["clip_split_layer"] == 3
+    preset = load_settings(["--config", str(ROOT / "scripts" / "configs" / "base" / "vitl14.yaml")]).model.config
+    assert layers_of_vit(24) == {name: preset[name] for name in ("clip_split_layer", "fusion_layers")}
+    usual = AlignZegConfig()
+    assert layers_of_vit(12) == {
+        "clip_split_layer": usual.clip_split_layer,
+        "fusion_layers": usual.fusion_layers,
+    }
+    for depth in range(2, 50):
+        layers = layers_of_vit(depth)
+        assert 1 <= layers["clip_split_layer"] < depth and max(layers["fusion_layers"]) < depth
 
 
 def test_a_result_that_cannot_be_written_stops_no_other(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -25,6 +25,8 @@ SIZES = {  # seen and unseen classes of the protocols
     "msrc_b": (16, 5),
     "coco_panoptic": (120, 13),
     "photos": (134, 0),
+    "cityscapes": (19, 0),
+    "coco_object": (81, 0),
 }
 
 
@@ -49,7 +51,7 @@ def test_shipped_raw_ids_are_mapped_as_a_plain_loop_does(shipped):
     mapped = split.map_raw(raw)
     assert mapped.dtype == np.int64 and mapped.shape == raw.shape
     assert mapped.tolist() == [[facts["raw_id_to_contiguous"][str(i)] for i in raw[0]]]
-    assert split.map_raw(np.array([255])) == 255
+    assert split.map_raw(np.array([255])) == (0 if split.name == "coco_object_81" else 255)
 
 
 def test_published_ids_of_single_classes():
@@ -58,6 +60,11 @@ def test_published_ids_of_single_classes():
     assert voc.classes[voc.map_raw(np.array([15]))[0]] == "person"
     assert coco.classes[coco.map_raw(np.array([181]))[0]] == "wood"
     assert [coco.classes[i] for i in coco.map_raw(np.array([20, 171]))] == ["cow", "wall-concrete"]
+    streets, objects = load_split("cityscapes"), load_split("coco_object")
+    assert [streets.classes[i] for i in streets.map_raw(np.array([7, 26, 33]))] == ["road", "car", "bicycle"]
+    assert streets.map_raw(np.array([0, 6, 9, 30, 255])).tolist() == [255] * 5
+    names = [objects.classes[i] for i in objects.map_raw(np.array([0, 20, 89, 91, 181, 255]))]
+    assert names == ["person", "cow", "toothbrush", *["background"] * 3]
     with pytest.raises(ValueError, match=r"raw ids \[11, 90\]"):
         coco.map_raw(np.array([[10, 11], [90, 255]]))
 
@@ -200,6 +207,19 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a, no]\n", "`classes` has False at position 1.*quotes"),
         ("classes: [a, ' ']\n", "`classes` has ' ' at position 1"),
         ("classes: [a, b, a]\n", "`classes` has 'a' more than once"),
+        ("classes: [car, bus, Car]\n", "`classes` has 'car', 'Car', which differ in the case of letters only"),
+        ("classes: [a, ' b']\n", "`classes` has ' b' at position 1; remove the spaces"),
+        ("classes: [a, b]\nclasses: [a]\n", "'classes' occurs more than once"),
+        ("classes: [a]\nraw_id_map: {1: a, 1: 255}\n", "'1' occurs more than once"),
+        ("classes: [a]\npalette: [a]\n", r"`palette` is \['a'\]"),
+        ("classes: [a]\npalette: {b: [0, 0, 0]}\n", "`palette` has 'b', which is neither in `classes`"),
+        ("classes: [a]\npalette: {a: [0, 0]}\n", r"gives 'a' the colour \[0, 0\]; expected three"),
+        ("classes: [a]\npalette: {a: [0, 0, 256]}\n", "expected three of 0..255"),
+        (
+            "classes: [a, b]\npalette: {a: [0, 0, 1], b: [[1, 1, 1], [0, 0, 1]]}\n",
+            r"the colour \[0, 0, 1\] more than once",
+        ),
+        ("classes: [a]\nraw_id_map: {3: a}\npalette: {a: [0, 0, 0]}\n", "both `raw_id_map` and `palette`"),
         ("classes: [a, b]\nunseen: [b, b]\n", "`unseen` has 'b' more than once"),
         ("classes: [a, b]\nunseen: b\n", "`unseen` is 'b'; expected a list"),
         ("classes: [a, b]\nunseen: [c]\n", "`unseen` names 'c'"),

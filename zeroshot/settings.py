@@ -59,7 +59,11 @@ class DataSettings:
         num_validation: Use only the first N validation images (for embedded scenes: draw N).
         image_column: Image column of a dataset that is not a named benchmark.
         label_column: Label column of a dataset that is not a named benchmark.
-        label_folder: Folder of label files, where a benchmark has several.
+        image_folder: Folder of images below a folder of your own; `{part}` in it stands for the part.
+        label_folder: Folder of label files, likewise, or where a benchmark has several.
+        image_suffix: End of the names of images in a folder of your own, before the file extension: `_leftImg8bit`.
+        label_suffix: End of the names of label maps, likewise: `_L`.
+        label_file: COCO JSON file (instances or panoptic) in a folder of your own; `{part}` in it stands for the part.
         context_459_ids: The label files of PASCAL Context hold the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
         transform: Arguments of `zeroshot.data.transforms.TrainTransform`.
@@ -86,7 +90,11 @@ class DataSettings:
     num_validation: PositiveInt | None = None
     image_column: str = "image"
     label_column: str = "label"
+    image_folder: str | None = None
     label_folder: str | None = None
+    image_suffix: str | None = None
+    label_suffix: str | None = None
+    label_file: str | None = None
     context_459_ids: bool = False
     scene_seed: NonNegativeInt = 0
     transform: dict[str, Any] = field(default_factory=dict)

@@ -98,9 +98,16 @@ def load_towers(
     return clip_towers(*load_clip(source, pretrained, cache_dir=cache_dir))
 
 
+def layers_of_vit(depth: int) -> dict[str, Any]:
+    """Where a ViT of `depth` layers is divided, and which layers are read: what is usual for 12, in proportion."""
+    split_layer = max(1, depth * 3 // 4)
+    return {"clip_split_layer": split_layer, "fusion_layers": sorted({split_layer * step // 3 for step in range(4)})}
+
+
 def clip_towers(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, normalization: dict[str, Any]) -> Towers:
     """Those of a `CLIPModel`."""
     config = {
+        **layers_of_vit(clip.config.vision_config.num_hidden_layers),
         "vision_config": {**clip.config.vision_config.to_dict(), "model_type": "clip_vision_model"},
         "text_config": clip.config.text_config.to_dict(),
         "projection_dim": clip.config.projection_dim,
@@ -130,9 +137,9 @@ def alignzeg_towers(source: str) -> Towers:
     values, fields = model.config.to_dict(), processor.image_processor.to_dict()
     weights = {key: value for key, value in model.state_dict().items() if key.startswith(FROZEN)}
     kept = ("image_mean", "image_std", "resample", "size")
-    return Towers(
-        {name: values[name] for name in CONFIG}, weights, processor.tokenizer, {name: fields[name] for name in kept}
-    )
+    layers = {} if model.config.is_convolutional else layers_of_vit(model.config.vision_config.num_hidden_layers)
+    config = {**layers, **{name: values[name] for name in CONFIG}}
+    return Towers(config, weights, processor.tokenizer, {name: fields[name] for name in kept})
 
 
 def lit_towers(folder: Path) -> Towers:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,16 +18,17 @@ import torch
 
 from ..files import read_text
 from ..settings import DataSettings
+from .coco_json import find_coco_file, load_coco
+from .folders import FolderLayout, find_part_file, is_plain_folder, pair_files, part_names
 from .photos import load_photos
 from .scenes import scenes_dataset
-from .splits import load_split
+from .splits import SegmentationSplit, load_split
 
 
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
 
 PHOTOS = ("msrc", "coco_panoptic", "photos")
 NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k", *PHOTOS)
-LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's names of one integer a pixel
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -36,8 +40,10 @@ def load_benchmark(
     root: str | Path | None = None,
     *,
     label_folder: str | None = None,
+    layout: FolderLayout | None = None,
     image_column: str = "image",
     label_column: str = "label",
+    split: SegmentationSplit | None = None,
     num_scenes: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
@@ -54,10 +60,11 @@ def load_benchmark(
     - `"msrc"`, `"coco_panoptic"`: `root` holds parquet files, see photos.py; `train`, `validation`, `test` and `train`,
       `test`. MSRC also as its original folder. `"photos"` is the `train` part of both together.
     - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
-    - anything else: a hub id, or a local folder that is an imagefolder, holds parquet files or was made by
-      `save_to_disk`. The parts are what the dataset calls them.
+    - anything else: a hub id, or a local folder of images and label maps (see folders.py) or with COCO JSON files (see
+      coco_json.py), or one that is an imagefolder with metadata, holds parquet files or was made by `save_to_disk`.
+      The parts are what the dataset calls them; what `save_to_disk` wrote of a single part is `train` by default.
 
-    `val` and `validation` mean the same to the named ones.
+    `val` and `validation` mean the same everywhere.
 
     Args:
         name: See above.
@@ -65,8 +72,10 @@ def load_benchmark(
         root: See above. The years `VOC2012` and `VOC2010` are found inside it, also inside its `VOCdevkit`.
         label_folder: For VOC and Context, the only folder of label files to use. By default VOC takes a file from
             `SegmentationClassAug`, and from `SegmentationClass` if it is not there.
+        layout: For local folders, where the images and label maps are, if not in the usual places.
         image_column: For hub ids and local folders, the column of images.
         label_column: For hub ids and local folders, the column of label maps.
+        split: For COCO JSON files, whose categories are found by the names of its classes.
         num_scenes: For embedded scenes, how many to draw; by default the number in the split file.
         seed: For embedded scenes, what they are drawn with.
 
@@ -81,6 +90,8 @@ def load_benchmark(
     if name == "embedded_scenes":
         return _draw_scenes("validation" if split_part == "val" else split_part, num_scenes, seed)
     if name not in NAMED_BENCHMARKS:
+        if is_plain_folder(Path(name)):
+            return _open_folder(Path(name), split_part, layout or FolderLayout(), split)
         return _open_dataset(name, split_part, image_column, label_column)
 
     if root is None:
@@ -102,9 +113,25 @@ def load_benchmark(
     else:
         label_folders = [label_folder or "SegmentationClassContext"]
         images, labels = _voc_files(Path(root), "VOC2010", "SegmentationContext", label_folders, part)
-    columns = {"image": [str(p) for p in images], "label": [str(p) for p in labels], "name": [p.stem for p in images]}
+    return _dataset_of_files([path.stem for path in images], images, labels)
+
+
+def _dataset_of_files(names: list[str], images: list[Path], labels: list[Path]) -> datasets.Dataset:
+    columns = {"image": [str(path) for path in images], "label": [str(path) for path in labels], "name": names}
     features = {"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _open_folder(root: Path, part: str, layout: FolderLayout, split: SegmentationSplit | None) -> datasets.Dataset:
+    coco = None
+    if layout.label_file is not None:
+        coco = find_part_file(root, layout.label_file, part)
+    elif layout == FolderLayout(layout.image_folder):
+        coco = find_coco_file(root, part)
+    if coco is not None:
+        return load_coco(coco, root, layout.image_folder, split)
+    pairs = pair_files(root, part, layout)
+    return _dataset_of_files(list(pairs), *(list(files) for files in zip(*pairs.values())))
 
 
 def _draw_scenes(part: str, num_scenes: int | None, seed: int) -> datasets.Dataset:
@@ -168,27 +195,56 @@ def open_any_dataset(
     """One part of a hub id or a local folder, with the columns that it has; streamed without being downloaded first.
 
     Raises:
-        ValueError: `name` cannot be opened, or has no such part.
+        ValueError: `name` cannot be opened, has no such part, or the part is empty.
     """
     if not name:
         raise ValueError("The dataset has an empty name; give a benchmark's name, a hub id or a folder.")
     folder = Path(name)
     try:
-        if (folder / "dataset_dict.json").is_file():
-            dataset = datasets.load_from_disk(name)
-            if split_part not in dataset:
-                raise ValueError(f"It has the parts {', '.join(dataset)}.")
-            dataset = dataset[split_part]
-        elif (folder / "state.json").is_file():
-            dataset = datasets.load_from_disk(name)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            dataset = _load_from_disk(folder, split_part)
         else:
-            return datasets.load_dataset(name, split=split_part, streaming=streaming)
+            return _load_dataset(name, split_part, streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"Cannot open the part {split_part!r} of {name!r}, taken for a local folder or a hub id because it is "
             f"none of the named benchmarks. {error}"
         ) from error
     return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def _load_from_disk(folder: Path, part: str) -> datasets.Dataset:
+    """One part of what `save_to_disk` wrote. Of a single dataset, `datasets` would ignore which part is asked for."""
+    listing = folder / "dataset_dict.json"
+    if listing.is_file():
+        places = {name: folder / name for name in json.loads(read_text(listing))["splits"]}
+    else:
+        places = {json.loads(read_text(folder / "state.json")).get("_split") or "train": folder}
+    found = next((name for name in part_names(part) if name in places), None)
+    if found is None:
+        hint = (
+            ""
+            if listing.is_file()
+            else " only. Save a `DatasetDict` to have several, or use other images for this one"
+        )
+        raise ValueError(f"It has the parts {', '.join(places)}{hint}.")
+    try:
+        return datasets.load_from_disk(str(places[found]))
+    except IndexError:  # datasets reads no file where no row was written
+        raise ValueError("It is empty.") from None
+
+
+def _load_dataset(name: str, part: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    unknown: ValueError | None = None
+    for each in part_names(part):
+        try:
+            return datasets.load_dataset(name, split=each, streaming=streaming)
+        except ValueError as error:
+            if not re.search("unknown split|bad split", str(error), re.IGNORECASE):
+                raise
+            unknown = unknown or error
+    assert unknown is not None
+    raise unknown
 
 
 def _open_dataset(name: str, split_part: str, image_column: str, label_column: str) -> datasets.Dataset:
@@ -220,11 +276,14 @@ def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def open_part(settings: DataSettings, part: str, limit: int | None):
     """One part of the dataset, as `datasets.Dataset`, at most `limit` images."""
+    split = load_split(settings.split or settings.dataset, context_459_ids=settings.context_459_ids)
     dataset = load_benchmark(
         settings.dataset,
         part,
         settings.root,
         label_folder=settings.label_folder,
+        layout=FolderLayout(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(FolderLayout)}),
+        split=split,
         image_column=settings.image_column,
         label_column=settings.label_column,
         num_scenes=limit,

@@ -20,7 +20,9 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .benchmarks import encoded_images
-from .splits import SegmentationSplit
+from .colors import UnknownColorError
+from .splits import SegmentationSplit, UnmappedIdError
+from .statistics import PartCounts, label_pixels
 
 
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
@@ -29,16 +31,27 @@ LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL modes with o
 
 
 class Problem(NamedTuple):
-    """What is wrong with one file of a dataset."""
+    """What is wrong with one file of a dataset.
+
+    `ids` are the raw ids, or `colors` the colours, that the split does not have, if that is what is wrong.
+    """
 
     file: str
     message: str
+    ids: tuple[int, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}: {self.message}"
 
 
-def validate_dataset(dataset: datasets.Dataset, split: SegmentationSplit, num_threads: int = 8) -> list[Problem]:
+def validate_dataset(
+    dataset: datasets.Dataset,
+    split: SegmentationSplit,
+    num_threads: int = 8,
+    counts: PartCounts | None = None,
+    first: int = 0,
+) -> list[Problem]:
     """Reads every file of `dataset` once and returns all that is wrong, in the order of the dataset.
 
     Found are missing and damaged files, label maps that are not one integer a pixel or not of the image's size, raw
@@ -48,7 +61,17 @@ def validate_dataset(dataset: datasets.Dataset, split: SegmentationSplit, num_th
         dataset: As from [`load_benchmark`].
         split: The split whose raw ids the label maps should hold.
         num_threads: Number of files that are decoded at once.
+        counts: Where to count the pixels of the classes, in the images of its sample.
+        first: Position in the part of the first image of `dataset`.
     """
+    sample = counts.sample if counts is not None else frozenset()
+
+    def read(position: int, row: dict[str, Any]) -> tuple[list[Problem], np.ndarray | None, tuple[int, int]]:
+        image, label, problems = _read_row(row, split)
+        if problems or image is None or label is None or position not in sample:
+            return problems, None, (0, 0)
+        return problems, label_pixels(label, split), (image.shape[1], image.shape[0])
+
     if not len(dataset):
         return [Problem("dataset", "it is empty")]
     problems: list[Problem] = []
@@ -57,30 +80,67 @@ def validate_dataset(dataset: datasets.Dataset, split: SegmentationSplit, num_th
     with progress, ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(rows), 512):  # not all at once, because embedded files are read ahead
             batch = rows.select(range(start, min(start + 512, len(rows)))).to_list()
-            for found in pool.map(lambda row: _read_row(row, split)[-1], batch):
+            for found, pixels, size in pool.map(read, range(first + start, first + start + len(batch)), batch):
                 problems += found
+                if counts is not None and pixels is not None:
+                    counts.add(pixels, size)
                 progress.update()
     return problems
 
 
-def raise_for_problems(problems: list[Problem], limit: int = 20) -> None:
-    """Raises a [`ValueError`] that lists the first `limit` of `problems`; does nothing if there are none."""
-    if problems:
-        more = [f"… and {len(problems) - limit} more"] if len(problems) > limit else []
-        lines = "\n".join([*map(str, problems[:limit]), *more])
-        raise ValueError(f"The dataset cannot be used, {len(problems)} problem(s) found:\n{lines}")
+def raise_for_problems(problems: list[Problem], split: SegmentationSplit | None = None, limit: int = 20) -> None:
+    """Raises a [`ValueError`] that lists `problems`, those of one cause in one line, and at most `limit` lines; does
+    nothing if there are none. `split` is what says how to map unknown ids."""
+    if not problems:
+        return
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault("ids" if problem.ids else "colors" if problem.colors else problem.message, []).append(
+            problem
+        )
+    shown = list(groups.values())[:limit]
+    rest = len(problems) - sum(map(len, shown))
+    more = [f"… and {rest} more"] if rest else []
+    lines = "\n".join([*(_line(group, split) for group in shown), *more])
+    raise ValueError(f"The dataset cannot be used, {len(problems)} problem(s) found:\n{lines}")
 
 
-def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> None:
-    """Reads all files of a part once, each process its share.
+def _line(group: list[Problem], split: SegmentationSplit | None) -> str:
+    message = group[0].message
+    ids = sorted({each for problem in group for each in problem.ids})
+    colors = sorted({each for problem in group for each in problem.colors})
+    if len(group) > 1 and ids:
+        message = f"label maps contain the raw ids {ids}, which the split does not have"
+    elif len(group) > 1 and colors:
+        message = f"label pictures have the colours {colors[:20]}, which no class has"
+    if ids and split is not None:
+        message = f"{message.rstrip('.')}. {split.hint(ids)}"
+    elif colors and split is not None:
+        message = f"{message}. Add them to `palette`, those without a class under {split.ignore_index}."
+    if len(group) == 1:
+        return f"{group[0].file}: {message}"
+    files = ", ".join(problem.file for problem in group[:5])
+    return f"{len(group)} files, {files}{', …' if len(group) > 5 else ''}: {message}"
+
+
+def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> PartCounts:
+    """Reads all files of a part once, each process its share, and counts the pixels of the classes.
 
     Raises:
         ValueError: On every process, if something is wrong anywhere; the message names the files.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    share = rows.select(range(len(rows) * rank // world, len(rows) * (rank + 1) // world))
-    problems = validate_dataset(share, split) if len(share) or not len(rows) else []
-    raise_for_problems([Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])])
+    first = len(rows) * rank // world
+    share = rows.select(range(first, len(rows) * (rank + 1) // world))
+    counts = PartCounts(len(split.classes), len(rows))
+    problems = validate_dataset(share, split, counts=counts, first=first) if len(share) or not len(rows) else []
+    raise_for_problems(
+        [Problem(*problem) for problem in gather_object([tuple(problem) for problem in problems])], split
+    )
+    total = PartCounts(len(split.classes), len(rows))
+    for each in gather_object([counts]):
+        total.merge(each)
+    return total
 
 
 def _read_row(
@@ -89,20 +149,25 @@ def _read_row(
     """The `uint8` RGB image, the map of class ids, and what is wrong; what cannot be read is `None`."""
     arrays: dict[str, np.ndarray | None] = {}
     files, problems = {}, []
-    for column, to_array in (("image", _image_array), ("label", _label_array)):
+    colored = bool(split.palette)
+    for column in ("image", "label"):
         files[column] = (row[column] or {}).get("path") or f"{column} of {row['name']}"
         try:
-            arrays[column] = to_array(row[column])
+            arrays[column] = _image_array(row[column]) if colored or column == "image" else _label_array(row[column])
         except ValueError as error:
             arrays[column] = None
             problems.append(Problem(files[column], str(error)))
     image, label = arrays["image"], arrays["label"]
-    if image is not None and label is not None and image.shape[:2] != label.shape:
-        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape, *image.shape)
+    if image is not None and label is not None and image.shape[:2] != label.shape[:2]:
+        sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape[:2], *image.shape)
         problems.append(Problem(files["label"], f"the label map has {sizes}; they must agree"))
     if label is not None:
         try:
-            label = split.map_raw(label)
+            label = split.map_colors(label) if colored else split.map_raw(label)
+        except UnmappedIdError as error:
+            problems.append(Problem(files["label"], str(error), ids=tuple(error.ids)))
+        except UnknownColorError as error:
+            problems.append(Problem(files["label"], str(error), colors=tuple(error.colors)))
         except ValueError as error:
             problems.append(Problem(files["label"], str(error)))
     return image, label, problems
@@ -128,7 +193,7 @@ def _label_array(value: dict[str, Any] | None) -> np.ndarray:
     if picture.mode not in LABEL_MODES:
         raise ValueError(
             f"the label map has mode {picture.mode}, expected one integer id a pixel (PNG of mode L, P or I;16); "
-            "if colours stand for classes, convert them to ids first"
+            "if colours stand for classes, add their `palette` to the split"
         )
     return np.array(picture)
 
@@ -209,7 +274,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         row = self._rows[index]
         image, label, problems = _read_row(row, self.split)
-        raise_for_problems(problems)
+        raise_for_problems(problems, self.split)
         assert image is not None and label is not None
         smallest = np.result_type(*map(np.min_scalar_type, (self.split.ignore_index, len(self.split.classes) - 1)))
         return image, label.astype(smallest), row["name"]

@@ -16,6 +16,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from .colors import UnknownColorError, colors_to_ids, voc_palette
+
 
 MSRC_PARTS = {"train": (0, 2, 4, 6, 8), "validation": (3,), "test": (1, 5, 7, 9)}
 # MSRC's colours are those of PASCAL VOC's palette, in which two were passed over before "road".
@@ -24,35 +26,6 @@ MSRC_PALETTE_IDS = [*range(19), *range(21, 26)]
 
 MSRC_OFFSET = 210  # of MSRC's ids where COCO's, up to 200, are in the same files
 ENCODED = datasets.Image(decode=False)
-
-
-def voc_palette(count: int) -> np.ndarray:
-    """The first `count` colours of PASCAL VOC's palette, `uint8 (count, 3)`: the bits of an id, dealt out in turn to red,
-    green and blue from the highest bit down."""
-    ids = np.arange(count)
-    colors = np.zeros((count, 3), np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            colors[:, channel] |= (((ids >> (3 * level + channel)) & 1) << (7 - level)).astype(np.uint8)
-    return colors
-
-
-def colors_to_ids(picture: np.ndarray, palette: np.ndarray, name: str) -> np.ndarray:
-    """A coloured label picture `(height, width, 3)` as positions in `palette (K, 3)`, `uint8`.
-
-    Raises:
-        ValueError: the picture has a colour that the palette does not have.
-    """
-    weights = np.array([1 << 16, 1 << 8, 1])
-    codes, known = picture.astype(int) @ weights, palette.astype(int) @ weights
-    order = np.argsort(known)
-    places = np.minimum(np.searchsorted(known[order], codes), len(known) - 1)
-    ids = order[places]
-    wrong = known[ids] != codes
-    if wrong.any():
-        color = tuple(int(value) for value in picture[wrong][0])
-        raise ValueError(f"{name} has the colour {color} in {int(wrong.sum())} pixels, which no class has.")
-    return ids.astype(np.uint8)
 
 
 def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
@@ -101,7 +74,10 @@ def _original_msrc(root: Path, part: str) -> datasets.Dataset:
         label = root / "GroundTruth" / f"{path.stem}_GT.bmp"
         if not label.is_file():
             raise FileNotFoundError(f"{label} does not exist; MSRC's label of {path.name} is missing.")
-        ids = colors_to_ids(np.asarray(Image.open(label).convert("RGB")), palette, str(label))
+        try:
+            ids = colors_to_ids(np.asarray(Image.open(label).convert("RGB")), palette).astype(np.uint8)
+        except UnknownColorError as error:
+            raise ValueError(f"{label}: {error}.") from error
         columns["image"].append(str(path))
         columns["label"].append({"bytes": _encode(ids), "path": None})
         columns["name"].append(path.stem)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..files import parse_yaml, read_text, shown
+from .colors import colors_to_ids
 
 
 SPLITS_FOLDER = Path(__file__).resolve().parent / "splits"
@@ -37,13 +38,26 @@ SHIPPED_SPLITS: dict[str, str] = {
     "msrc_b": "msrc21_b.json",
     "coco_panoptic": "coco_panoptic.json",
     "photos": "photos.json",
+    "cityscapes": "cityscapes_19.json",
+    "coco_object": "coco_object_81.json",
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
 CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
 
 _UNMAPPED = np.iinfo(np.int64).min
 _JSON_KEYS = ("name", "classes", "unseen", "unseen_ids", "seen_ids", "ignore_index", "raw_id_to_contiguous")
-_YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map")
+_YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map", "palette")
+
+
+class UnmappedIdError(ValueError):
+    """A label map holds raw `ids` that the raw id map of a split does not have."""
+
+    def __init__(self, ids: list[int], split: str) -> None:
+        self.ids = ids
+        super().__init__(
+            f"The label map holds the raw ids {ids}, which the raw id map of {split!r} does not have. "
+            "Use the split that belongs to these files, or add the ids to its raw id map."
+        )
 
 
 @dataclass(frozen=True)
@@ -57,12 +71,15 @@ class SegmentationSplit:
         ignore_index: Id of pixels that take no part; any integer that is not a class id.
         raw_id_to_class: Class id, or `ignore_index`, of every raw id that a label file may hold. By default raw ids
             are class ids and `ignore_index` is itself.
+        palette: Where label maps are coloured pictures, the class id or `ignore_index` of every colour (red, green, blue).
+            Raw ids then do not occur.
         protocol: In words, what a report must say beside the name, such as what became of the background.
         sizes: Number of images of each part ("train", "val", …) as published; empty if unknown.
 
     Raises:
-        ValueError: Names are empty or occur twice, `unseen` names a class that does not exist, `ignore_index` is a
-            class id, or `raw_id_to_class` leaves the range of raw or class ids.
+        ValueError: Names are empty, occur twice, differ in the case of letters only or have spaces around them, `unseen`
+            names a class that does not exist, `ignore_index` is a class id, or `raw_id_to_class` leaves the range of raw
+            or class ids.
     """
 
     name: str
@@ -70,6 +87,7 @@ class SegmentationSplit:
     unseen: tuple[str, ...] = ()
     ignore_index: int = 255
     raw_id_to_class: Mapping[int, int] = field(default_factory=dict)
+    palette: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
     protocol: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -89,10 +107,7 @@ class SegmentationSplit:
                 f"choose a number outside 0..{len(self.classes) - 1}."
             )
         if not self.raw_id_to_class:
-            identity = {i: i for i in range(len(self.classes))} | {self.ignore_index: self.ignore_index}
-            # A negative `ignore_index` cannot stand in a file.
-            identity = {raw: target for raw, target in identity.items() if raw >= 0}
-            object.__setattr__(self, "raw_id_to_class", identity)
+            object.__setattr__(self, "raw_id_to_class", self._identity)
         for raw, target in self.raw_id_to_class.items():
             if not _is_integer(raw) or not 0 <= raw < NUM_RAW_IDS:
                 raise ValueError(
@@ -103,6 +118,34 @@ class SegmentationSplit:
                     f"The raw id map sends {raw} to {shown(target)}; expected a class id in 0..{len(self.classes) - 1} or "
                     f"the ignore index {self.ignore_index}."
                 )
+
+    @property
+    def _identity(self) -> dict[int, int]:
+        ids = {i: i for i in range(len(self.classes))} | {self.ignore_index: self.ignore_index}
+        return {raw: target for raw, target in ids.items() if raw >= 0}  # no file holds a negative `ignore_index`
+
+    @property
+    def has_raw_id_map(self) -> bool:
+        """Whether raw ids differ from class ids."""
+        return self.raw_id_to_class != self._identity
+
+    @property
+    def counting_from_one(self) -> str:
+        """What to do about files in which 0 means unlabelled and the first class is 1."""
+        more = ", …" if len(self.classes) > 2 else ""
+        ids = ", ".join(f"{position}: {name}" for position, name in enumerate(self.classes[:2], 1))
+        return f"add `raw_id_map: {{0: {self.ignore_index}, {ids}{more}}}` to the split"
+
+    def hint(self, ids: Sequence[int]) -> str:
+        """What to do about raw `ids` that label files hold and the split does not have."""
+        if self.has_raw_id_map:
+            return "Add them to `raw_id_map`."
+        hints = []
+        if len(ids) == 1:
+            hints.append(f"If {ids[0]} marks unlabelled pixels, set `ignore_index: {ids[0]}`.")
+        if len(self.classes) in ids:
+            hints.append(f"If 0 means unlabelled and classes count from 1, {self.counting_from_one}.")
+        return " ".join(hints) or "Add the classes that they stand for, or a `raw_id_map`."
 
     @cached_property
     def seen(self) -> tuple[str, ...]:
@@ -134,18 +177,30 @@ class SegmentationSplit:
             `int64` array of that shape with values in `0..C-1` or `ignore_index`.
 
         Raises:
-            ValueError: `label` does not hold integers, or holds an id that the raw id map does not have.
+            ValueError: `label` does not hold integers.
+            UnmappedIdError: `label` holds an id that the raw id map does not have.
         """
         label = _integer_array(label)
         inside = (label >= 0) & (label < NUM_RAW_IDS) if label.dtype.itemsize > 2 or label.dtype.kind == "i" else True
         mapped = self._raw_table[label] if np.all(inside) else np.array(_UNMAPPED)
         if (mapped == _UNMAPPED).any():
             unexpected = [int(i) for i in np.unique(label) if int(i) not in self.raw_id_to_class]
-            raise ValueError(
-                f"The label map holds the raw ids {unexpected}, which the raw id map of {self.name!r} does not have. "
-                "Use the split that belongs to these files, or add the ids to its raw id map."
-            )
+            raise UnmappedIdError(unexpected, self.name)
         return mapped
+
+    def map_colors(self, picture: np.ndarray) -> np.ndarray:
+        """Turns a coloured label picture into class ids by `palette`.
+
+        Args:
+            picture: `uint8` array of shape (height, width, 3), RGB.
+
+        Returns:
+            `int64` array of shape (height, width) with values in `0..C-1` or `ignore_index`.
+
+        Raises:
+            UnknownColorError: `picture` has a colour that the palette does not have.
+        """
+        return np.array(list(self.palette.values()))[colors_to_ids(picture, np.array(list(self.palette)))]
 
     def hide_unseen(self, label: np.ndarray) -> np.ndarray:
         """Turns class ids into training ids; pixels of unseen classes become `ignore_index`.
@@ -205,6 +260,7 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
         unseen=tuple(split.seen[i] for i in sorted(chosen)),
         ignore_index=split.ignore_index,
         raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
+        palette={color: new_id.get(target, split.ignore_index) for color, target in split.palette.items()},
         protocol=f"{count} of {len(split.seen)} seen classes of {split.name} are treated as unseen; real unseen classes are "
         "ignored",
     )
@@ -236,6 +292,8 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
             - `ignore_index` (optional, 255);
             - `raw_id_map` (optional): for every id in the label files a class name, a class id or `ignore_index`.
               Pixels that hold `ignore_index` stay ignored without being listed. By default the files hold class ids;
+            - `palette` (optional), where the label maps are coloured pictures: for every class name (or `ignore_index`) its
+              colour `[red, green, blue]`, or a list of colours;
 
             or of a JSON file in the form of the shipped ones.
         context_459_ids: For the PASCAL Context splits: the label files hold the original ids 1..459 instead of the
@@ -249,7 +307,8 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
     path = SPLITS_FOLDER / SHIPPED_SPLITS[name] if name in SHIPPED_SPLITS else Path(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file."
+            f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file. For "
+            "a dataset of your own, set `split` (`--split`, `--data.split`) to a YAML file with its class names."
         )
     try:
         text = read_text(path)
@@ -304,7 +363,34 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
         raw_id_to_class[raw] = classes.index(target) if isinstance(target, str) else target
     if raw_id_to_class and _is_integer(ignore_index) and ignore_index >= 0:
         raw_id_to_class.setdefault(ignore_index, ignore_index)
-    return SegmentationSplit(name, classes, tuple(data.get("unseen", [])), ignore_index, raw_id_to_class)
+    palette = _read_palette(data.get("palette", {}), classes, ignore_index)
+    if raw_id_to_class and palette:
+        raise ValueError("It has both `raw_id_map` and `palette`; label maps hold either ids or colours.")
+    return SegmentationSplit(name, classes, tuple(data.get("unseen", [])), ignore_index, raw_id_to_class, palette)
+
+
+def _read_palette(data: Any, classes: tuple[str, ...], ignore_index: Any) -> dict[tuple[int, int, int], int]:
+    """The class id or `ignore_index` of every colour."""
+    if not isinstance(data, dict):
+        raise ValueError(f"`palette` is {shown(data)}; expected a class name and its colour on every line.")
+    palette: dict[tuple[int, int, int], int] = {}
+    for key, value in data.items():
+        if key not in classes and key != ignore_index:
+            raise ValueError(
+                f"`palette` has {shown(key)}, which is neither in `classes` nor `ignore_index`, {shown(ignore_index)}."
+            )
+        colors = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        for color in colors:
+            if (
+                not isinstance(color, list)
+                or len(color) != 3
+                or not all(_is_integer(part) and 0 <= part <= 255 for part in color)
+            ):
+                raise ValueError(f"`palette` gives {shown(key)} the colour {shown(color)}; expected three of 0..255.")
+            if tuple(color) in palette:
+                raise ValueError(f"`palette` has the colour {color} more than once.")
+            palette[color[0], color[1], color[2]] = ignore_index if key == ignore_index else classes.index(key)
+    return palette
 
 
 def _check_types(data: dict[str, Any]) -> None:
@@ -330,9 +416,17 @@ def _check_names(argument: str, names: Sequence[str]) -> None:
             raise ValueError(
                 f"`{argument}` has {shown(name)} at position {position}; expected a class name{'' if name == '' else hint}."
             )
+        if name != name.strip():
+            raise ValueError(f"`{argument}` has {shown(name)} at position {position}; remove the spaces around it.")
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
         raise ValueError(f"`{argument}` has {_quoted(doubles)} more than once; every class needs its own name.")
+    folded = [name.casefold() for name in names]
+    alike = [name for name, key in zip(names, folded) if folded.count(key) > 1]
+    if alike:
+        raise ValueError(
+            f"`{argument}` has {_quoted(alike)}, which differ in the case of letters only; CLIP reads them as one name."
+        )
 
 
 def _integer_array(label: np.ndarray) -> np.ndarray:

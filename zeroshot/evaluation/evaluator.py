@@ -19,6 +19,7 @@ from modeling_alignzeg.readout_alignzeg import View, label_map
 
 from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
+from ..data.statistics import occurring
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
 from .test_time_augmentation import Augmentation
 
@@ -97,6 +98,9 @@ class Evaluator:
         for name, matrix in self.matrices.items():
             total = accelerator.reduce(matrix, reduction="sum") if accelerator is not None else matrix
             results[name] = scores_from_confusion(total.cpu(), self.split.unseen_ids, self.split.classes)
+            occurs = total.cpu().sum(1) > 0
+            results[name]["unseen_occurring"] = sum(bool(occurs[i]) for i in self.split.unseen_ids)
+            results[name]["unseen_total"] = len(self.split.unseen_ids)
         return results
 
 
@@ -191,7 +195,10 @@ def without_nan(value: Any) -> Any:
 
 
 def format_scores(scores: dict[str, Any]) -> str:
+    """The scores in one line; beside mIoU(U), how many unseen classes occur at all if some do not."""
+    present, total = (scores.get(f"unseen_{what}", 0) for what in ("occurring", "total"))
+    note = f" ({occurring(present, total)} in these images)" if present < total else ""
     return (
-        f"mIoU(S) {scores['miou_seen']:.1f}  mIoU(U) {scores['miou_unseen']:.1f}  hIoU {scores['hiou']:.1f}  "
+        f"mIoU(S) {scores['miou_seen']:.1f}  mIoU(U) {scores['miou_unseen']:.1f}{note}  hIoU {scores['hiou']:.1f}  "
         f"pAcc {scores['pixel_accuracy']:.1f}"
     )

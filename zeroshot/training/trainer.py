@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 from modeling_alignzeg.loss_alignzeg import MatchingCostError
 
 from ..checkpoints import save_checkpoint
-from ..data.benchmarks import open_part
-from ..data.dataset import SegmentationDataset, check_dataset
-from ..data.splits import SegmentationSplit, load_split, pseudo_unseen_split
+from ..data.dataset import SegmentationDataset
+from ..data.statistics import similar_names
+from ..data.task import check_task, open_task
 from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
 from ..files import atomic_write_text, shown
@@ -89,34 +89,28 @@ class Trainer:
         self.output = Path(settings.output_dir)
         data, training = settings.data, settings.training
 
-        self.split: SegmentationSplit = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
-        if data.pseudo_unseen:
-            self.split = pseudo_unseen_split(self.split, data.pseudo_unseen, data.pseudo_seed)
-        # The one split that training sees: its unseen classes become "ignore" in every label map.
-        self.training_split = dataclasses.replace(self.split, unseen=()) if data.fully_supervised else self.split
-        transform = build_transform(data.transform, self.split.ignore_index)
         with self.accelerator.main_process_first():
-            train_rows = open_part(data, data.train_part, data.num_train)
-            validation_rows = (
-                open_part(data, data.validation_part, data.num_validation) if training.evaluate_every else None
-            )
+            task = open_task(data, validation=training.evaluate_every > 0)
+        self.split, self.training_split = task.split, task.training_split
+        transform = build_transform(data.transform, self.split.ignore_index)
         if data.validate:
-            for rows in (train_rows, validation_rows):
-                if rows is not None:
-                    check_dataset(self.accelerator, rows, self.split)
+            check_task(self.accelerator, task)
         self.validation = None
-        if validation_rows is not None:
-            self.validation = SegmentationDataset(validation_rows, self.split, training=False)
+        if task.validation is not None:
+            self.validation = SegmentationDataset(task.validation, self.split, training=False)
         # After everything about the settings and the data that can be wrong: loading a model takes long.
         self.model, self.processor = build_model(settings.model, settings.seed)
         self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
         self.model.to(self.accelerator.device)
+        classes = list(self.split.classes)
+        for warning in similar_names(self.model.get_text_prototypes(self.processor, classes), classes):
+            self.accelerator.print(f"Warning: {warning}")
         image_processor = self.processor.image_processor
         image_processor.ignore_index = self.split.ignore_index
         transform = dataclasses.replace(transform, resample=image_processor.resample)
         seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
-            train_rows,
+            task.train,
             self.training_split,
             transform,
             training=True,

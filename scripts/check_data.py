@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Shows what a training would read: pairs of files, image sizes, pixels of every class, likely mistakes, and a picture.
+
+    python scripts/check_data.py --config scripts/configs/own_data.yaml --data.dataset my_data --data.split my_classes.yaml
+
+Takes the options of train.py as well. Nothing is trained. The picture has images beside their label maps; unlabelled pixels
+are grey, "none of these". Class names are compared if `model.clip` or `model.checkpoint` is set.
+"""
+
+from __future__ import annotations
+
+from jsonargparse.typing import PositiveInt
+
+from zeroshot.cli import run_command
+from zeroshot.settings import SettingsParser
+
+
+def main() -> None:
+    parser = SettingsParser(__doc__)
+    parser.add_argument("--images", type=PositiveInt, default=6, help="How many images of each part are drawn.")
+    parser.add_argument("--output", type=str, default="data_check.png", help="Picture to write.")
+    parser.add_argument("--names", type=bool, default=True, help="Load the model and compare the class names.")
+    args, settings = parser.parse()
+    from zeroshot.data.task import check_task, describe_pairs, draw_grid, open_task
+    from zeroshot.files import check_output
+    from zeroshot.launching import start_processes
+
+    check_output(args.output)
+    accelerator = start_processes()
+    task = open_task(settings.data, validation=settings.training.evaluate_every > 0)
+    accelerator.print(describe_pairs(task))
+    check_task(accelerator, task)
+    if accelerator.is_main_process:
+        draw_grid(task, args.images, args.output)
+        print(f"Picture: {args.output}")
+    if args.names and (settings.model.clip or settings.model.checkpoint):
+        from zeroshot.data.statistics import similar_names
+        from zeroshot.training.setup import build_model
+
+        model, processor = build_model(settings.model, settings.seed)
+        classes = list(task.split.classes)
+        alike = similar_names(model.get_text_prototypes(processor, classes), classes)
+        accelerator.print("\n".join(f"Warning: {each}" for each in alike) or "The text tower tells all names apart.")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,156 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""How much of each class a dataset has, and what of that is likely a mistake."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..files import shown
+from .splits import SegmentationSplit
+
+
+SAMPLE = 2000  # images that are counted of a larger part
+SIMILAR = 0.99  # cosine of two text prototypes from which on the text tower does not tell the names apart
+
+
+@dataclass
+class PartCounts:
+    """Pixels and images of every class in one part of a dataset.
+
+    Attributes:
+        classes: Count of classes `C`.
+        images: Count of images in the part.
+        counted: How many of them were counted, at most [`SAMPLE`].
+        pixels: `int64 (C + 1,)`, the last for unlabelled pixels.
+        occurrences: Count of images with such pixels, `int64 (C + 1,)`.
+        sizes: How often each image size (width, height) occurs.
+    """
+
+    classes: int
+    images: int
+    counted: int = 0
+    pixels: np.ndarray = field(init=False)
+    occurrences: np.ndarray = field(init=False)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.pixels, self.occurrences = (np.zeros(self.classes + 1, np.int64) for _ in range(2))
+
+    @property
+    def sample(self) -> frozenset[int]:
+        """Positions of the images to count, the same in every run."""
+        return frozenset(np.linspace(0, self.images - 1, min(self.images, SAMPLE)).astype(int).tolist())
+
+    def add(self, pixels: np.ndarray, size: tuple[int, int]) -> None:
+        """Adds an image of `size` by its [`label_pixels`]."""
+        self.counted += 1
+        self.pixels += pixels
+        self.occurrences += pixels > 0
+        self.sizes[size] += 1
+
+    def merge(self, other: PartCounts) -> None:
+        """Adds the counts of other images of the same part."""
+        self.counted += other.counted
+        self.pixels += other.pixels
+        self.occurrences += other.occurrences
+        self.sizes += other.sizes
+
+    def has(self, class_ids: tuple[int, ...]) -> bool:
+        """Whether there is a pixel of one of these classes."""
+        return bool(self.pixels[list(class_ids)].sum())
+
+
+def label_pixels(label: np.ndarray, split: SegmentationSplit) -> np.ndarray:
+    """Pixels of every class in a map of class ids of any shape, and last the unlabelled ones, `int64 (C + 1,)`."""
+    classes = len(split.classes)
+    return np.bincount(np.where(label == split.ignore_index, classes, label).ravel(), minlength=classes + 1)
+
+
+def class_table(split: SegmentationSplit, parts: Mapping[str, PartCounts]) -> str:
+    """Pixels, their share and images of every class in every part, as text."""
+    header = ["class", "", *(f"{part}: {what}" for part in parts for what in ("pixels", "share", "images"))]
+    rows = [header]
+    for position, name in enumerate([*split.classes, "unlabelled pixels"]):
+        kind = "" if position == len(split.classes) else "seen" if split.seen_class_mask[position] else "unseen"
+        row = [name, kind]
+        for counts in parts.values():
+            share = 100 * counts.pixels[position] / max(counts.pixels.sum(), 1)
+            row += [f"{counts.pixels[position]:,}", f"{share:.1f} %", f"{counts.occurrences[position]:,}"]
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows]
+    return "\n".join([*(_describe(part, counts) for part, counts in parts.items()), *map(str.rstrip, lines)])
+
+
+def _describe(part: str, counts: PartCounts) -> str:
+    sizes = counts.sizes.most_common(3)
+    text = ", ".join(f"{width}×{height} ({count})" for (width, height), count in sizes)
+    more = f" and {len(counts.sizes) - 3} more" if len(counts.sizes) > 3 else ""
+    sample = "" if counts.counted == counts.images else f", of which a fixed sample of {counts.counted:,} is counted"
+    return f"{part}: {counts.images:,} images{sample}; sizes {text}{more}"
+
+
+def data_warnings(
+    split: SegmentationSplit, parts: Mapping[str, PartCounts], train_part: str | None = None
+) -> list[str]:
+    """What is likely a mistake, one sentence or two each.
+
+    Args:
+        split: The classes; those that it calls seen are trained on.
+        parts: Counts by the name of the part.
+        train_part: The one for training; the others are for evaluation.
+    """
+    found = []
+    for part, counts in parts.items():
+        where = f"`{part}`" + ("" if counts.counted == counts.images else f" of the {counts.counted:,} images counted")
+        expected = split.seen if part == train_part else split.unseen
+        missing = [name for name in expected if not counts.has((split.classes.index(name),))]
+        if not counts.pixels[:-1].any():
+            found.append(
+                f"All pixels in {where} are unlabelled. Check `ignore_index` and what the ids in the files mean."
+            )
+        elif part != train_part and missing:
+            present = occurring(len(expected) - len(missing), len(expected))
+            found.append(f"{present} in {where}; mIoU(U) is the mean over these. Missing: {_listed(missing)}.")
+        elif missing == list(expected) and missing:
+            found.append(f"All labelled pixels in {where} are of unseen classes, so there is nothing to learn from.")
+        elif missing:
+            found.append(
+                f"Seen classes without a pixel in {where}: {_listed(missing)}.{_counting_hint(split, missing)}"
+            )
+    return found
+
+
+def occurring(present: int, total: int) -> str:
+    """In words, how many of the unseen classes there are in some images."""
+    return f"{present} of {total} unseen classes {'occurs' if present == 1 else 'occur'}"
+
+
+def similar_names(prototypes: torch.Tensor, names: list[str] | tuple[str, ...]) -> list[str]:
+    """A sentence about every pair of class names that the text tower does not tell apart.
+
+    Args:
+        prototypes: Unit vectors `(C, D)`.
+        names: The names of the `C` classes.
+    """
+    cosines = torch.triu(prototypes.float() @ prototypes.float().T, diagonal=1)
+    return [
+        f"The text tower does not tell {names[i]!r} and {names[j]!r} apart (cosine {float(cosines[i, j]):.3f}); choose "
+        "words that describe the classes in photographs."
+        for i, j in (cosines > SIMILAR).nonzero().tolist()
+    ]
+
+
+def _counting_hint(split: SegmentationSplit, missing: list[str]) -> str:
+    if split.has_raw_id_map or split.palette or split.classes[-1] not in missing:
+        return ""
+    return f" If 0 means unlabelled in the files and classes count from 1, {split.counting_from_one}."
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(shown, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,124 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What a training is about: its classes, and the images it trains and evaluates on; opened, checked and described."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from modeling_alignzeg import draw_overlay
+
+from ..files import atomic_file
+from ..settings import DataSettings
+from .benchmarks import encoded_images, open_part
+from .dataset import SegmentationDataset, check_dataset
+from .splits import SegmentationSplit, load_split, pseudo_unseen_split
+from .statistics import class_table, data_warnings
+
+
+class Task(NamedTuple):
+    """Classes and data of a training.
+
+    Attributes:
+        split: The classes, seen and unseen.
+        training_split: The one split that training sees: its unseen classes become unlabelled in every label map.
+        parts: The images by the name of their part. The first part is for training, a second one for validation.
+    """
+
+    split: SegmentationSplit
+    training_split: SegmentationSplit
+    parts: dict[str, datasets.Dataset]
+
+    @property
+    def train(self) -> datasets.Dataset:
+        return next(iter(self.parts.values()))
+
+    @property
+    def validation(self) -> datasets.Dataset | None:
+        return list(self.parts.values())[1] if len(self.parts) > 1 else None
+
+
+def open_task(data: DataSettings, validation: bool) -> Task:
+    """Opens what `data` names; files of images are not read yet.
+
+    Args:
+        data: The settings.
+        validation: Whether the validation part is needed.
+
+    Raises:
+        FileNotFoundError, ValueError: The split or a part cannot be opened, or no class is seen.
+    """
+    split = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
+    if data.pseudo_unseen:
+        split = pseudo_unseen_split(split, data.pseudo_unseen, data.pseudo_seed)
+    training_split = replace(split, unseen=()) if data.fully_supervised else split
+    if not training_split.seen:
+        raise ValueError(
+            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: take some "
+            "names out of `unseen`, or set `data.fully_supervised`."
+        )
+    parts = {data.train_part: open_part(data, data.train_part, data.num_train)}
+    if validation:
+        again = " again" if data.validation_part == data.train_part else ""
+        parts[data.validation_part + again] = open_part(data, data.validation_part, data.num_validation)
+    return Task(split, training_split, parts)
+
+
+def check_task(accelerator: Accelerator, task: Task) -> None:
+    """Reads all files once, and prints how much of each class there is, and what is likely a mistake.
+
+    Raises:
+        ValueError: A file cannot be used, or no pixel of a seen class was found for training.
+    """
+    counts = {part: check_dataset(accelerator, rows, task.split) for part, rows in task.parts.items()}
+    accelerator.print(class_table(task.split, counts))
+    warnings = data_warnings(task.training_split, counts, train_part=next(iter(counts)))
+    if len(same := {part.removesuffix(" again") for part in counts}) < len(counts):
+        warnings.append(
+            f"`{same.pop()}` is the part for training and for validation, so scores say nothing of other images."
+        )
+    train = next(iter(counts.values()))
+    if train.counted == train.images and not train.has(task.training_split.seen_ids):
+        raise ValueError(warnings[0])
+    for warning in warnings:
+        accelerator.print(f"Warning: {warning}")
+
+
+def describe_pairs(task: Task, count: int = 3) -> str:
+    """The first `count` pairs of files of every part, as text."""
+    lines = []
+    for part, rows in task.parts.items():
+        lines.append(f"{part}: {len(rows):,} pairs of image and label map, such as")
+        for row in encoded_images(rows.select(range(min(count, len(rows))))):
+            image, label = ((row[column] or {}).get("path") or f"bytes in {column}" for column in ("image", "label"))
+            lines.append(f"  {row['name']}: {image} + {label}")
+    return "\n".join(lines)
+
+
+def draw_grid(task: Task, count: int, output: str, width: int = 360) -> None:
+    """Writes a picture of `count` images of every part, evenly spaced, each `width` pixels wide and beside its labels."""
+    pairs = []
+    for rows in task.parts.values():
+        samples = SegmentationDataset(rows, task.split, training=False)
+        for index in np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist():
+            sample = samples[index]
+            image = Image.fromarray(sample["image"])
+            size = (width, max(1, round(image.height * width / image.width)))
+            label = Image.fromarray(sample["label"].astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+            image = image.resize(size)
+            pairs.append((image, draw_overlay(image, np.asarray(label), list(task.split.classes))))
+    height = max(max(image.height, overlay.height) for image, overlay in pairs)
+    cell = width + max(overlay.width for _, overlay in pairs)
+    columns = 2 if len(pairs) > 1 else 1
+    sheet = Image.new("RGB", (columns * cell, -(-len(pairs) // columns) * height), "white")
+    for position, (image, overlay) in enumerate(pairs):
+        left, top = position % columns * cell, position // columns * height
+        sheet.paste(image, (left, top))
+        sheet.paste(overlay, (left + width, top))
+    with atomic_file(output) as partial:
+        sheet.save(partial)
