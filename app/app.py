@@ -66,6 +66,7 @@ VIEW_DETAIL = 8  # which also has at most this many pixels per mask cell and axi
 REST = 0.3  # seconds from the last slider change to writing the downloads
 KEPT_BYTES = 2**30  # limit on the network outputs kept for all sessions together
 QUEUE_SIZE = 64
+SEGMENTS = {"Panoptic segments": "panoptic", "Instances": "instance"}
 NONE_ID, NONE_NAME, NONE_COLOR = 255, "everything else", (120, 120, 120)
 
 logger = logging.getLogger("alignzeg.app")
@@ -199,6 +200,9 @@ _TOO_LARGE = (
 )
 
 
+_DROPPED = "This result is no longer kept, because many people use the demo. Press Segment again."
+
+
 # --- the model ---------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +311,7 @@ class Segmenter:
         outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
         progress(0.9, "Drawing")
         fields = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
+        fields = (*fields, "queries_hidden_state")  # instances: which proposals are objects
         found = {name: getattr(outputs, name, None) for name in fields}
         kept = SimpleNamespace(**{name: value if value is None else value.cpu() for name, value in found.items()})
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
@@ -349,7 +354,7 @@ class Segmenter:
         """
         outputs = result.outputs
         if outputs is None:
-            raise Refused("This result is no longer kept, because many people use the demo. Press Segment again.")
+            raise Refused(_DROPPED)
         options = {
             "gamma": gamma if self.has_correction else 0.0,
             "threshold": threshold,
@@ -379,6 +384,33 @@ class Segmenter:
             for i in counts.nonzero()[0]
         ]
         return Reading(labels, sorted(rows, key=lambda row: -row[1]))
+
+    def read_segments(
+        self, result: Result, kind: str, score: float, gamma: float, threshold: float
+    ) -> list[tuple[np.ndarray, str]]:
+        """Masks of the size of the shown picture and names of segments of `kind`, one of `SEGMENTS`.
+
+        Raises:
+            Refused: the outputs were dropped, or nothing is found.
+        """
+        if result.outputs is None:
+            raise Refused(_DROPPED)
+        post_process = getattr(self.processor, f"post_process_{SEGMENTS[kind]}_segmentation")
+        found = post_process(
+            result.outputs,
+            score,
+            target_sizes=[result.size_within(VIEW_SIDE)],
+            gamma=gamma if self.has_correction else 0.0,
+            correction_threshold=threshold,
+        )[0]
+        labels = found["segmentation"].numpy()
+        segments = [
+            (labels == info["id"], f"{result.names[info['label_id']]} ({info['score']:.0%})")
+            for info in found["segments_info"]
+        ]
+        if not segments:
+            raise Refused("No segment reaches this score. Lower it, or choose other class names.")
+        return segments
 
     def read_unseen_map(self, result: Result) -> np.ndarray | None:
         """The unseen-ness map, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
@@ -629,6 +661,14 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         return view_data(segmenter, result, *result.settings)
 
     @answering
+    def show_segments(result: Result | None, kind: str, score: float, gamma: float, threshold: float) -> Any:
+        if result is None:
+            raise Refused("Press Segment first.")
+        if kind not in SEGMENTS:
+            raise Refused(f"The kind of segments must be one of {', '.join(SEGMENTS)}.")
+        return str(result.shown), segmenter.read_segments(result, kind, score, gamma, threshold)
+
+    @answering
     def prepare_downloads(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
         time.sleep(REST)
         settings = (gamma, threshold, everything_else)
@@ -743,6 +783,14 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
+                with gr.Accordion("Segments and instances", open=False):
+                    with gr.Row():
+                        kind = gr.Radio(
+                            list(SEGMENTS), value=next(iter(SEGMENTS)), show_label=False, elem_id="az-kind"
+                        )
+                        score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="az-score")
+                    show = gr.Button("Show", size="md", elem_id="az-show")
+                    segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
         gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
@@ -752,6 +800,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         quick = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         files = {**quick, "queue": True, "concurrency_limit": 4}
 
+        show.click(show_segments, [result, kind, score, gamma, threshold], segments, api_visibility="private")
         names.input(update_marks, [names, marked], marked, **quick)
         vocabulary.click(use_vocabulary, None, [names, marked], **quick)
         moves = [control.change for control in settings]

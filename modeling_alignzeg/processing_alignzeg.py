@@ -193,6 +193,14 @@ class AlignZegProcessor(ProcessorMixin):
         """See [`AlignZegImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
 
+    def post_process_instance_segmentation(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """See [`AlignZegImageProcessor.post_process_instance_segmentation`]."""
+        return self.image_processor.post_process_instance_segmentation(*args, **kwargs)
+
+    def post_process_panoptic_segmentation(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """See [`AlignZegImageProcessor.post_process_panoptic_segmentation`]."""
+        return self.image_processor.post_process_panoptic_segmentation(*args, **kwargs)
+
     @staticmethod
     def class_colors(class_names: list[str]) -> np.ndarray:
         """One colour per class name, `uint8 (C, 3)`, the same for a name in every list as far as they can differ."""

@@ -381,4 +381,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         return self.visual_projection(normed.unflatten(0, features.shape[:2]))
 
 
-RECOGNIZERS = {"clip_vision_model": ShadowTokenRecognizer, "timm_wrapper": MaskPoolingRecognizer}
+RECOGNIZERS: dict[str, type[ProposalRecognizer]] = {
+    "clip_vision_model": ShadowTokenRecognizer,
+    "timm_wrapper": MaskPoolingRecognizer,
+}

@@ -414,6 +414,24 @@ def test_redraw_needs_no_network(app: ModuleType, segmenter: Any, monkeypatch: p
     assert {row[0] for row in grey["plain"]["rows"]} <= set(range(len(CLASSES) + 1))
 
 
+def test_segments_are_the_processors(app: ModuleType) -> None:
+    segmenter = app.Segmenter(str(ROOT))
+    example = json.loads((APP / "examples" / "examples.json").read_text(encoding="utf-8"))[0]
+    with Image.open(APP / "examples" / example["file"]) as image:
+        result = run(app, segmenter, image, example["classes"], example["unseen"])
+    for kind, task in app.SEGMENTS.items():
+        post_process = getattr(segmenter.processor, f"post_process_{task}_segmentation")
+        size = [result.size]
+        expected = post_process(result.outputs, 0.4, target_sizes=size, gamma=1.0, correction_threshold=0.6)[0]
+        segments = segmenter.read_segments(result, kind, 0.4, 1.0, 0.6)
+        assert len(segments) == len(expected["segments_info"]) > 0
+        for (mask, text), info in zip(segments, expected["segments_info"]):
+            assert np.array_equal(mask, expected["segmentation"] == info["id"])
+            assert text == f"{result.names[info['label_id']]} ({info['score']:.0%})"
+        with pytest.raises(app.Refused, match="No segment reaches this score"):
+            segmenter.read_segments(result, kind, 1.0, 1.0, 0.6)
+
+
 def test_runs_hold_the_label_map(app: ModuleType) -> None:
     import base64
 
