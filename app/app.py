@@ -129,6 +129,31 @@ def check_names(names: Any) -> list[str]:
     return list(cleaned)
 
 
+def check_classes(entries: Any) -> dict[str, list[str]]:
+    """The phrases of every class, from entries such as “grass”, “sofa|couch” and “background: road|ground”.
+
+    Raises:
+        Refused: as [`check_names`]; or a phrase is in two classes.
+    """
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+        check_names(entries)  # which says what is wrong
+    parts = [entry.partition(":") for entry in entries]
+    phrases = [(rest if colon else name).split("|") for name, colon, rest in parts]
+    names = check_names([name if colon else own[0] for (name, colon, _), own in zip(parts, phrases)])
+    if sum(map(len, phrases)) > MAX_NAMES:
+        raise Refused(f"There are {sum(map(len, phrases)):,} phrases; at most {MAX_NAMES} are allowed.")
+    classes, owners = {}, {}
+    for name, own in zip(names, phrases):
+        try:
+            classes[name] = check_names(own)
+        except Refused as error:
+            raise Refused(f"Phrases of “{name}”: {error}") from None
+        for phrase in classes[name]:
+            if owners.setdefault(phrase, name) != name:
+                raise Refused(f"“{phrase}” is in “{owners[phrase]}” and in “{name}”. Remove one of them.")
+    return classes
+
+
 _DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # these can reorder text on the page
 
 
@@ -286,13 +311,17 @@ class Segmenter:
 
     @torch.no_grad()
     def run(
-        self, image: Image.Image, names: list[str], unseen: list[bool], progress: Callable[[float, str], Any]
+        self,
+        image: Image.Image,
+        classes: dict[str, list[str]],
+        unseen: list[bool],
+        progress: Callable[[float, str], Any],
     ) -> tuple[Result, Image.Image]:
         """Runs the network.
 
         Args:
             image: from [`open_picture`].
-            names, unseen: from [`check_names`] and [`check_unseen`].
+            classes, unseen: from [`check_classes`] and [`check_unseen`].
             progress: called with the progress, 0 to 1, and the name of the next step.
 
         Returns:
@@ -302,9 +331,9 @@ class Segmenter:
             Refused: the picture cannot be decoded.
         """
         progress(0.05, "Reading the picture")
-        image = self._upright(image)
+        image, names = self._upright(image), list(classes)
         progress(0.2, f"Reading {len(names)} class name{'s' if len(names) > 1 else ''}")
-        prototypes = self.model.get_text_prototypes(self.processor, names)
+        prototypes = self.model.get_text_prototypes(self.processor, classes)
         progress(0.5, "Running the network")
         inputs = self.processor(images=image, return_tensors="pt").to(self.device)
         seen = torch.tensor([not mark for mark in unseen], device=self.device)
@@ -615,7 +644,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     @answering
     def update_marks(text: str, marked: list[str]) -> Any:
         try:
-            names = check_names(split_names(text))
+            names = list(check_classes(split_names(text)))
         except Refused:  # the user is still typing
             return gr.skip()
         return gr.update(choices=names, value=[name for name in marked if name in names])
@@ -643,9 +672,9 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
     ) -> tuple[Result, dict[str, Any]]:
         image = open_picture(picture)
-        names = check_names(split_names(text))
-        unseen = check_unseen([name for name in marked if name in names], names)
-        result, upright = segmenter.run(image, names, unseen, lambda share, step: progress(share, desc=step))
+        classes = check_classes(split_names(text))
+        unseen = check_unseen([name for name in marked if name in classes], list(classes))
+        result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
         result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
         upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
             result.shown, quality=90
@@ -691,15 +720,17 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         everything_else: bool = False,
     ) -> tuple[str, str, dict[str, Any]]:
         picture = open_picture(image)
-        names = check_names(class_names)
-        marks = check_unseen(unseen, names)
+        classes = check_classes(class_names)
+        marks = check_unseen(unseen, list(classes))
         gamma = check_number("gamma", gamma, segmenter.gamma, 100.0)
         threshold = check_number("threshold", threshold, segmenter.threshold, 1.0)
-        result, upright = segmenter.run(picture, names, marks, lambda *_: None)
+        result, upright = segmenter.run(picture, classes, marks, lambda *_: None)
         reading = segmenter.read(result, result.size, gamma, threshold, bool(everything_else))
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         write_label_png(folder / "labels.png", reading.labels, result.colors)
-        segmenter.draw_overlay(upright, reading.labels, names, legend=False).save(folder / "overlay.jpg", quality=90)
+        segmenter.draw_overlay(upright, reading.labels, result.names, legend=False).save(
+            folder / "overlay.jpg", quality=90
+        )
         facts = report(segmenter, result, reading, gamma, threshold, bool(everything_else))
         return str(folder / "labels.png"), str(folder / "overlay.jpg"), facts
 
@@ -731,7 +762,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     )
                 names = gr.Textbox(
                     label="Class names",
-                    info="Separated by commas or newlines. Enter starts, Shift+Enter adds a line.",
+                    info="Separated by commas or newlines. Several phrases for one class: “sofa|couch” or “background: "
+                    "road|wall”. Enter starts, Shift+Enter adds a line.",
                     placeholder="grass, water, red striped",
                     lines=1,
                     max_lines=6,

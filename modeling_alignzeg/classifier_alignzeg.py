@@ -13,6 +13,12 @@ from .layers_alignzeg import AlignZegMLP
 from .loss_alignzeg import ProposalMatch, SegmentationTargets, classification_loss, mean_over_processes
 
 
+def class_logits(embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+    """`τ·cos` of unit embeddings `(..., D)` and prototypes `(C, D)`, or `(C, K, D)`: the nearest of K; `(..., C)`."""
+    logits = scale * embeds @ prototypes.flatten(0, -2).T
+    return logits if prototypes.ndim == 2 else logits.unflatten(-1, prototypes.shape[:2]).amax(-1)
+
+
 class Classification(NamedTuple):
     """
     Attributes:
@@ -152,12 +158,12 @@ class AlignZegProposalClassifier(nn.Module):
         Args:
             frozen_embeds: `(B, N, D)`, from the recognizer.
             queries: `(B, N, d)`, refined mask queries.
-            prototypes: `(C, D)`.
+            prototypes: `(C, D)`, or `(C, K, D)`.
             scale: Temperature `τ`.
         """
         inputs = self.adapter.inputs(frozen_embeds, queries)
         embeds = self.adapter(inputs)
-        logits = torch.cat([scale * embeds @ prototypes.T, self.background(embeds, scale)[..., None]], -1)
+        logits = torch.cat([class_logits(embeds, prototypes, scale), self.background(embeds, scale)[..., None]], -1)
         return Classification(inputs, embeds, logits)
 
     def loss(

@@ -12,7 +12,7 @@ from transformers import Pipeline
 from transformers.image_utils import ImageInput
 
 from .images_alignzeg import open_any, to_rgb
-from .processing_alignzeg import check_class_names, check_unseen_names
+from .processing_alignzeg import check_classes, check_unseen_names, read_classes
 from .readout_alignzeg import image_view, segment_score
 
 
@@ -43,10 +43,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
         Args:
             images: PIL images, paths or addresses; of any mode and size, also within one batch.
-            candidate_labels (`list[str]`, *optional*): Distinct class names, or one string with commas between them.
+            candidate_labels (`list[str]`, *optional*): Distinct class names, or a dictionary with several phrases for a
+                class, see [`AlignZegModel.get_text_prototypes`]; or one string, see [`read_classes`].
             unseen_labels (`list[str]`, *optional*): Those of them that count as unseen; default: for the checkpoint's
                 own vocabulary those of the checkpoint, for other names none.
             template_set (`str` or `list[str]`, *optional*): Prompt templates; default: the checkpoint's.
+            phrase_pooling (`str`, defaults to `"max"`): How several phrases make a class: `"max"` or `"mean"`.
             subtask (`str`, defaults to `"semantic"`): `"semantic"`, `"panoptic"` or `"instance"`.
             gamma, threshold (`float`, *optional*): Predictive bias correction; default: the checkpoint's.
             score_threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): For panoptic segments and
@@ -78,9 +80,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        candidate_labels: list[str] | str | None = None,
+        candidate_labels: list[str] | dict[str, list[str]] | str | None = None,
         unseen_labels: list[str] | str | None = None,
         template_set: str | list[str] | None = None,
+        phrase_pooling: str | None = None,
         gamma: float | None = None,
         threshold: float | None = None,
         none_of_these: bool | None = None,
@@ -102,15 +105,18 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         unknown = set(segments) - set(SEGMENT_OPTIONS)
         if unknown:
             raise TypeError(f"There is no argument {min(unknown)!r}; {', '.join(SEGMENT_OPTIONS)} are for segments.")
-        labels, unseen = {}, {}
+        labels, unseen, classes = {}, {}, {}
         if candidate_labels is not None:
-            labels["candidate_labels"] = check_class_names(split(candidate_labels))
+            read = read_classes if isinstance(candidate_labels, str) else check_classes
+            classes["classes"] = read(candidate_labels)
+            labels["candidate_labels"] = list(classes["classes"])
         if unseen_labels is not None:
             unseen["unseen_labels"] = check_unseen_names(split(unseen_labels))
         readout = given(gamma=gamma, threshold=threshold, none_of_these=none_of_these, subtask=subtask, **segments)
         if labels_to_fuse is not None:
             readout["labels_to_fuse"] = check_unseen_names(split(labels_to_fuse))
-        return given(timeout=timeout), {**labels, **unseen, **given(template_set=template_set)}, {**labels, **readout}
+        text = given(template_set=template_set, phrase_pooling=phrase_pooling)
+        return given(timeout=timeout), {**classes, **unseen, **text}, {**labels, **readout}
 
     def preprocess(self, image: Image.Image | str | os.PathLike, timeout: float | None = None) -> dict[str, Any]:
         if not isinstance(image, (str, os.PathLike, Image.Image)):
@@ -126,9 +132,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _forward(
         self,
         model_inputs: dict[str, Any],
-        candidate_labels: list[str] | None = None,
+        classes: dict[str, list[str]] | None = None,
         unseen_labels: list[str] | None = None,
         template_set: str | list[str] | None = None,
+        phrase_pooling: str = "max",
     ) -> Any:
         features, sizes = model_inputs["features"], model_inputs["target_size"]
         if not isinstance(features, list):  # one image, outside of a batch
@@ -141,14 +148,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             )
 
         config = self.model.config
-        names = candidate_labels
+        names = list(classes or (config.id2label[index] for index in range(config.num_labels)))
         vocabulary = {}
-        if names is None:
-            names = [config.id2label[index] for index in range(config.num_labels)]
-        if candidate_labels is not None or template_set is not None:
-            vocabulary["text_prototypes"] = self.model.get_text_prototypes(self.processor, names, template_set)
+        if classes is None and template_set is not None and config.prototypes_per_class > 1:
+            raise ValueError("`template_set` needs `candidate_labels`: the stored classes have several phrases each.")
+        if classes is not None or template_set is not None:
+            vocabulary["text_prototypes"] = self.model.get_text_prototypes(
+                self.processor, classes or names, template_set, phrase_pooling=phrase_pooling
+            )
         if unseen_labels is None:
-            unseen_labels = config.unseen_labels if candidate_labels is None else []
+            unseen_labels = config.unseen_labels if classes is None else []
         unknown = [name for name in unseen_labels if name not in names]
         if unknown:
             raise ValueError(f"`unseen_labels` names {unknown[0]!r}, which is not among the {len(names)} class names.")

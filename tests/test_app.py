@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import sys
 import time
@@ -388,6 +389,23 @@ def test_names_from_text(app: ModuleType) -> None:
         app.split_names("x" * 10**6)
     with pytest.raises(app.Refused, match="must be text"):
         app.split_names(5)
+
+
+def test_classes_of_several_phrases(app: ModuleType, segmenter: Any) -> None:
+    entries = app.split_names("sofa|couch, grass\nbackground : road| wall")
+    classes = {"sofa": ["sofa", "couch"], "grass": ["grass"], "background": ["road", "wall"]}
+    assert app.check_classes(entries) == classes
+    result = run(app, segmenter, picture(), classes, ["background"])
+    assert result.names == list(classes) and result.unseen == [False, False, True]
+    assert result.outputs.class_queries_logits.shape[-1] == len(classes) + 1
+    for text, message in {
+        "a|a": "Phrases of “a”: Class names 1 and 2 are both “a”",
+        "a|": "Phrases of “a”: Class name 2 is empty",
+        "x: a|b, y: b": "“b” is in “x” and in “y”",
+        "|".join(map(str, range(app.MAX_NAMES + 1))): "There are 201 phrases",
+    }.items():
+        with pytest.raises(app.Refused, match=re.escape(message)):
+            app.check_classes(app.split_names(text))
 
 
 @pytest.mark.parametrize("path", ["a\0b", 5, ["a.png"], {"path": "a.png"}], ids=str)
