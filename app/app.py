@@ -66,6 +66,7 @@ VIEW_DETAIL = 8  # which also has at most this many pixels per mask cell and axi
 REST = 0.3  # seconds from the last slider change to writing the downloads
 KEPT_BYTES = 2**30  # limit on the network outputs kept for all sessions together
 QUEUE_SIZE = 64
+SEGMENTS = {"Panoptic segments": "panoptic", "Instances": "instance"}
 NONE_ID, NONE_NAME, NONE_COLOR = 255, "everything else", (120, 120, 120)
 
 logger = logging.getLogger("alignzeg.app")
@@ -126,6 +127,31 @@ def check_names(names: Any) -> list[str]:
             raise Refused(f"Class names {cleaned[text]} and {position} are both “{text}”. Remove one of them.")
         cleaned[text] = position
     return list(cleaned)
+
+
+def check_classes(entries: Any) -> dict[str, list[str]]:
+    """The phrases of every class, from entries such as “grass”, “sofa|couch” and “background: road|ground”.
+
+    Raises:
+        Refused: as [`check_names`]; or a phrase is in two classes.
+    """
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+        check_names(entries)  # which says what is wrong
+    parts = [entry.partition(":") for entry in entries]
+    phrases = [(rest if colon else name).split("|") for name, colon, rest in parts]
+    names = check_names([name if colon else own[0] for (name, colon, _), own in zip(parts, phrases)])
+    if sum(map(len, phrases)) > MAX_NAMES:
+        raise Refused(f"There are {sum(map(len, phrases)):,} phrases; at most {MAX_NAMES} are allowed.")
+    classes, owners = {}, {}
+    for name, own in zip(names, phrases):
+        try:
+            classes[name] = check_names(own)
+        except Refused as error:
+            raise Refused(f"Phrases of “{name}”: {error}") from None
+        for phrase in classes[name]:
+            if owners.setdefault(phrase, name) != name:
+                raise Refused(f"“{phrase}” is in “{owners[phrase]}” and in “{name}”. Remove one of them.")
+    return classes
 
 
 _DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # these can reorder text on the page
@@ -197,6 +223,9 @@ _TOO_LARGE = (
     f"The picture has {{}} pixels; at most {MAX_PIXELS / 1e6:.0f} million, and {MAX_SIDE:,} on a side, are allowed. "
     "Scale it down and upload it again."
 )
+
+
+_DROPPED = "This result is no longer kept, because many people use the demo. Press Segment again."
 
 
 # --- the model ---------------------------------------------------------------------------------------------------
@@ -282,13 +311,17 @@ class Segmenter:
 
     @torch.no_grad()
     def run(
-        self, image: Image.Image, names: list[str], unseen: list[bool], progress: Callable[[float, str], Any]
+        self,
+        image: Image.Image,
+        classes: dict[str, list[str]],
+        unseen: list[bool],
+        progress: Callable[[float, str], Any],
     ) -> tuple[Result, Image.Image]:
         """Runs the network.
 
         Args:
             image: from [`open_picture`].
-            names, unseen: from [`check_names`] and [`check_unseen`].
+            classes, unseen: from [`check_classes`] and [`check_unseen`].
             progress: called with the progress, 0 to 1, and the name of the next step.
 
         Returns:
@@ -298,15 +331,16 @@ class Segmenter:
             Refused: the picture cannot be decoded.
         """
         progress(0.05, "Reading the picture")
-        image = self._upright(image)
+        image, names = self._upright(image), list(classes)
         progress(0.2, f"Reading {len(names)} class name{'s' if len(names) > 1 else ''}")
-        prototypes = self.model.get_text_prototypes(self.processor, names)
+        prototypes = self.model.get_text_prototypes(self.processor, classes)
         progress(0.5, "Running the network")
         inputs = self.processor(images=image, return_tensors="pt").to(self.device)
         seen = torch.tensor([not mark for mark in unseen], device=self.device)
         outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
         progress(0.9, "Drawing")
         fields = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
+        fields = (*fields, "queries_hidden_state")  # instances: which proposals are objects
         found = {name: getattr(outputs, name, None) for name in fields}
         kept = SimpleNamespace(**{name: value if value is None else value.cpu() for name, value in found.items()})
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
@@ -349,7 +383,7 @@ class Segmenter:
         """
         outputs = result.outputs
         if outputs is None:
-            raise Refused("This result is no longer kept, because many people use the demo. Press Segment again.")
+            raise Refused(_DROPPED)
         options = {
             "gamma": gamma if self.has_correction else 0.0,
             "threshold": threshold,
@@ -379,6 +413,33 @@ class Segmenter:
             for i in counts.nonzero()[0]
         ]
         return Reading(labels, sorted(rows, key=lambda row: -row[1]))
+
+    def read_segments(
+        self, result: Result, kind: str, score: float, gamma: float, threshold: float
+    ) -> list[tuple[np.ndarray, str]]:
+        """Masks of the size of the shown picture and names of segments of `kind`, one of `SEGMENTS`.
+
+        Raises:
+            Refused: the outputs were dropped, or nothing is found.
+        """
+        if result.outputs is None:
+            raise Refused(_DROPPED)
+        post_process = getattr(self.processor, f"post_process_{SEGMENTS[kind]}_segmentation")
+        found = post_process(
+            result.outputs,
+            score,
+            target_sizes=[result.size_within(VIEW_SIDE)],
+            gamma=gamma if self.has_correction else 0.0,
+            correction_threshold=threshold,
+        )[0]
+        labels = found["segmentation"].numpy()
+        segments = [
+            (labels == info["id"], f"{result.names[info['label_id']]} ({info['score']:.0%})")
+            for info in found["segments_info"]
+        ]
+        if not segments:
+            raise Refused("No segment reaches this score. Lower it, or choose other class names.")
+        return segments
 
     def read_unseen_map(self, result: Result) -> np.ndarray | None:
         """The unseen-ness map, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
@@ -583,7 +644,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     @answering
     def update_marks(text: str, marked: list[str]) -> Any:
         try:
-            names = check_names(split_names(text))
+            names = list(check_classes(split_names(text)))
         except Refused:  # the user is still typing
             return gr.skip()
         return gr.update(choices=names, value=[name for name in marked if name in names])
@@ -611,9 +672,9 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
     ) -> tuple[Result, dict[str, Any]]:
         image = open_picture(picture)
-        names = check_names(split_names(text))
-        unseen = check_unseen([name for name in marked if name in names], names)
-        result, upright = segmenter.run(image, names, unseen, lambda share, step: progress(share, desc=step))
+        classes = check_classes(split_names(text))
+        unseen = check_unseen([name for name in marked if name in classes], list(classes))
+        result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
         result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
         upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
             result.shown, quality=90
@@ -627,6 +688,14 @@ def build(segmenter: Segmenter) -> gr.Blocks:
             return gr.skip()
         result.settings = (gamma, threshold, everything_else)
         return view_data(segmenter, result, *result.settings)
+
+    @answering
+    def show_segments(result: Result | None, kind: str, score: float, gamma: float, threshold: float) -> Any:
+        if result is None:
+            raise Refused("Press Segment first.")
+        if kind not in SEGMENTS:
+            raise Refused(f"The kind of segments must be one of {', '.join(SEGMENTS)}.")
+        return str(result.shown), segmenter.read_segments(result, kind, score, gamma, threshold)
 
     @answering
     def prepare_downloads(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
@@ -651,15 +720,17 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         everything_else: bool = False,
     ) -> tuple[str, str, dict[str, Any]]:
         picture = open_picture(image)
-        names = check_names(class_names)
-        marks = check_unseen(unseen, names)
+        classes = check_classes(class_names)
+        marks = check_unseen(unseen, list(classes))
         gamma = check_number("gamma", gamma, segmenter.gamma, 100.0)
         threshold = check_number("threshold", threshold, segmenter.threshold, 1.0)
-        result, upright = segmenter.run(picture, names, marks, lambda *_: None)
+        result, upright = segmenter.run(picture, classes, marks, lambda *_: None)
         reading = segmenter.read(result, result.size, gamma, threshold, bool(everything_else))
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         write_label_png(folder / "labels.png", reading.labels, result.colors)
-        segmenter.draw_overlay(upright, reading.labels, names, legend=False).save(folder / "overlay.jpg", quality=90)
+        segmenter.draw_overlay(upright, reading.labels, result.names, legend=False).save(
+            folder / "overlay.jpg", quality=90
+        )
         facts = report(segmenter, result, reading, gamma, threshold, bool(everything_else))
         return str(folder / "labels.png"), str(folder / "overlay.jpg"), facts
 
@@ -691,7 +762,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     )
                 names = gr.Textbox(
                     label="Class names",
-                    info="Separated by commas or newlines. Enter starts, Shift+Enter adds a line.",
+                    info="Separated by commas or newlines. Several phrases for one class: “sofa|couch” or “background: "
+                    "road|wall”. Enter starts, Shift+Enter adds a line.",
                     placeholder="grass, water, red striped",
                     lines=1,
                     max_lines=6,
@@ -743,6 +815,14 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
+                with gr.Accordion("Segments and instances", open=False):
+                    with gr.Row():
+                        kind = gr.Radio(
+                            list(SEGMENTS), value=next(iter(SEGMENTS)), show_label=False, elem_id="az-kind"
+                        )
+                        score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="az-score")
+                    show = gr.Button("Show", size="md", elem_id="az-show")
+                    segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
         gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.")
 
         settings = [gamma, threshold, everything_else]
@@ -752,6 +832,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         quick = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         files = {**quick, "queue": True, "concurrency_limit": 4}
 
+        show.click(show_segments, [result, kind, score, gamma, threshold], segments, api_visibility="private")
         names.input(update_marks, [names, marked], marked, **quick)
         vocabulary.click(use_vocabulary, None, [names, marked], **quick)
         moves = [control.change for control in settings]

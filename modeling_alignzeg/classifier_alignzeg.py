@@ -13,6 +13,12 @@ from .layers_alignzeg import AlignZegMLP
 from .loss_alignzeg import ProposalMatch, SegmentationTargets, classification_loss, mean_over_processes
 
 
+def class_logits(embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
+    """`τ·cos` of unit embeddings `(..., D)` and prototypes `(C, D)`, or `(C, K, D)`: the nearest of K; `(..., C)`."""
+    logits = scale * embeds @ prototypes.flatten(0, -2).T
+    return logits if prototypes.ndim == 2 else logits.unflatten(-1, prototypes.shape[:2]).amax(-1)
+
+
 class Classification(NamedTuple):
     """
     Attributes:
@@ -157,12 +163,12 @@ class AlignZegProposalClassifier(nn.Module):
         Args:
             frozen_embeds: `(B, N, D)`, from the recognizer.
             queries: `(B, N, d)`, refined mask queries.
-            prototypes: `(C, D)`.
+            prototypes: `(C, D)`, or `(C, K, D)`.
             scale: Temperature `τ`.
         """
         inputs = self.adapter.inputs(frozen_embeds, queries)
         embeds = self.adapter(inputs)
-        logits = torch.cat([scale * embeds @ prototypes.T, self.background(embeds, scale)[..., None]], -1)
+        logits = torch.cat([class_logits(embeds, prototypes, scale), self.background(embeds, scale)[..., None]], -1)
         return Classification(inputs, embeds, logits)
 
     def loss(
@@ -204,8 +210,8 @@ class AlignZegCellClassifier(nn.Module):
         self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
 
     def forward(self, frozen_embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
-        """Unit embeddings `(B, h, w, D)` and prototypes `(C, D)` to logits `(B, C, h, w)`."""
-        return (scale * self.adapter(frozen_embeds) @ prototypes.T).permute(0, 3, 1, 2)
+        """Unit embeddings `(B, h, w, D)` and prototypes, as of [`class_logits`], to logits `(B, C, h, w)`."""
+        return class_logits(self.adapter(frozen_embeds), prototypes, scale).permute(0, 3, 1, 2)
 
     def loss(
         self,
@@ -225,7 +231,7 @@ class AlignZegCellClassifier(nn.Module):
         labelled = shares > 0.5
         image = torch.arange(len(shares), device=shares.device)[:, None, None].expand_as(target)
         classes, embeds = targets.classes[image[labelled], target[labelled]], frozen_embeds[labelled]
-        logits = scale * self.adapter(embeds) @ prototypes.T
+        logits = class_logits(self.adapter(embeds), prototypes, scale)
         loss = mean_over_processes(F.cross_entropy(logits.float(), classes, reduction="none"))
         if self.feature_expansion is not None:
             mixed, _ = self.feature_expansion.mix(embeds, classes, prototypes, generator)

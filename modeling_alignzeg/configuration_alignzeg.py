@@ -96,6 +96,8 @@ class AlignZegConfig(PreTrainedConfig):
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
             takes every cell of the mask grid.
         template_set (`str`, defaults to `"vild"`): Prompt templates of the stored vocabulary.
+        prototypes_per_class (`int`, defaults to 1): Prototypes that the stored vocabulary has for every class; the nearest
+            counts. `set_vocabulary` sets it.
         unseen_labels (`list[str]`, *optional*): Names in `id2label` that count as unseen.
 
     Raises:
@@ -151,6 +153,7 @@ class AlignZegConfig(PreTrainedConfig):
     cell_weight: float | int = weight(1.0)
     train_num_points: int | None = count(12544)
 
+    prototypes_per_class: int = count(1)
     template_set: Literal["single", "vild", "imagenet"] = "vild"
     unseen_labels: list[str] | None = None
 

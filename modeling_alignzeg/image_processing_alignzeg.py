@@ -5,6 +5,7 @@ Reading images of all kinds is in images_alignzeg.py, the arithmetic of the labe
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,17 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .checks_alignzeg import check_tensor
 from .images_alignzeg import binary_masks, flatten_images, flatten_maps, resize_labels, to_label_map, to_planes
-from .readout_alignzeg import class_probabilities, class_scores, image_view, label_map, unseen_scores
+from .readout_alignzeg import (
+    View,
+    class_probabilities,
+    class_scores,
+    image_view,
+    instance_segments,
+    label_map,
+    panoptic_segments,
+    run_lengths,
+    unseen_scores,
+)
 
 
 LARGEST_INPUT = 2**28  # pixels of a model input, which are 3 GiB
@@ -177,6 +188,23 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"`{name}` is {value!r}; expected a finite number.")
     return number
+
+
+def _share(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"`{name}` is {value!r}; expected a number from 0 to 1.")
+    return number
+
+
+def _check_label_ids(label_ids: Any, classes: int) -> set[int]:
+    try:
+        ids = {int(label) for label in label_ids or ()}
+    except (TypeError, ValueError, RuntimeError):
+        ids = {-1}
+    if not ids <= set(range(classes)):
+        raise ValueError(f"`label_ids_to_fuse` is {label_ids!r}; expected a set of class ids from 0 to {classes - 1}.")
+    return ids
 
 
 def _check_seen_class_mask(outputs: Any, classes: int, mask: Any) -> torch.Tensor | None:
@@ -530,6 +558,154 @@ class AlignZegImageProcessor(PilBackend):
         if return_unseen_scores:
             return segmentations, unseen_maps or None
         return segmentations
+
+    @torch.no_grad()
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: set[int] | None = None,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        *,
+        seen_class_mask: torch.Tensor | None = None,
+        gamma: float | None = None,
+        correction_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        r"""
+        Model outputs into segments that do not overlap, as [`Mask2FormerImageProcessor`] returns them.
+
+        A pixel belongs to the proposal with the greatest `p(class|n) · σ(mask_n(pixel))`. Proposals whose best class is the
+        background take no part, so `label_id` is always one of the classes. The unclaimed region, the last proposal of a
+        model with `config.unclaimed_proposal`, may consist of several pieces: it is stuff, one segment like the others.
+        The cells of a convolutional tower have no share. AlignZeg learns one mask per class and image: objects of one
+        class are apart only as far as the proposals separate them.
+
+        Args:
+            outputs: See [`post_process_semantic_segmentation`].
+            threshold: Proposals whose best class is not more probable than this are dropped, 0 to 1.
+            mask_threshold: Pixels at which the mask is below it are not in the segment, 0 to 1.
+            overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1.
+            label_ids_to_fuse: Classes whose segments become one per image, such as grass and sky.
+            target_sizes: See [`post_process_semantic_segmentation`].
+            seen_class_mask, gamma: See there: predictive bias correction.
+            correction_threshold: Its `threshold`.
+
+        Returns:
+            For each image a dictionary:
+
+            - **segmentation** -- int32 (height, width): ids of segments; 0 where no segment is.
+            - **segments_info** -- for each segment `id` (from 1 on), `label_id`, `was_fused` (whether the class is one of
+              `label_ids_to_fuse`) and `score`, the probability of the class, of a fused segment the highest of its parts.
+
+        Raises:
+            ValueError: an argument is out of its range, or does not fit `outputs`.
+        """
+        _, classes = _check_outputs(outputs)
+        fused = _check_label_ids(label_ids_to_fuse, classes)
+        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        results = []
+        for view in self._views(outputs, target_sizes, seen_class_mask, gamma, correction_threshold):
+            found = panoptic_segments(view, *thresholds)
+            infos: list[dict[str, Any]] = []
+            ids, stuff = [0], {}
+            for label, score in zip(found.labels, found.scores):
+                score = round(score, 6)
+                if label in stuff:
+                    info = stuff[label]
+                    info["score"] = max(info["score"], score)
+                else:
+                    info = {"id": len(infos) + 1, "label_id": label, "was_fused": label in fused, "score": score}
+                    infos.append(info)
+                    if label in fused:
+                        stuff[label] = info
+                ids.append(info["id"])
+            table = torch.tensor(ids, dtype=torch.int32, device=found.map.device)
+            results.append({"segmentation": table[found.map + 1], "segments_info": infos})
+        return results
+
+    @torch.no_grad()
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        *,
+        seen_class_mask: torch.Tensor | None = None,
+        gamma: float | None = None,
+        correction_threshold: float | None = None,
+    ) -> list[dict[str, Any]]:
+        r"""
+        Model outputs into instances, as [`Mask2FormerImageProcessor`] returns them.
+
+        As for [`post_process_panoptic_segmentation`], but whole masks may overlap, the unclaimed region, which is no
+        object, is left out, and `score` is `p(class|n) · mean of σ(mask_n) over the mask`.
+
+        Args:
+            outputs, target_sizes, seen_class_mask, gamma, correction_threshold: See there.
+            threshold: Instances with a lower score are dropped, 0 to 1.
+            mask_threshold: A pixel is in a mask above it, 0 to 1.
+            overlap_mask_area_threshold: An instance of whose mask more certain ones leave less than this share is dropped, 0
+                to 1. 0 keeps all, as average precision needs them.
+            return_coco_annotation: Whole masks as COCO's uncompressed run-length codes, `{"size", "counts"}`, one per
+                instance.
+            return_binary_maps: Whole masks, bool (instances, height, width).
+
+        Returns:
+            For each image a dictionary:
+
+            - **segmentation** -- int32 (height, width): ids of instances, of the most certain where several overlap; -1
+              where none is. Or the masks, in the order of the ids.
+            - **segments_info** -- for each instance, the most certain first, `id` (from 0 on), `label_id`, `was_fused`
+              (False) and `score`.
+
+        Raises:
+            ValueError: an argument is out of its range, or does not fit `outputs`; or both `return_coco_annotation` and
+                `return_binary_maps` are on.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("`return_coco_annotation` and `return_binary_maps` are both on; choose one of them.")
+        _check_outputs(outputs)
+        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
+        # The unclaimed region has a mask, but no query of its own.
+        queries = getattr(outputs, "queries_hidden_state", None)
+        proposals = (outputs.masks_queries_logits if queries is None else queries).shape[1]
+        results = []
+        for view in self._views(outputs, target_sizes, seen_class_mask, gamma, correction_threshold):
+            found, masks = instance_segments(view, proposals, *thresholds)
+            infos = [
+                {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
+                for index, (label, score) in enumerate(zip(found.labels, found.scores))
+            ]
+            segmentation: Any = found.map
+            if return_coco_annotation:
+                segmentation = [run_lengths(mask) for mask in masks]
+            elif return_binary_maps:
+                segmentation = torch.stack(masks) if masks else found.map.new_zeros(0, *found.map.shape).bool()
+            results.append({"segmentation": segmentation, "segments_info": infos})
+        return results
+
+    @staticmethod
+    def _thresholds(threshold: Any, mask_threshold: Any, overlap_mask_area_threshold: Any) -> tuple[float, ...]:
+        return (
+            _share("threshold", threshold),
+            _share("mask_threshold", mask_threshold),
+            _share("overlap_mask_area_threshold", overlap_mask_area_threshold),
+        )
+
+    def _views(
+        self, outputs: Any, target_sizes: Any, seen_class_mask: Any, gamma: Any, threshold: Any
+    ) -> Iterator[View]:
+        """Every image of the batch with the probabilities of its proposals after predictive bias correction."""
+        targets = _check_target_sizes(target_sizes, len(outputs.masks_queries_logits))
+        probabilities = self.proposal_probabilities(outputs, seen_class_mask, gamma, threshold)
+        for index, table in enumerate(probabilities):
+            yield image_view(outputs, index, table, targets and targets[index])
 
 
 AlignZegImageProcessor.register_for_auto_class()

@@ -42,12 +42,13 @@ from .classifier_alignzeg import (
     AlignZegCellClassifier,
     AlignZegProposalClassifier,
     Classification,
+    class_logits,
 )
 from .configuration_alignzeg import AlignZegConfig
 from .indicator_alignzeg import AlignZegClassIndicator
 from .layers_alignzeg import content_mask, repeat_border
 from .loss_alignzeg import match_proposals, sample_points, stack_targets
-from .processing_alignzeg import check_class_names, check_unseen_names, get_templates
+from .processing_alignzeg import check_classes, check_unseen_names, get_templates
 from .recognizer_alignzeg import RECOGNIZERS, AlignZegAttentionBias, LibraryInitialization, ProposalRecognizer
 from .side_network_alignzeg import (
     AlignZegEncoderLayer,
@@ -131,7 +132,7 @@ class ImageInputs(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """Classes of a call: unit `prototypes (C, D)`, which of them are `seen (C,)`, and the temperature `τ`."""
+    """Classes of a call: unit `prototypes (C, D)` or `(C, K, D)`, which of them are `seen (C,)`, and the temperature `τ`."""
 
     prototypes: Tensor
     seen: Tensor
@@ -256,38 +257,49 @@ class AlignZegModel(AlignZegPreTrainedModel):
     # --- vocabulary
 
     def _placeholder_prototypes(self) -> Tensor:
-        """`(C, D)` until [`set_vocabulary`] is called: one axis of the joint space for each class, as far as they go."""
-        return torch.eye(self.config.num_labels, self.config.projection_dim)
+        """`(C, D)`, or `(C, K, D)`, until [`set_vocabulary`] is called: one axis of the joint space for each class, as far
+        as they go."""
+        axes, count = torch.eye(self.config.num_labels, self.config.projection_dim), self.config.prototypes_per_class
+        return axes if count == 1 else axes[:, None].repeat(1, count, 1)
 
     def _seen_classes_of_config(self) -> Tensor:
         names = [self.config.id2label[i] for i in range(self.config.num_labels)]
         return torch.tensor([name not in self.config.unseen_labels for name in names])
 
     def get_text_prototypes(
-        self, processor, class_names: list[str], template_set: str | list[str] | None = None, batch_size: int = 256
+        self,
+        processor,
+        class_names: list[str] | dict[str, list[str]],
+        template_set: str | list[str] | None = None,
+        batch_size: int = 256,
+        phrase_pooling: str = "max",
     ) -> Tensor:
         """Text prototypes of class names, in the caller's order.
 
         Args:
             processor: The [`AlignZegProcessor`] of the checkpoint.
-            class_names: Distinct, non-empty names.
+            class_names: Distinct, non-empty names; or a dictionary with several phrases for a class, such as `{"background":
+                ["road", "wall"], "sofa": ["sofa", "couch"]}`. The name itself counts only if it is among the phrases.
             template_set: Name of a set in `TEMPLATE_SETS` or a list of sentences with one `{}` each; default
                 `config.template_set`.
             batch_size: Prompts per pass of the text tower.
+            phrase_pooling: `"max"`: a class's logit is that of its best phrase; `"mean"`: its prototype is the normalized
+                mean of its phrases, as training needs it.
 
         Returns:
-            Unit vectors `(C, D)`, the caller's own. They are cached: names, templates and the text tower's weights are the
-            key.
+            Unit vectors `(C, D)`, or, if a class has several phrases and each has its own prototype, `(C, phrases, D)`,
+            where classes with fewer phrases have their first one several times. They are the caller's own. They are
+            cached: names, templates and the text tower's weights are the key.
 
         Raises:
-            ValueError: no names, an empty name, a name twice, a template set that does not exist, or a tokenizer that
-                is not that of the text tower.
+            ValueError: no names, an empty name, a name or phrase twice, a template set or pooling that does not exist, or
+                a tokenizer that is not that of the text tower.
         """
-        return self.text_encoder.prototypes(processor, class_names, template_set, batch_size)
+        return self.text_encoder.prototypes(processor, class_names, template_set, batch_size, phrase_pooling)
 
     def set_vocabulary(
         self,
-        class_names: list[str],
+        class_names: list[str] | dict[str, list[str]],
         unseen: list[str] = (),
         processor=None,
         template_set: str | list[str] | None = None,
@@ -296,9 +308,9 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """Makes `class_names` the vocabulary that is used by default and saved with the checkpoint.
 
         Args:
-            class_names: Names in the order of their ids.
+            class_names: Names in the order of their ids, or their phrases, see [`get_text_prototypes`].
             unseen: Those of them that count as unseen.
-            processor: Needed unless `text_prototypes (C, D)` are given.
+            processor: Needed unless `text_prototypes`, `(C, D)` or `(C, K, D)`, are given.
             template_set: As for [`get_text_prototypes`]; the name of a set is stored in the config.
 
         Raises:
@@ -306,7 +318,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
                 among them, neither processor nor prototypes came, or the prototypes do not fit or are not finite.
                 Nothing has changed then.
         """
-        class_names, unseen = check_class_names(class_names), check_unseen_names(unseen)
+        classes, unseen = check_classes(class_names), check_unseen_names(unseen)
+        class_names = list(classes)
         unknown = [name for name in unseen if name not in class_names]
         if unknown:
             raise ValueError(
@@ -315,7 +328,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         if text_prototypes is None:
             if processor is None:
                 raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
-            text_prototypes = self.get_text_prototypes(processor, class_names, template_set)
+            text_prototypes = self.get_text_prototypes(processor, classes, template_set)
         elif template_set is not None:
             get_templates(template_set)
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what cannot become a tensor is named next
@@ -335,6 +348,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         self.config.id2label = dict(enumerate(class_names))
         self.config.label2id = {name: i for i, name in enumerate(class_names)}
         self.config.unseen_labels = unseen
+        self.config.prototypes_per_class = 1 if text_prototypes.ndim == 2 else text_prototypes.shape[1]
         self.class_text_embeds = text_prototypes.detach().clone().to(self.class_text_embeds)
         self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
 
@@ -342,9 +356,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
         hint = "`model.get_text_prototypes(processor, names)` makes them."
         check_tensor("text_prototypes", text_prototypes, "floating-point numbers", self.logit_scale.device, hint)
         shape, width = tuple(text_prototypes.shape), self.config.projection_dim
-        if len(shape) != 2 or shape[0] == 0 or shape[1] != width:
+        if len(shape) not in (2, 3) or 0 in shape or shape[-1] != width:
             raise ValueError(
-                f"`text_prototypes` has shape {shape}; expected (classes, {width}) with at least one class. {hint}"
+                f"`text_prototypes` has shape {shape}; expected (classes, {width}) or (classes, prototypes, {width}) with "
+                f"at least one class. {hint}"
             )
 
     # --- forward
@@ -371,8 +386,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
             pixel_mask: `(B, H, W)`, 1 on the image, 0 on padding at the bottom and right.
             mask_labels: For each image `(n, H, W)`, one binary mask per class in it. Pixels in no mask are unlabelled.
             class_labels: For each image `int64 (n,)`, indices into the text prototypes.
-            text_prototypes: Unit vectors `(C, D)`; default the stored vocabulary's.
-            input_ids, attention_mask: Tokenized class prompts `(C, L)` or `(C, templates, L)`, instead of prototypes.
+            text_prototypes: Unit vectors `(C, D)`, or `(C, K, D)`, several per class, of which the nearest counts; with
+                labels `(C, D)`. Default the stored vocabulary's.
+            input_ids, attention_mask: Tokenized class prompts `(C, L)`, `(C, templates, L)` or `(C, phrases, templates,
+                L)`, instead of prototypes.
             seen_class_mask: `bool (C,)`, which classes count as seen. Default: the vocabulary's; with other classes, all.
             clip_hidden_states: What [`clip_hidden_states`] gave for these pixels earlier.
             output_auxiliary_logits: Whether to return the masks of the MRPE layers before the last.
@@ -383,6 +400,11 @@ class AlignZegModel(AlignZegPreTrainedModel):
         images = self._prepare_images(pixel_values, pixel_mask)
         vocabulary = self._prepare_vocabulary(text_prototypes, input_ids, attention_mask, seen_class_mask)
         wants_loss = self._check_labels(mask_labels, class_labels, images.pixel_values.shape[0])
+        if wants_loss and vocabulary.prototypes.ndim == 3:
+            raise ValueError(
+                "A loss needs one prototype per class, and there are several; use "
+                "`get_text_prototypes(..., phrase_pooling='mean')`."
+            )
 
         if clip_hidden_states is None:
             tower = self.recognizer.hidden_states(images.pixel_values, images.content)
@@ -396,7 +418,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
             **kwargs,
         )
         frozen_embeds = self.recognizer(tower, proposals)
-        frozen_logits = vocabulary.scale * frozen_embeds @ vocabulary.prototypes.T
+        frozen_logits = class_logits(frozen_embeds, vocabulary.prototypes, vocabulary.scale)
         classified = self.classifier(frozen_embeds, proposals.queries, vocabulary.prototypes, vocabulary.scale)
         unseen_logits = None
         if self.indicator is not None:

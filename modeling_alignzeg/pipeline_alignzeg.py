@@ -2,6 +2,7 @@
 """Photos and class names in, one mask per class out."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,13 +12,17 @@ from transformers import Pipeline
 from transformers.image_utils import ImageInput
 
 from .images_alignzeg import open_any, to_rgb
-from .processing_alignzeg import check_class_names, check_unseen_names
+from .processing_alignzeg import check_classes, check_unseen_names, read_classes
 from .readout_alignzeg import image_view, segment_score
+
+
+SUBTASKS = ("semantic", "panoptic", "instance")
+SEGMENT_OPTIONS = ("score_threshold", "mask_threshold", "overlap_mask_area_threshold")
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
     r"""
-    Semantic segmentation by class names that are given with the image.
+    Semantic, panoptic or instance segmentation by class names that are given with the image.
 
     ```python
     segmenter = pipeline("zero-shot-image-segmentation", model="path/to/alignzeg", trust_remote_code=True)
@@ -38,19 +43,27 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
         Args:
             images: PIL images, paths or addresses; of any mode and size, also within one batch.
-            candidate_labels (`list[str]`, *optional*): Distinct class names, or one string with commas between them.
+            candidate_labels (`list[str]`, *optional*): Distinct class names, or a dictionary with several phrases for a
+                class, see [`AlignZegModel.get_text_prototypes`]; or one string, see [`read_classes`].
             unseen_labels (`list[str]`, *optional*): Those of them that count as unseen; default: for the checkpoint's
                 own vocabulary those of the checkpoint, for other names none.
             template_set (`str` or `list[str]`, *optional*): Prompt templates; default: the checkpoint's.
+            phrase_pooling (`str`, defaults to `"max"`): How several phrases make a class: `"max"` or `"mean"`.
+            subtask (`str`, defaults to `"semantic"`): `"semantic"`, `"panoptic"` or `"instance"`.
             gamma, threshold (`float`, *optional*): Predictive bias correction; default: the checkpoint's.
+            score_threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): For panoptic segments and
+                instances: `threshold` and the others of [`AlignZegImageProcessor.post_process_panoptic_segmentation`].
+            labels_to_fuse (`list[str]`, *optional*): Class names that have one panoptic segment per image.
             none_of_these (`bool`, defaults to `False`): Leave pixels that resemble no class out of all masks.
             batch_size, num_workers, timeout: See [`Pipeline`]; `timeout` is for images from the web.
 
         Returns:
-            A list with one entry for each class that occurs, in the order of the class names, for each image:
+            A list with one entry for each class that occurs, in the order of the class names, or one for each segment or
+            instance, for each image:
 
             - **label** (`str`) -- The class name, as [`check_class_names`] reads it.
-            - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere.
+            - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere. Those of
+              instances may overlap.
             - **score** (`float`) -- From 0 to 1: how probable the class is for the proposals that cover its mask.
 
         Raises:
@@ -67,13 +80,17 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        candidate_labels: list[str] | str | None = None,
+        candidate_labels: list[str] | dict[str, list[str]] | str | None = None,
         unseen_labels: list[str] | str | None = None,
         template_set: str | list[str] | None = None,
+        phrase_pooling: str | None = None,
         gamma: float | None = None,
         threshold: float | None = None,
         none_of_these: bool | None = None,
         timeout: float | None = None,
+        subtask: str | None = None,
+        labels_to_fuse: list[str] | str | None = None,
+        **segments: float | None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         def split(names):
             return names.split(",") if isinstance(names, str) else names
@@ -83,13 +100,23 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
         if not isinstance(none_of_these, (bool, type(None))):
             raise ValueError(f"`none_of_these` is {none_of_these!r}; expected True or False.")
-        labels, unseen = {}, {}
+        if subtask not in (None, *SUBTASKS):
+            raise ValueError(f"`subtask` is {subtask!r}; expected one of {', '.join(SUBTASKS)}.")
+        unknown = set(segments) - set(SEGMENT_OPTIONS)
+        if unknown:
+            raise TypeError(f"There is no argument {min(unknown)!r}; {', '.join(SEGMENT_OPTIONS)} are for segments.")
+        labels, unseen, classes = {}, {}, {}
         if candidate_labels is not None:
-            labels["candidate_labels"] = check_class_names(split(candidate_labels))
+            read = read_classes if isinstance(candidate_labels, str) else check_classes
+            classes["classes"] = read(candidate_labels)
+            labels["candidate_labels"] = list(classes["classes"])
         if unseen_labels is not None:
             unseen["unseen_labels"] = check_unseen_names(split(unseen_labels))
-        readout = given(gamma=gamma, threshold=threshold, none_of_these=none_of_these)
-        return given(timeout=timeout), {**labels, **unseen, **given(template_set=template_set)}, {**labels, **readout}
+        readout = given(gamma=gamma, threshold=threshold, none_of_these=none_of_these, subtask=subtask, **segments)
+        if labels_to_fuse is not None:
+            readout["labels_to_fuse"] = check_unseen_names(split(labels_to_fuse))
+        text = given(template_set=template_set, phrase_pooling=phrase_pooling)
+        return given(timeout=timeout), {**classes, **unseen, **text}, {**labels, **readout}
 
     def preprocess(self, image: Image.Image | str | os.PathLike, timeout: float | None = None) -> dict[str, Any]:
         if not isinstance(image, (str, os.PathLike, Image.Image)):
@@ -105,9 +132,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     def _forward(
         self,
         model_inputs: dict[str, Any],
-        candidate_labels: list[str] | None = None,
+        classes: dict[str, list[str]] | None = None,
         unseen_labels: list[str] | None = None,
         template_set: str | list[str] | None = None,
+        phrase_pooling: str = "max",
     ) -> Any:
         features, sizes = model_inputs["features"], model_inputs["target_size"]
         if not isinstance(features, list):  # one image, outside of a batch
@@ -120,14 +148,16 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             )
 
         config = self.model.config
-        names = candidate_labels
+        names = list(classes or (config.id2label[index] for index in range(config.num_labels)))
         vocabulary = {}
-        if names is None:
-            names = [config.id2label[index] for index in range(config.num_labels)]
-        if candidate_labels is not None or template_set is not None:
-            vocabulary["text_prototypes"] = self.model.get_text_prototypes(self.processor, names, template_set)
+        if classes is None and template_set is not None and config.prototypes_per_class > 1:
+            raise ValueError("`template_set` needs `candidate_labels`: the stored classes have several phrases each.")
+        if classes is not None or template_set is not None:
+            vocabulary["text_prototypes"] = self.model.get_text_prototypes(
+                self.processor, classes or names, template_set, phrase_pooling=phrase_pooling
+            )
         if unseen_labels is None:
-            unseen_labels = config.unseen_labels if candidate_labels is None else []
+            unseen_labels = config.unseen_labels if classes is None else []
         unknown = [name for name in unseen_labels if name not in names]
         if unknown:
             raise ValueError(f"`unseen_labels` names {unknown[0]!r}, which is not among the {len(names)} class names.")
@@ -145,25 +175,64 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         gamma: float | None = None,
         threshold: float | None = None,
         none_of_these: bool = False,
+        subtask: str = "semantic",
+        labels_to_fuse: list[str] = (),
+        score_threshold: float = 0.5,
+        **options: float | None,
     ) -> list[dict[str, Any]]:
         size = model_outputs["target_size"][0].tolist()
-        labels = self.processor.image_processor.post_process_semantic_segmentation(
-            model_outputs, target_sizes=[size], gamma=gamma, threshold=threshold, none_of_these=none_of_these
-        )[0]
-        probabilities = self.processor.image_processor.proposal_probabilities(
-            model_outputs, gamma=gamma, threshold=threshold
+        config = self.model.config
+        names = (
+            [config.id2label[i] for i in range(config.num_labels)] if candidate_labels is None else candidate_labels
         )
-        view = image_view(model_outputs, 0, probabilities[0], size)
-        names = self.model.config.id2label if candidate_labels is None else candidate_labels
-        segments = []
+        unknown = [name for name in labels_to_fuse if name not in names]
+        if unknown:
+            raise ValueError(
+                f"`labels_to_fuse` contains {unknown[0]!r}, which is not among the {len(names)} class names."
+            )
+        processor = self.processor.image_processor
+        if subtask == "semantic":
+            segments = self._classes(model_outputs, size, gamma, threshold, none_of_these)
+        else:
+            options |= {"threshold": score_threshold, "gamma": gamma, "correction_threshold": threshold}
+            if subtask == "panoptic":
+                ids = {names.index(name) for name in labels_to_fuse}
+                found = processor.post_process_panoptic_segmentation(
+                    model_outputs, target_sizes=[size], label_ids_to_fuse=ids, **options
+                )[0]
+                masks = (found["segmentation"] == segment["id"] for segment in found["segments_info"])
+            else:
+                found = processor.post_process_instance_segmentation(
+                    model_outputs, target_sizes=[size], return_binary_maps=True, **options
+                )[0]
+                masks = iter(found["segmentation"])
+            segments = (
+                (segment["label_id"], segment["score"], mask) for segment, mask in zip(found["segments_info"], masks)
+            )
+        return [
+            {"label": names[label], "score": score, "mask": Image.fromarray(mask.byte().mul(255).numpy())}
+            for label, score, mask in segments
+        ]
+
+    def _classes(
+        self,
+        model_outputs: Any,
+        size: tuple[int, int],
+        gamma: float | None,
+        threshold: float | None,
+        none_of_these: bool,
+    ) -> Iterator[tuple[int, float, torch.Tensor]]:
+        """Id, score and mask of every class in the label map."""
+        correction = {"gamma": gamma, "threshold": threshold}
+        processor = self.processor.image_processor
+        labels = processor.post_process_semantic_segmentation(
+            model_outputs, target_sizes=[size], none_of_these=none_of_these, **correction
+        )[0]
+        view = image_view(model_outputs, 0, processor.proposal_probabilities(model_outputs, **correction)[0], size)
         for index in labels.unique().tolist():
-            if index < 0:  # none of these
-                continue
-            region = labels == index
-            score = segment_score(view, region, index)
-            mask = Image.fromarray(region.byte().mul(255).numpy())
-            segments.append({"label": names[index], "score": score, "mask": mask})
-        return segments
+            if index >= 0:  # -1: none of these
+                region = labels == index
+                yield index, segment_score(view, region, index), region
 
 
 __all__ = ["ZeroShotImageSegmentationPipeline"]

@@ -3,7 +3,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,57 @@ def check_class_names(names: Iterable[str]) -> list[str]:
     return list(cleaned)
 
 
+def check_classes(classes: Iterable[str] | Mapping[str, str | Iterable[str]]) -> dict[str, list[str]]:
+    """The phrases of every class: `{"sofa": ["sofa", "couch"], "grass": ["grass"]}`, as [`check_class_names`] reads them.
+
+    Args:
+        classes: Class names, each its own phrase, or a dictionary that has one or several phrases for every class name.
+
+    Raises:
+        ValueError: As [`check_class_names`], or a phrase is in two classes.
+    """
+    names = check_class_names(classes)
+    if not isinstance(classes, Mapping):
+        return {name: [name] for name in names}
+    owners: dict[str, str] = {}
+    result = {}
+    for name, phrases in zip(names, classes.values()):
+        try:
+            result[name] = check_class_names(phrases)
+        except ValueError as error:
+            raise ValueError(f"The phrases of class {name!r} cannot be used. {error}") from None
+        for phrase in result[name]:
+            if owners.setdefault(phrase, name) != name:
+                raise ValueError(
+                    f"The phrase {phrase!r} is in the classes {owners[phrase]!r} and {name!r}; leave it in one of them."
+                )
+    return result
+
+
+def read_classes(text: str) -> dict[str, list[str]]:
+    """Classes in one string: `"sofa|couch, grass, background: road|ground"` are `{"sofa": ["sofa", "couch"],
+    "grass": ["grass"], "background": ["road", "ground"]}`. A trailing comma is ignored.
+
+    Raises:
+        ValueError: As [`check_classes`].
+    """
+    names, phrases = [], []
+    for entry in text.rstrip().removesuffix(",").split(","):
+        name, colon, rest = entry.partition(":")
+        phrases.append((rest if colon else entry).split("|"))
+        names.append(name if colon else phrases[-1][0])
+    return check_classes(dict(zip(check_class_names(names), phrases)))
+
+
+def phrase_table(classes: dict[str, list[str]]) -> list[list[int]]:
+    """Positions of every class's phrases in the list of all phrases; the first again where others have more."""
+    longest, start, rows = max(map(len, classes.values())), 0, []
+    for phrases in classes.values():
+        rows.append([*range(start, start + len(phrases)), *[start] * (longest - len(phrases))])
+        start += len(phrases)
+    return rows
+
+
 def check_unseen_names(names: Iterable[str] | None) -> list[str]:
     """As [`check_class_names`], but there may be none."""
     return [] if names is None or (isinstance(names, Sized) and len(names) == 0) else check_class_names(names)
@@ -93,6 +144,13 @@ def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:
         if not isinstance(template, str) or "{}" not in template:
             raise ValueError(f"`template_set[{position}]` is {template!r}; expected a string with {{}} in it.")
     return templates
+
+
+def _nested(values: list, shape: list[int]) -> list:
+    """`values` as lists of lists of this shape."""
+    for length in shape[:0:-1]:
+        values = [values[start : start + length] for start in range(0, len(values), length)]
+    return values
 
 
 class AlignZegProcessor(ProcessorMixin):
@@ -129,7 +187,8 @@ class AlignZegProcessor(ProcessorMixin):
 
         Args:
             images: see [`AlignZegImageProcessor`].
-            text: class names, in the order of the ids in the label maps; one string is one class.
+            text: class names, in the order of the ids in the label maps; one string is one class. Or a dictionary with
+                several phrases for every class, see [`check_classes`].
             segmentation_maps: see [`AlignZegImageProcessor`].
             kwargs: `template_set`, in place of the processor's own; `return_tensors`; any argument of the image
                 processor or the tokenizer.
@@ -138,7 +197,8 @@ class AlignZegProcessor(ProcessorMixin):
             [`BatchFeature`] with what was asked for:
 
             - **input_ids**, **attention_mask** -- (classes, length) for one template, (classes, templates, length) for
-              several.
+              several; (classes, phrases, templates, length) where a class has several phrases, with the first phrase
+              again where others have more.
             - **pixel_values**, **pixel_mask**, **mask_labels**, **class_labels** -- see [`AlignZegImageProcessor`].
 
         Raises:
@@ -162,17 +222,21 @@ class AlignZegProcessor(ProcessorMixin):
         """`input_ids` and `attention_mask` of class names as torch tensors, as [`__call__`] makes them of `text`."""
         return self(text=names, template_set=template_set, return_tensors="pt")
 
-    def _encode(self, names: list[str], template_set: str | list[str] | None, **text_kwargs: Any) -> dict[str, Any]:
+    def _encode(self, names: Any, template_set: str | list[str] | None, **text_kwargs: Any) -> dict[str, Any]:
         templates = get_templates(self.template_set if template_set is None else template_set)
-        prompts = [template.replace("{}", name) for name in check_class_names(names) for template in templates]
+        classes = check_classes(names)
+        table = phrase_table(classes)
+        everything = [phrase for phrases in classes.values() for phrase in phrases]
+        prompts = [template.replace("{}", everything[i]) for row in table for i in row for template in templates]
         # A name that spells a special token is text like any other.
         encoded = self.tokenizer(prompts, split_special_tokens=True, **text_kwargs)
-        if len(templates) == 1:
-            return dict(encoded)
+        shape = [len(table)]
+        if len(table[0]) > 1:
+            shape.append(len(table[0]))
+        if len(templates) > 1 or len(shape) > 1:
+            shape.append(len(templates))
         return {
-            key: [value[start : start + len(templates)] for start in range(0, len(prompts), len(templates))]
-            if isinstance(value, list)
-            else value.reshape(-1, len(templates), value.shape[-1])
+            key: _nested(value, shape) if isinstance(value, list) else value.reshape(*shape, value.shape[-1])
             for key, value in encoded.items()
         }
 
@@ -192,6 +256,14 @@ class AlignZegProcessor(ProcessorMixin):
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> Any:
         """See [`AlignZegImageProcessor.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
+
+    def post_process_instance_segmentation(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """See [`AlignZegImageProcessor.post_process_instance_segmentation`]."""
+        return self.image_processor.post_process_instance_segmentation(*args, **kwargs)
+
+    def post_process_panoptic_segmentation(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """See [`AlignZegImageProcessor.post_process_panoptic_segmentation`]."""
+        return self.image_processor.post_process_panoptic_segmentation(*args, **kwargs)
 
     @staticmethod
     def class_colors(class_names: list[str]) -> np.ndarray:

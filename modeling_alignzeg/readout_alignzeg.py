@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The read-out: predictive bias correction, the sum over proposals, the weighting with the image tower's own cells, the
-resize to the image's own size and the argmax.
+resize to the image's own size and the argmax; and proposals one by one, as instances and panoptic segments.
 
 The sum over proposals is linear in the masks, so a view of an image (all of it, or a window, perhaps mirrored) is a list of
 proposals with their own way from their mask grid to the pixels of the label map; a plain image is one view. Scores of all
@@ -205,6 +205,100 @@ def segment_score(view: View, region: Tensor, label: int) -> float:
         "qhw,hw->q", view.masks, view.rows.T.to(view.masks) @ region.float() @ view.columns.to(view.masks)
     )
     return (view.probabilities[:, label] @ covered / covered.sum()).item()
+
+
+class Segments(NamedTuple):
+    """Some proposals of a view.
+
+    Attributes:
+        proposals, labels, scores: Per segment: the proposal, its class, and how certain it is, 0 to 1.
+        map: `int32 (H, W)`: positions in these lists; -1 where no segment is.
+    """
+
+    proposals: list[int]
+    labels: list[int]
+    scores: list[float]
+    map: Tensor
+
+
+def proposal_mask(view: View, proposal: int) -> Tensor:
+    """One mask at the pixels of the label map, `(H, W)`, 0 to 1."""
+    return view.rows.to(view.masks) @ view.masks[proposal] @ view.columns.to(view.masks).T
+
+
+def panoptic_segments(view: View, threshold: float, mask_threshold: float, overlap: float) -> Segments:
+    """Proposals as segments that do not overlap, in the order of the proposals.
+
+    A proposal takes part if its most probable class is not the background and has a probability above `threshold`, its
+    score. The one with the greatest `score · mask` has a pixel, if its mask reaches `mask_threshold` there. A proposal that
+    keeps no more than the share `overlap` of its mask is dropped, and nobody gets its pixels.
+    """
+    best_scores, best_labels = view.probabilities.max(-1)
+    kept = (best_labels < view.probabilities.shape[1] - 1) & (best_scores > threshold)
+    proposals = kept.nonzero()[:, 0].tolist()
+    winners = torch.full((len(view.rows), len(view.columns)), -1, dtype=torch.int32, device=view.masks.device)
+    best = torch.zeros(winners.shape, device=view.masks.device)
+    areas = []
+    for place, proposal in enumerate(proposals):
+        mask = proposal_mask(view, proposal)
+        inside, weighted = mask >= mask_threshold, mask * best_scores[proposal]
+        areas.append(inside.sum())
+        better = weighted > best
+        winners = torch.where(better, torch.where(inside, place, -1).int(), winners)
+        best = torch.where(better, weighted, best)
+    if not proposals:
+        return Segments([], [], [], winners)
+    visible = torch.bincount(winners.flatten() + 1, minlength=len(proposals) + 1)[1:]
+    stays = (visible > 0) & (visible > overlap * torch.stack(areas))
+    places = torch.where(stays, stays.cumsum(0) - 1, -1).int()
+    winners = torch.cat([places.new_full((1,), -1), places])[winners + 1]
+    proposals = [proposal for proposal, stay in zip(proposals, stays.tolist()) if stay]
+    return Segments(proposals, best_labels[proposals].tolist(), best_scores[proposals].tolist(), winners)
+
+
+def instance_segments(
+    view: View, proposals: int, threshold: float, mask_threshold: float, overlap: float
+) -> tuple[Segments, list[Tensor]]:
+    """The first `proposals` of a view as instances, most certain first, and their whole masks, `bool (H, W)`.
+
+    The score is `p(class) · mean of the mask over its pixels`, those above `mask_threshold`; among all pairs of a proposal
+    and a class, as many as there are proposals take part. A pixel is the most certain instance's. An instance is dropped if
+    its score is below `threshold`, or if it keeps less than the share `overlap` of its mask.
+    """
+    probabilities = view.probabilities[:proposals, :-1]
+    scores, pairs = probabilities.flatten().topk(proposals)
+    pairs = [(index // probabilities.shape[1], index % probabilities.shape[1]) for index in pairs.tolist()]
+    quality: dict[int, float] = {}
+    for proposal in {proposal for (proposal, _), score in zip(pairs, scores.tolist()) if score >= threshold}:
+        mask = proposal_mask(view, proposal)
+        inside = mask > mask_threshold
+        quality[proposal] = (mask[inside].mean() if inside.any() else mask.new_zeros(())).item()
+    ranked = [(score * quality.get(pair[0], 0.0), *pair) for pair, score in zip(pairs, scores.tolist())]
+    ranked = sorted(
+        (part for part in ranked if part[0] >= threshold and quality.get(part[1])), key=lambda part: -part[0]
+    )
+    result = Segments([], [], [], torch.full((len(view.rows), len(view.columns)), -1, dtype=torch.int32))
+    result = result._replace(map=result.map.to(view.masks.device))
+    masks = []
+    for score, proposal, label in ranked:
+        mask = proposal_mask(view, proposal) > mask_threshold
+        free = mask & (result.map < 0)
+        if free.sum() < overlap * mask.sum():
+            continue
+        result.map[free] = len(masks)
+        masks.append(mask)
+        for values, value in zip(result, (proposal, label, score)):
+            values.append(value)
+    return result, masks
+
+
+def run_lengths(mask: Tensor) -> dict[str, list[int]]:
+    """COCO's uncompressed run-length code of `bool (H, W)`: `size`, and `counts` of 0s and 1s in turn, by columns."""
+    pixels = mask.T.flatten()
+    changes = (pixels[1:] != pixels[:-1]).nonzero()[:, 0] + 1
+    ends = torch.cat([changes, changes.new_full((1,), len(pixels))])
+    counts = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}
 
 
 def label_map(views: list[View], penalty: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel
 
 from .checks_alignzeg import check_tensor
 from .configuration_alignzeg import AlignZegConfig
-from .processing_alignzeg import check_class_names, get_templates
+from .processing_alignzeg import check_classes, get_templates, phrase_table
 
 
 PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
@@ -32,17 +32,17 @@ class AlignZegTextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,
-        normalized before and after.
+        normalized before and after; `(C, phrases, D)` of `(C, phrases, templates, L)`.
 
         Raises:
             ValueError: they are not integers of such a shape, or `attention_mask` has another one.
         """
         device = self.text_projection.weight.device
         check_tensor("input_ids", input_ids, "whole numbers", device, PROCESSOR_HINT)
-        if input_ids.ndim not in (2, 3) or 0 in input_ids.shape:
+        if input_ids.ndim not in (2, 3, 4) or 0 in input_ids.shape:
             raise ValueError(
-                f"`input_ids` has shape {tuple(input_ids.shape)}; expected (classes, length) or (classes, templates, "
-                f"length) with no empty axis. {PROCESSOR_HINT}"
+                f"`input_ids` has shape {tuple(input_ids.shape)}; expected (classes, length), (classes, templates, "
+                f"length) or (classes, phrases, templates, length) with no empty axis. {PROCESSOR_HINT}"
             )
         prompts, mask = input_ids.reshape(-1, input_ids.shape[-1]), None
         if attention_mask is not None:
@@ -55,13 +55,29 @@ class AlignZegTextEncoder(nn.Module):
             mask = attention_mask.reshape(prompts.shape)
         pooled = self.text_model(input_ids=prompts, attention_mask=mask).pooler_output
         embeds = F.normalize(self.text_projection(pooled), dim=-1)
-        return F.normalize(embeds.unflatten(0, (input_ids.shape[0], -1)).mean(1), dim=-1)
+        shape = (*input_ids.shape[:-1], 1)[: max(2, input_ids.ndim - 1)]  # (C, templates) or (C, phrases, templates)
+        return F.normalize(embeds.unflatten(0, shape).mean(-2), dim=-1)
 
     def prototypes(
-        self, processor, class_names: list[str], template_set: str | list[str] | None = None, batch_size: int = 256
+        self, processor, classes, template_set: str | list[str] | None, batch_size: int, phrase_pooling: str
     ) -> Tensor:
         """See [`AlignZegModel.get_text_prototypes`]."""
-        class_names = check_class_names(class_names)
+        if phrase_pooling not in ("max", "mean"):
+            raise ValueError(f"`phrase_pooling` is {phrase_pooling!r}; expected 'max' or 'mean'.")
+        classes = check_classes(classes)
+        phrases = [phrase for group in classes.values() for phrase in group]
+        embeds = self._embed(processor, phrases, template_set, batch_size)
+        if len(phrases) == len(classes):
+            return embeds
+        if phrase_pooling == "max":
+            return embeds[torch.tensor(phrase_table(classes), device=embeds.device)]
+        groups = embeds.split([len(group) for group in classes.values()])
+        return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
+
+    def _embed(
+        self, processor, class_names: list[str], template_set: str | list[str] | None, batch_size: int
+    ) -> Tensor:
+        """Unit embeddings `(phrases, D)`, from the cache where they are there."""
         templates = get_templates(self.config.template_set if template_set is None else template_set)
         weights = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
         key = (tuple(class_names), templates, weights)

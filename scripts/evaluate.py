@@ -43,6 +43,12 @@ def main() -> None:
     options.add_argument("--scene_seed", type=integer(0), default=0, help="seed of the embedded scenes")
     options.add_argument("--template_set", help="prompt templates; by default the checkpoint's")
     options.add_argument(
+        "--phrase_pooling",
+        choices=("max", "mean"),
+        default="max",
+        help="how several phrases make one class, where the split has `phrases`",
+    )
+    options.add_argument(
         "--gamma", type=float, help="PBC's correction; 0 switches it off; by default the checkpoint's"
     )
     options.add_argument("--threshold", type=float, help="PBC's threshold; by default the checkpoint's")
@@ -112,7 +118,9 @@ def main() -> None:
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
-    prototypes = model.get_text_prototypes(processor, list(split.classes), args.template_set)
+    prototypes = model.get_text_prototypes(
+        processor, split.vocabulary, args.template_set, phrase_pooling=args.phrase_pooling
+    )
     dataset = SegmentationDataset(rows, split, training=False)
     started = time.time()
     scores = evaluate_model(
@@ -143,6 +151,7 @@ def main() -> None:
             "label_space": "generalized",
             "note": split.protocol,
             "template_set": args.template_set or model.config.template_set,
+            "phrase_pooling": args.phrase_pooling if split.phrases else None,
             "bias_correction": gamma > 0 and bool(split.unseen),
             "gamma": gamma,
             "threshold": processor.image_processor.correction_threshold if args.threshold is None else args.threshold,

@@ -38,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
     options = command_parser(__doc__)
     options.add_argument("input", nargs="?", help="an image, or a folder of images")
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
-    options.add_argument("--classes", type=names, help='class names, separated by commas: "a, b, c"')
+    options.add_argument(
+        "--classes",
+        help='class names, separated by commas; several phrases for one class: "sofa|couch, background: road|ground"',
+    )
     options.add_argument("--unseen", type=names, help="those of them that count as unseen, separated by commas")
     options.add_argument("--output_dir", default="predictions", help="folder to write to")
     options.add_argument(
@@ -49,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
+    options.add_argument(
+        "--phrase_pooling", choices=("max", "mean"), default="max", help="how several phrases make one class"
+    )
     options.add_argument("--device", help="by default a GPU if there is one; with --dataset the launcher chooses")
     options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     bulk = options.add_argument_group("a whole dataset")
@@ -127,24 +133,26 @@ def check_classes(path: Path, classes: dict[str, list[str]]) -> None:
 
 def load_model(args: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
     """The model, its processor, and the classes to choose from."""
-    from modeling_alignzeg.processing_alignzeg import check_class_names
+    from modeling_alignzeg.processing_alignzeg import check_classes, check_unseen_names, read_classes
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.evaluation.bulk import Vocabulary
 
     model, processor = load_checkpoint(args.model)
     model = model.to(device)
-    classes, unseen = args.classes, args.unseen or []
-    if classes is None:
-        classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    unseen = args.unseen or []
+    if args.classes is None:
+        classes = check_classes([model.config.id2label[i] for i in range(model.config.num_labels)])
         unseen = unseen or model.config.unseen_labels
-    classes, unseen = check_class_names(classes), check_class_names(unseen) if unseen else []
+    else:
+        classes = read_classes(args.classes)
+    unseen = check_unseen_names(unseen)
     unknown = [name for name in unseen if name not in classes]
     if unknown:
         raise ValueError(
-            f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(classes[:20])}."
+            f"`--unseen` names {unknown[0]!r}, which is not among the classes: {', '.join(list(classes)[:20])}."
         )
-    prototypes = model.get_text_prototypes(processor, classes, args.template_set)
-    return model, processor, Vocabulary(classes, unseen, prototypes)
+    prototypes = model.get_text_prototypes(processor, classes, args.template_set, phrase_pooling=args.phrase_pooling)
+    return model, processor, Vocabulary(list(classes), unseen, prototypes)
 
 
 def segment_dataset(args: argparse.Namespace) -> int:
@@ -193,7 +201,9 @@ def segment_files(args: argparse.Namespace) -> int:
     model, processor, (class_names, unseen, prototypes) = load_model(args, device)
     seen = torch.tensor([name not in unseen for name in class_names], device=model.device)
 
-    classes = {"classes": class_names, "unseen": list(unseen)}
+    classes: dict[str, Any] = {"classes": class_names, "unseen": list(unseen)}
+    if prototypes.ndim == 3 or args.phrase_pooling != "max":
+        classes |= {"phrases": args.classes, "phrase_pooling": args.phrase_pooling}
     check_classes(output / CLASSES, classes)
     broken = 0
     for file, stem in tqdm(zip(files, stems), desc="segment", total=len(files), disable=len(files) == 1):

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import sys
 import time
@@ -390,6 +391,23 @@ def test_names_from_text(app: ModuleType) -> None:
         app.split_names(5)
 
 
+def test_classes_of_several_phrases(app: ModuleType, segmenter: Any) -> None:
+    entries = app.split_names("sofa|couch, grass\nbackground : road| wall")
+    classes = {"sofa": ["sofa", "couch"], "grass": ["grass"], "background": ["road", "wall"]}
+    assert app.check_classes(entries) == classes
+    result = run(app, segmenter, picture(), classes, ["background"])
+    assert result.names == list(classes) and result.unseen == [False, False, True]
+    assert result.outputs.class_queries_logits.shape[-1] == len(classes) + 1
+    for text, message in {
+        "a|a": "Phrases of “a”: Class names 1 and 2 are both “a”",
+        "a|": "Phrases of “a”: Class name 2 is empty",
+        "x: a|b, y: b": "“b” is in “x” and in “y”",
+        "|".join(map(str, range(app.MAX_NAMES + 1))): "There are 201 phrases",
+    }.items():
+        with pytest.raises(app.Refused, match=re.escape(message)):
+            app.check_classes(app.split_names(text))
+
+
 @pytest.mark.parametrize("path", ["a\0b", 5, ["a.png"], {"path": "a.png"}], ids=str)
 def test_what_is_no_path_is_refused(app: ModuleType, path: object) -> None:
     with pytest.raises(app.Refused, match="The picture must be uploaded"):
@@ -412,6 +430,24 @@ def test_redraw_needs_no_network(app: ModuleType, segmenter: Any, monkeypatch: p
             assert coverages == sorted(coverages, reverse=True) and sum(coverages) == pytest.approx(1)
     grey = app.view_data(segmenter, result, 0.0, 0.5, True)
     assert {row[0] for row in grey["plain"]["rows"]} <= set(range(len(CLASSES) + 1))
+
+
+def test_segments_are_the_processors(app: ModuleType) -> None:
+    segmenter = app.Segmenter(str(ROOT))
+    example = json.loads((APP / "examples" / "examples.json").read_text(encoding="utf-8"))[0]
+    with Image.open(APP / "examples" / example["file"]) as image:
+        result = run(app, segmenter, image, example["classes"], example["unseen"])
+    for kind, task in app.SEGMENTS.items():
+        post_process = getattr(segmenter.processor, f"post_process_{task}_segmentation")
+        size = [result.size]
+        expected = post_process(result.outputs, 0.4, target_sizes=size, gamma=1.0, correction_threshold=0.6)[0]
+        segments = segmenter.read_segments(result, kind, 0.4, 1.0, 0.6)
+        assert len(segments) == len(expected["segments_info"]) > 0
+        for (mask, text), info in zip(segments, expected["segments_info"]):
+            assert np.array_equal(mask, expected["segmentation"] == info["id"])
+            assert text == f"{result.names[info['label_id']]} ({info['score']:.0%})"
+        with pytest.raises(app.Refused, match="No segment reaches this score"):
+            segmenter.read_segments(result, kind, 1.0, 1.0, 0.6)
 
 
 def test_runs_hold_the_label_map(app: ModuleType) -> None:

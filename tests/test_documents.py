@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""README and model card do what they say.
+"""README, model card and tutorial do what they say.
 
 - Python blocks are run, in a new process, from a folder that looks like a clone; those that talk to the demo while it
   runs (slow).
@@ -37,8 +37,10 @@ from zeroshot.settings import load_settings
 
 
 ROOT = Path(__file__).resolve().parent.parent
-EXECUTED = ("README.md", "model_card.md")
-CHECKED = ("app/README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
+TUTORIAL = "docs/usage.md"  # its blocks continue each other
+EXECUTED = ("README.md", "model_card.md", TUTORIAL)
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+CHECKED = ("app/README.md", *(name for name in DOCUMENTS if name not in EXECUTED))
 DEMO = "http://127.0.0.1:7860"
 
 
@@ -100,12 +102,13 @@ def run(clone: Path, *command: str) -> str:
 
 
 def run_python(clone: Path, blocks: list[Block], change: tuple[str, str] = ("", "")) -> str:
-    """Runs blocks one after the other in one process, each with names of its own."""
-    script = ""
+    """Runs blocks one after the other in one process, each with names of its own; those of the tutorial share theirs."""
+    script = "shared = {'__name__': '__main__'}\n"
     for block in blocks:
         assert change[0] in block.code
         code = block.code.replace(*change) if change[0] else block.code
-        script += f"exec(compile({code!r}, {str(block)!r}, 'exec'), {{'__name__': '__main__'}})\n"
+        names = "shared" if block.file == TUTORIAL else "{'__name__': '__main__'}"
+        script += f"exec(compile({code!r}, {str(block)!r}, 'exec'), {names})\n"
     return run(clone, sys.executable, "-c", script)
 
 

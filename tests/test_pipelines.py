@@ -63,7 +63,7 @@ def test_image_segmentation_with_the_stored_vocabulary(
     folder: str, model: AlignZegModel, processor: AlignZegProcessor
 ) -> None:
     image = picture()
-    segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image)
+    segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image, subtask="semantic")
     assert all(set(segment) == {"score", "label", "mask"} for segment in segments)
     assert np.array_equal(label_map(segments, list(CLASSES)), segment_by_hand(model, processor, image))
 
@@ -71,17 +71,10 @@ def test_image_segmentation_with_the_stored_vocabulary(
 def test_image_segmentation_of_a_batch(folder: str) -> None:
     segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True)
     images = [picture(index) for index in range(5)]
-    alone = [label_map(segmenter(image), list(CLASSES)) for image in images]
-    together = [label_map(segments, list(CLASSES)) for segments in segmenter(images, batch_size=3)]
+    alone = [label_map(segmenter(image, subtask="semantic"), list(CLASSES)) for image in images]
+    batch = segmenter(images, batch_size=3, subtask="semantic")
+    together = [label_map(segments, list(CLASSES)) for segments in batch]
     assert all(np.array_equal(a, b) for a, b in zip(alone, together))
-
-
-def test_image_segmentation_is_semantic_only(folder: str) -> None:
-    segmenter = pipeline("image-segmentation", model=folder, trust_remote_code=True)
-    assert segmenter(picture(), subtask="semantic")
-    for subtask in ("instance", "panoptic"):
-        with pytest.raises(ValueError, match=subtask):
-            segmenter(picture(), subtask=subtask)
 
 
 def test_without_labels_the_stored_vocabulary_is_used(

@@ -46,7 +46,7 @@ CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became backgr
 
 _UNMAPPED = np.iinfo(np.int64).min
 _JSON_KEYS = ("name", "classes", "unseen", "unseen_ids", "seen_ids", "ignore_index", "raw_id_to_contiguous")
-_YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map", "palette")
+_YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map", "palette", "phrases")
 
 
 class UnmappedIdError(ValueError):
@@ -74,6 +74,7 @@ class SegmentationSplit:
         palette: Where label maps are coloured pictures, the class id or `ignore_index` of every colour (red, green, blue).
             Raw ids then do not occur.
         protocol: In words, what a report must say beside the name, such as what became of the background.
+        phrases: Texts that stand for a class in place of its name, by class; for evaluation and prediction.
         sizes: Number of images of each part ("train", "val", …) as published; empty if unknown.
 
     Raises:
@@ -90,6 +91,7 @@ class SegmentationSplit:
     palette: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
     protocol: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    phrases: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_names("classes", self.classes)
@@ -99,6 +101,12 @@ class SegmentationSplit:
         unexpected = [name for name in self.unseen if name not in self.classes]
         if unexpected:
             raise ValueError(f"`unseen` names {_quoted(unexpected)}, not found in `classes`; check the spelling.")
+        for name, phrases in self.phrases.items():
+            if name not in self.classes:
+                raise ValueError(f"`phrases` names {shown(name)}, not found in `classes`; check the spelling.")
+            if not isinstance(phrases, (list, tuple)) or not phrases:
+                raise ValueError(f"`phrases` of {name!r} is {shown(phrases)}; expected a list of texts.")
+            _check_names("phrases", phrases)
         if not _is_integer(self.ignore_index):
             raise ValueError(f"`ignore_index` is {shown(self.ignore_index)}; expected an integer.")
         if 0 <= self.ignore_index < len(self.classes):
@@ -151,6 +159,11 @@ class SegmentationSplit:
     def seen(self) -> tuple[str, ...]:
         """Names of the seen classes in the order of `classes`; a training id is a position in it."""
         return tuple(name for name in self.classes if name not in self.unseen)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """The phrases of every class: its name, or what `phrases` says."""
+        return {name: list(self.phrases.get(name, (name,))) for name in self.classes}
 
     @cached_property
     def unseen_ids(self) -> tuple[int, ...]:
@@ -261,6 +274,7 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
         ignore_index=split.ignore_index,
         raw_id_to_class={raw: new_id.get(target, split.ignore_index) for raw, target in split.raw_id_to_class.items()},
         palette={color: new_id.get(target, split.ignore_index) for color, target in split.palette.items()},
+        phrases={name: phrases for name, phrases in split.phrases.items() if name in split.seen},
         protocol=f"{count} of {len(split.seen)} seen classes of {split.name} are treated as unseen; real unseen classes are "
         "ignored",
     )
@@ -289,6 +303,7 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
 
             - `classes`: list of class names;
             - `unseen` (optional): list of the names of the unseen ones;
+            - `phrases` (optional): for a class name a list of texts that stand for it in place of its name;
             - `ignore_index` (optional, 255);
             - `raw_id_map` (optional): for every id in the label files a class name, a class id or `ignore_index`.
               Pixels that hold `ignore_index` stay ignored without being listed. By default the files hold class ids;
@@ -366,7 +381,8 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
     palette = _read_palette(data.get("palette", {}), classes, ignore_index)
     if raw_id_to_class and palette:
         raise ValueError("It has both `raw_id_map` and `palette`; label maps hold either ids or colours.")
-    return SegmentationSplit(name, classes, tuple(data.get("unseen", [])), ignore_index, raw_id_to_class, palette)
+    unseen, phrases = tuple(data.get("unseen", [])), data.get("phrases", {})
+    return SegmentationSplit(name, classes, unseen, ignore_index, raw_id_to_class, palette, phrases=phrases)
 
 
 def _read_palette(data: Any, classes: tuple[str, ...], ignore_index: Any) -> dict[tuple[int, int, int], int]:
@@ -397,6 +413,10 @@ def _check_types(data: dict[str, Any]) -> None:
     for key in ("classes", "unseen", "unseen_ids", "seen_ids"):
         if not isinstance(data.get(key, []), list):
             raise ValueError(f"`{key}` is {shown(data[key])}; expected a list.")
+    if not isinstance(data.get("phrases", {}), dict):
+        raise ValueError(
+            f"`phrases` is {shown(data['phrases'])}; expected a class name and a list of texts on every line."
+        )
     for key in ("raw_id_map", "raw_id_to_contiguous"):
         if not isinstance(data.get(key, {}), dict):
             raise ValueError(f"`{key}` is {shown(data[key])}; expected a raw id and what it stands for on every line.")

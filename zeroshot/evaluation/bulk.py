@@ -129,7 +129,7 @@ class Shard(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """Class names, those that count as unseen, and their text prototypes `(classes, D)`."""
+    """Class names, those that count as unseen, and their text prototypes `(classes, D)` or `(classes, phrases, D)`."""
 
     names: list[str]
     unseen: list[str]
