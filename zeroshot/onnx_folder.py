@@ -61,7 +61,8 @@ class ScoreMaps(nn.Module):
             Scores of the proposals on the mask grid, `(B, C, h, w)`, and, with `uses_cells`, probabilities of the tower's
             cells `(B, C, h, w)`.
         """
-        mask = content_mask(content.expand(pixel_values.shape[0], 2), tuple(pixel_values.shape[-2:]))
+        batch, _, height, width = pixel_values.shape
+        mask = content_mask(content.expand(batch, 2), (height, width))
         outputs = self.model(
             pixel_values=pixel_values,
             pixel_mask=mask.long(),
@@ -125,7 +126,14 @@ def score_graph(model: AlignZegModel, uses_cells: bool) -> onnx.ModelProto:
         "gamma": torch.tensor(1.0),
         "threshold": torch.tensor(0.5),
     }
-    shapes = ({0: dimension("batch", min=1, max=4096), 2: rows, 3: columns}, {}, {0: classes}, {0: classes}, {}, {})
+    shapes: tuple = (
+        {0: dimension("batch", min=1, max=4096), 2: rows, 3: columns},
+        {},
+        {0: classes},
+        {0: classes},
+        {},
+        {},
+    )
     return network_graph(ScoreMaps(model, uses_cells), example, shapes, ["scores", "cells"][: 1 + uses_cells])
 
 
