@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor, class_colors
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.layers_alignzeg import content_mask
 from modeling_alignzeg.processing_alignzeg import get_templates
 from modeling_alignzeg.readout_alignzeg import cell_probabilities, class_probabilities
 from modeling_alignzeg.text_encoder_alignzeg import AlignZegTextEncoder
+from modeling_alignzeg.visualization_alignzeg import palette
 
 from .files import atomic_folder, check_output
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 FILES = ("image.onnx", "text.onnx", "tokenizer.json", "alignzeg.json")
 FILTERS = {2: 'mode="linear"', 3: 'mode="cubic", cubic_coeff_a=-0.5'}  # by PIL's number
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
-PALETTE = 80  # colours that differ
 
 
 class ScoreMaps(nn.Module):
@@ -475,5 +475,5 @@ def _settings(model: AlignZegModel, processor: AlignZegProcessor) -> dict[str, A
         "max_length": min(processor.tokenizer.model_max_length, config.text_config.max_position_embeddings),
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "unseen": config.unseen_labels,
-        "colors": class_colors([str(index) for index in range(PALETTE)]).tolist(),
+        "colors": palette().tolist(),
     }

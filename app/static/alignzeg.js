@@ -243,6 +243,12 @@ async function segmentPicture() {
 
 const colorOf = (label) => state.segmenter.settings.colors[label % state.segmenter.settings.colors.length];
 
+function paint(canvas, pixels) {
+  [canvas.width, canvas.height] = [pixels.width, pixels.height];
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas;
+}
+
 function drawMap() {
   const { labels, shown, names } = state;
   const share = Number(part("opacity").value);
@@ -254,9 +260,8 @@ function drawMap() {
       mixed.data[at] = (1 - share) * mixed.data[at] + share * color[channel];
     }
   }
-  const canvas = part("map");
-  [canvas.width, canvas.height] = [shown.width, shown.height];
-  canvas.getContext("2d").putImageData(mixed, 0, 0);
+  paint(part("map"), mixed);
+  part("map").style.width = `min(100%, ${(75 * shown.width) / shown.height}vh)`; // small pictures are enlarged
 }
 
 function drawLegend() {
@@ -289,10 +294,7 @@ function labelCanvas() {
   if (state.names.length > 256) throw new Error("A grey PNG holds 256 classes at most. Use fewer names.");
   const grey = new ImageData(shown.width, shown.height);
   labels.forEach((label, pixel) => grey.data.set([label, label, label, 255], 4 * pixel));
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [shown.width, shown.height];
-  canvas.getContext("2d").putImageData(grey, 0, 0);
-  return canvas;
+  return paint(document.createElement("canvas"), grey);
 }
 
 async function save(canvas, name) {
