@@ -67,8 +67,8 @@ def class_probabilities(
     class_queries_logits: Tensor,
     unseen_logits: Tensor | None = None,
     seen_class_mask: Tensor | None = None,
-    gamma: float = 0.0,
-    threshold: float = 0.5,
+    gamma: float | Tensor = 0.0,
+    threshold: float | Tensor = 0.5,
 ) -> Tensor:
     """What each proposal shows, after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
 
@@ -80,17 +80,23 @@ def class_probabilities(
         class_queries_logits: `(..., N, C + 1)`, scaled by the temperature; the background comes last.
         unseen_logits: `(..., N)`.
         seen_class_mask: `bool (C,)`, True for classes that were seen in training.
-        gamma: How much seen logits are lowered.
-        threshold: Between 0 and 1.
+        gamma: How much seen logits are lowered, ≥ 0; `()` as a tensor.
+        threshold: Between 0 and 1; `()` as a tensor.
 
     Returns:
         `(..., N, C + 1)`, float32; the last axis sums to one.
     """
     logits = class_queries_logits.float()
-    if gamma != 0 and unseen_logits is not None and seen_class_mask is not None and not bool(seen_class_mask.all()):
-        lowered = torch.nn.functional.pad(seen_class_mask.to(logits) * gamma, (0, 1))
+    if unseen_logits is not None and seen_class_mask is not None:
+        seen = seen_class_mask & ~seen_class_mask.all()
+        lowered = torch.nn.functional.pad(seen.to(logits) * gamma, (0, 1))
         logits = logits - (unseen_logits.float().sigmoid() > threshold).to(logits)[..., None] * lowered
     return logits.softmax(-1)
+
+
+def cell_probabilities(dense_logits: Tensor) -> Tensor:
+    """Class probabilities of the cells, float32, of their logits; both `(..., C, h, w)`."""
+    return (DENSE_SHARPNESS * dense_logits.float()).softmax(-3)
 
 
 def resize_matrix(
@@ -170,7 +176,7 @@ def image_view(
     dense_logits = getattr(outputs, "dense_logits", None)
     if dense_logits is None or dense_weight == 0:
         return view
-    scores = (DENSE_SHARPNESS * dense_logits[index].float()).softmax(0)
+    scores = cell_probabilities(dense_logits[index])
     if probabilities.shape[1] > len(scores):  # cells do not know the background: they prefer it to no class
         scores = torch.cat([scores, scores.amax(0, keepdim=True)])
     return view._replace(dense=Dense(scores, *matrices(scores.shape[1:]), dense_weight))

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-# The eight colours of Okabe and Ito, which are safe for colour-blind readers, and eight more. `_candidates` adds darker
+# The eight colours of Okabe and Ito, which are safe for colour-blind readers, and eight more. `palette` adds darker
 # and lighter shades of them.
 _BASE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C6BB1") + (
     "#A6761D", "#E7298A", "#7FBC41", "#00CED1", "#4D4DFF", "#FB9A99", "#B8B800", "#A50F15"
@@ -15,7 +15,8 @@ _BASE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC7
 NONE_COLOR = (120, 120, 120)
 
 
-def _candidates() -> np.ndarray:
+def palette() -> np.ndarray:
+    """Colours that differ, the clearest first: `uint8 (80, 3)`."""
     base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _BASE], float)
     shades = [base, base * 0.65, base + (255 - base) * 0.55, base * 0.8 + 30, base + (255 - base) * 0.3]
     return np.concatenate(shades).clip(0, 255).round().astype(np.uint8)
@@ -30,17 +31,17 @@ def class_colors(class_names: list[str]) -> np.ndarray:
     Raises:
         ValueError: a name is not a string.
     """
-    palette = _candidates()
+    candidates = palette()
     taken, colors = set(), []
     for position, name in enumerate(class_names):
         if not isinstance(name, str):
             raise ValueError(f"Class name {position} is {name!r}; expected a string.")
         code = name.strip().lower().encode(errors="replace")  # lone surrogates
-        start = int.from_bytes(hashlib.sha256(code).digest()[:4], "big") % len(palette)
-        order = [(start + step) % len(palette) for step in range(len(palette))]
+        start = int.from_bytes(hashlib.sha256(code).digest()[:4], "big") % len(candidates)
+        order = [(start + step) % len(candidates) for step in range(len(candidates))]
         index = next((i for i in order if i not in taken), start)
         taken.add(index)
-        colors.append(palette[index])
+        colors.append(candidates[index])
     return np.array(colors, np.uint8).reshape(-1, 3)
 
 

@@ -4,6 +4,10 @@
 
 python scripts/export.py --model . --output alignzeg.onnx
 python scripts/export.py --model . --output alignzeg.pt2 --classes "red plain, grass" --prototypes prototypes.npz
+python scripts/export.py --model . --output onnx           # a folder: images to label maps, names to prototypes
+python scripts/export.py --model . --browser app/static/models
+
+A folder takes images of any size, and names, see docs/onnx.md. A file ends at the logits:
 
 Inputs: `pixel_values` (batch, 3, height, width), as the image processor makes them, height and width multiples of
 `config.size_divisor` and at least two of them (resize to that; padding would count as image); `text_prototypes` (classes,
@@ -22,15 +26,16 @@ def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument(
-        "--output", required=True, help="file to write; its ending, .onnx or .pt2, chooses the format"
+        "--output", help="file to write, whose ending, .onnx or .pt2, chooses the format; without one, a folder"
     )
+    options.add_argument("--browser", help="folder to write for app/static, with weights in half precision")
     options.add_argument("--classes", type=names, help="class names for --prototypes; by default the checkpoint's")
     options.add_argument("--unseen", type=names, help="those of --classes that count as unseen")
     options.add_argument("--prototypes", help=".npz file for the text prototypes and the seen mask of the classes")
     args = options.parse_args()
     from zeroshot.export import export_checkpoint
 
-    export_checkpoint(args.model, args.output, args.classes, args.unseen, args.prototypes)
+    export_checkpoint(args.model, args.output, args.classes, args.unseen, args.prototypes, args.browser)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Exported and compiled models against the model itself, at sizes that the export has not seen."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from tiny import tiny_checkpoint, tiny_model
+from PIL import Image
+from tiny import tiny_checkpoint, tiny_model, tiny_processor
 
-from modeling_alignzeg import AlignZegModel
-from zeroshot.export import INPUTS, OUTPUTS, ImageTowerAndHead, export_onnx, export_program
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from zeroshot.data.scenes import draw_scene
+from zeroshot.export import INPUTS, OUTPUTS, ImageTowerAndHead, export_checkpoint, export_onnx, export_program
+from zeroshot.onnx_folder import FILES, check_folder, export_folders, pixels_graph, readout_graph, store_half
 
 
 SIZES = [(1, 32, 32, 3), (3, 80, 48, 7), (2, 48, 64, 40)]  # batch, height, width, classes; 32: CLIP's own grid
@@ -89,6 +94,8 @@ def test_export_script_writes_a_program_and_its_prototypes(tmp_path: Path) -> No
     ("flags", "words"),
     [
         (["--output", "model.bin"], ".onnx or .pt2"),
+        ([], "`--output`"),
+        (["--browser", str(ROOT)], "would be lost"),
         (["--output", "a.pt2", "--classes", "a"], ".npz"),
         (["--output", "a.pt2", "--classes", "a", "--prototypes", "a.npz", "--unseen", "b"], "'b'"),
         (["--output", "a.pt2", "--model", "no/such/folder"], "no/such/folder"),
@@ -126,3 +133,163 @@ def test_compiled_model_is_one_graph_for_all_sizes(model: AlignZegModel) -> None
             assert_equal_outputs([compiled(**values)[name] for name in OUTPUTS], model, values)
     torch._dynamo.reset()
     assert len(graphs) <= 2
+
+
+# --- the folder for onnxruntime alone ------------------------------------------------------------------------------
+
+IMAGE_SIZES = [(1, 97, 150), (2, 128, 128), (2, 181, 90)]  # batch, height, width
+
+
+def session(graph: Any):
+    """Of a graph or a file, on one thread."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, which runs the exported file, is not installed")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return runtime.InferenceSession(graph if isinstance(graph, Path) else graph.SerializeToString(), options)
+
+
+def scenes(batch: int, height: int, width: int) -> list[Image.Image]:
+    return [Image.fromarray(draw_scene(0, "test", i, 256).image).resize((width, height)) for i in range(batch)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"shortest_edge": 64, "longest_edge": 200}},
+        {"size": {"shortest_edge": 96}, "resample": 2, "image_mean": 0.5, "image_std": [0.4, 0.5, 0.6]},
+        {"size": {"height": 50, "width": 70}, "do_normalize": False},
+        {"do_resize": False, "do_rescale": False},
+    ],
+)
+def test_onnx_prepares_images_as_pil_does(settings: dict[str, Any]) -> None:
+    pytest.importorskip("onnx")
+    processor = AlignZegImageProcessor(size_divisor=16, **settings)
+    prepare = session(pixels_graph(processor, 16))
+    std = np.broadcast_to(processor.image_std if processor.do_normalize else 1, 3).reshape(3, 1, 1)
+    step = (processor.rescale_factor if processor.do_rescale else 1) / std  # of one 8-bit value
+    for height, width in [(97, 150), (64, 64), (40, 300), (300, 40), (33, 39), (201, 200)]:
+        image = np.asarray(scenes(1, height, width)[0])
+        found, content = prepare.run(None, {"image": image[None]})
+        expected = processor(image, return_tensors="np")
+        mask = expected["pixel_mask"][0].astype(bool)
+        assert content.tolist() == [mask.any(1).sum(), mask.any(0).sum()]
+        rows, columns = mask.shape
+        assert found.shape == (1, 3, max(rows, 32), max(columns, 32))
+        difference = np.abs(found[0, :, :rows, :columns] - expected["pixel_values"][0]) / step
+        assert difference.max() < 2.001 and (difference > 0.5).mean() < 0.02
+
+
+@pytest.mark.parametrize(("stride", "weight"), [(4, 0.0), (8, 0.3), (8, 0.5), (8, 1.0)])
+def test_onnx_reads_out_the_best_class(stride: int, weight: float) -> None:
+    """Content that is whole cells, so that torch's own interpolation of them is the reference."""
+    pytest.importorskip("onnx")
+    generator = torch.Generator().manual_seed(stride)
+    scores, cells = torch.rand(2, 7, 20, 28, generator=generator), torch.rand(2, 7, 10, 14, generator=generator)
+    feeds = {"scores": scores.numpy(), "content": np.array([16 * stride, 20 * stride])}
+    feeds |= {"cells": cells.numpy()} if weight else {}
+    found = session(readout_graph(stride, weight)).run(None, {**feeds, "image": np.zeros((2, 61, 87, 3), np.uint8)})[0]
+
+    def enlarged(values: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(values, size=(61, 87), mode="bilinear", align_corners=False)
+
+    expected = enlarged(scores[..., :16, :20]) ** (1 - weight) * enlarged(cells[..., :8, :10]) ** weight
+    assert found.dtype == np.int32 and (found == expected.argmax(1).numpy()).mean() > 0.999
+
+
+def test_a_filter_that_onnx_lacks_is_named() -> None:
+    pytest.importorskip("onnx")
+    with pytest.raises(ValueError, match="`resample` of the image processor is 1"):
+        pixels_graph(AlignZegImageProcessor(resample=1), 32)
+    with pytest.raises(ValueError, match="max_height"):
+        pixels_graph(AlignZegImageProcessor(size={"max_height": 64, "max_width": 64}), 32)
+
+
+def test_half_precision_halves_the_file_and_rounds_the_weights() -> None:
+    onnx = pytest.importorskip("onnx")
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    weights[0, 0] = 1e-3
+    large = np.full((64, 64), 1e6, np.float32)  # float16 ends at 65504
+    graph = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 64] x) => (float[n, 64] y) '
+        "{ z = MatMul (x, w)  y = MatMul (z, v) }"
+    )
+    graph.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for a, name in ((weights, "w"), (large, "v")))
+    size = graph.ByteSize()
+    store_half(graph)
+    assert size - graph.ByteSize() == pytest.approx(2 * weights.size, abs=100)
+    x = np.eye(64, dtype=np.float32)
+    rounded = weights.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(session(graph).run(None, {"x": x})[0], rounded @ large, rtol=1e-4, atol=100)
+
+
+def test_a_folder_with_other_files_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(ValueError, match=r"contains thesis\.tex"):
+        check_folder(tmp_path)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / FILES[0]).write_text("old")
+    assert check_folder(tmp_path / "new") == (tmp_path / "new").resolve()
+
+
+def assert_same_label_maps(
+    folder: Path, model: AlignZegModel, processor: AlignZegProcessor, prototypes: torch.Tensor
+) -> None:
+    network, seen = session(folder / "image.onnx"), torch.arange(len(prototypes)) % 3 != 0
+    assert [value.name for value in network.get_inputs()] == ["image", *INPUTS[1:]]
+    for batch, height, width in IMAGE_SIZES:
+        images = scenes(batch, height, width)
+        feeds = {"image": np.stack(images), "text_prototypes": prototypes.numpy(), "seen_class_mask": seen.numpy()}
+        with torch.no_grad():
+            outputs = model(
+                **processor(images=images, return_tensors="pt"), text_prototypes=prototypes, seen_class_mask=seen
+            )
+        expected = processor.post_process_semantic_segmentation(outputs, [(height, width)] * batch)
+        found = network.run(None, feeds)[0]
+        assert found.shape == (batch, height, width) and len(np.unique(found)) > 1
+        assert (found == torch.stack(expected).numpy()).mean() >= 0.999
+
+
+@pytest.mark.slow
+def test_folder_of_a_convolutional_model_gives_its_label_maps(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="convolutional towers need timm")
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+    from test_convolutional import conv_model
+
+    model = conv_model()
+    processor = tiny_processor(
+        size={"shortest_edge": 96, "longest_edge": 160},
+        correction_gamma=2.0,
+        correction_threshold=0.5,
+        dense_weight=0.4,
+    )
+    export_folders(model, processor, {tmp_path / "onnx": False})
+    prototypes = F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert_same_label_maps(tmp_path / "onnx", model, processor, prototypes)
+
+
+@pytest.mark.slow
+def test_example_of_the_documents_needs_no_torch(tmp_path: Path) -> None:
+    """The shipped checkpoint, exported by the script; then the code of docs/onnx.md in a Python that cannot import torch."""
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+    if not (ROOT / "model.safetensors").is_file():
+        pytest.skip("no checkpoint in the repository")
+    export_checkpoint(str(ROOT), str(tmp_path / "onnx"), None, None, None)
+    model = AlignZegModel.from_pretrained(ROOT).eval()
+    processor = AlignZegProcessor.from_pretrained(ROOT)
+    names, unseen = ["grass", "red striped", "water"], ["water"]
+    prototypes = model.get_text_prototypes(processor, [*names, "blue dotted", "wood"])
+    assert_same_label_maps(tmp_path / "onnx", model, processor, prototypes)
+
+    image = scenes(1, 200, 170)[0]
+    image.save(tmp_path / "scene.png")
+    text = (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    blocked = "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n" + code[1]
+    subprocess.run([sys.executable, "-c", blocked], cwd=tmp_path, check=True)
+    model.set_vocabulary(names, unseen, processor)
+    with torch.no_grad():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    expected = processor.post_process_semantic_segmentation(outputs, [(200, 170)])[0]
+    found = np.asarray(Image.open(tmp_path / "labels.png"))
+    assert (found == expected.numpy()).mean() >= 0.999

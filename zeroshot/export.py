@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling_alignzeg import AlignZegModel
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.processing_alignzeg import check_class_names
 
 from .checkpoints import load_checkpoint
 from .files import atomic_file, check_output
+from .onnx_folder import check_folder, export_folders
 
 
 INPUTS = ("pixel_values", "text_prototypes", "seen_class_mask")
@@ -90,25 +91,51 @@ def export_onnx(model: AlignZegModel, path: str | Path) -> None:
 
 
 def export_checkpoint(
-    source: str, output: str, classes: list[str] | None, unseen: list[str] | None, prototypes: str | None
+    source: str,
+    output: str | None,
+    classes: list[str] | None,
+    unseen: list[str] | None,
+    prototypes: str | None,
+    browser: str | None = None,
 ) -> None:
-    """Writes the checkpoint `source` to `output`, and the text prototypes of `classes` to the .npz file `prototypes`.
+    """Writes the checkpoint `source` to `output`, the text prototypes of `classes` to the .npz file `prototypes`, and what
+    the page in app/static reads to the folder `browser`.
 
     Raises:
         ValueError: An argument is out of its range or contradicts another.
     """
-    path = Path(output)
-    if path.suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"`--output` is {output}; its ending chooses the format: .onnx or .pt2.")
+    if not (output or browser):
+        raise ValueError("Neither `--output` nor `--browser` was given: say where to write.")
+    suffix = Path(output).suffix if output else ""
+    if suffix not in (".onnx", ".pt2", ""):
+        raise ValueError(
+            f"`--output` is {output}; its ending chooses the format: .onnx or .pt2, or none for a folder."
+        )
     if classes and not prototypes:
         raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
-    for file in filter(None, (output, prototypes)):
+    for file in filter(None, (output if suffix else None, prototypes)):
         check_output(file)
+    folders: dict[str | Path, bool] = {}
+    folders |= {folder: folder == browser for folder in (None if suffix else output, browser) if folder}
+    for folder in folders:
+        check_folder(folder)
     names = check_class_names(classes) if classes else []
     unseen = check_class_names(unseen) if unseen else []
     if unknown := [name for name in unseen if name not in names]:
         raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among `--classes`.")
     model, processor = load_checkpoint(source)
+    if output and suffix:
+        _export_file(model, Path(output))
+    if folders:
+        export_folders(model, processor, folders)
+    for folder in folders:
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        print(f"Exported: {folder} ({size / 1e6:.1f} MB).")
+    if prototypes:
+        _export_prototypes(model, processor, names, unseen, prototypes)
+
+
+def _export_file(model: AlignZegModel, path: Path) -> None:
     if path.suffix == ".onnx":
         export_onnx(model, path)
     else:
@@ -116,13 +143,18 @@ def export_checkpoint(
         with atomic_file(path) as partial:
             torch.export.save(program, partial)
     print(f"Exported: {path}. Image sides: multiples of {model.config.size_divisor}.")
-    if prototypes:
-        if names:
-            vectors = model.get_text_prototypes(processor, names)
-            seen = torch.tensor([name not in unseen for name in names])
-        else:
-            names = list(model.config.id2label.values())
-            vectors, seen = model.class_text_embeds, model.seen_class_mask
-        with atomic_file(prototypes) as partial, open(partial, "wb") as stream:  # np.savez appends .npz to a mere name
-            np.savez(stream, text_prototypes=vectors, seen_class_mask=seen, names=np.array(names))
-        print(f"Text prototypes of {len(names)} classes: {prototypes}")
+
+
+def _export_prototypes(
+    model: AlignZegModel, processor: AlignZegProcessor, names: list[str], unseen: list[str], file: str
+) -> None:
+    """The text prototypes of `names`, or of the checkpoint's own vocabulary, into a .npz file."""
+    if names:
+        vectors = model.get_text_prototypes(processor, names)
+        seen = torch.tensor([name not in unseen for name in names])
+    else:
+        names = list(model.config.id2label.values())
+        vectors, seen = model.class_text_embeds, model.seen_class_mask
+    with atomic_file(file) as partial, open(partial, "wb") as stream:  # np.savez appends .npz to a mere name
+        np.savez(stream, text_prototypes=vectors, seen_class_mask=seen, names=np.array(names))
+    print(f"Text prototypes of {len(names)} classes: {file}")
