@@ -63,8 +63,8 @@ def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
         names: Class names; they choose the colours.
     """
     if len(names) > 255:
-        return Image.fromarray(np.where(label < 0, 65535, label).astype(np.uint16))
-    picture = Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8))
+        return Image.fromarray(np.where(label < 0, 65535, label.astype(np.uint16)))
+    picture = Image.fromarray(np.where(label < 0, 255, label.astype(np.uint8)))
     colors = np.full((256, 3), 128, np.uint8)
     colors[: len(names)] = class_colors(list(names))
     picture.putpalette(colors.flatten().tolist())

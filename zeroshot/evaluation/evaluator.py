@@ -20,19 +20,8 @@ from modeling_alignzeg.readout_alignzeg import View, label_map
 from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
+from .options import check_correction
 from .test_time_augmentation import Augmentation
-
-
-def check_correction(gamma: float | None, threshold: float | None) -> None:
-    """Ranges of PBC's correction; `None` stands for the checkpoint's.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-    if gamma is not None and not 0 <= gamma < math.inf:
-        raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")
 
 
 @dataclass(frozen=True)
