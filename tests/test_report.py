@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -78,7 +79,7 @@ def test_logged_losses_are_means_over_the_steps_since_the_last_entry(train: Call
 
 @pytest.mark.parametrize("resume_at", [2, 4])
 def test_means_go_on_across_a_resume(
-    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, resume_at: int
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume_at: int
 ) -> None:
     whole = lines(train("whole"))
     save = Trainer.save
@@ -93,6 +94,8 @@ def test_means_go_on_across_a_resume(
         with pytest.raises(InterruptedError):
             train("cut")
     assert lines(train("cut")) == whole
+    weights = [(tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
 
 
 def test_a_checkpoint_without_means_begins_them_anew() -> None:
@@ -113,6 +116,10 @@ def test_evaluations_draw_predictions_and_curves(train: Callable[..., Path]) -> 
     logged = log.Images("predictions")
     assert [image.step for image in logged] == [3, 6]
     assert (logged[-1].height, logged[-1].width) == sheet.shape[:2]
+    card = ModelCard.load(output / "final" / "README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    last = lines(output, "validation/hiou")[-1]
+    assert found == {name: round(last[f"validation/{name}"], 2) for name in found} and "hiou" in found
 
 
 def test_drawing_changes_no_step(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
 from ..files import atomic_file, atomic_write_text, shown
 from ..settings import Settings
+from .card import trained_card
 from .checkpoint_store import CheckpointError, CheckpointStore
 from .feature_cache import feature_cache
 from .guards import SignalStop, check_finite
@@ -374,13 +375,17 @@ class Trainer:
             tracker.log_images({"predictions": np.asarray(sheet)[None]}, step=self.step, dataformats="NHWC")
 
     def finish(self, folder: Path) -> None:
-        """Writes the model with the whole vocabulary of the benchmark, loadable by `AutoModel.from_pretrained`."""
+        """Writes the model with the whole vocabulary of the benchmark and its card; `AutoModel.from_pretrained` loads it."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.network)
             seen_only = (list(self.training_split.seen), model.class_text_embeds)
             model.set_vocabulary(list(self.split.classes), list(self.split.unseen), self.processor)
-            save_checkpoint(model, self.processor, folder)
+            lines = read_metrics(self.output / METRICS)
+            scores = next((line for line in lines if line["step"] == self.step and "validation/hiou" in line), {})
+            scores = {name.removeprefix("validation/"): value for name, value in scores.items()}
+            card = trained_card(self.settings, self.split, len(self.dataset), self.step, scores)
+            save_checkpoint(model, self.processor, folder, str(card))
             model.set_vocabulary(seen_only[0], text_prototypes=seen_only[1])
         self.accelerator.wait_for_everyone()
 
