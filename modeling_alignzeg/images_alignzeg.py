@@ -264,10 +264,18 @@ def to_label_map(value: Any, image_size: tuple[int, int], ignore_index: int | No
 
 
 def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Nearest neighbour at pixel centres; any id survives."""
+    """Nearest neighbour at pixel centres, values and type as they are."""
     rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(np.int64)
     return labels[rows[:, None], columns]
+
+
+def count_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each of the ids from 0 to `classes` - 1, int64; others are not counted. Needs no memory but for one row."""
+    counts = np.zeros(classes, np.int64)
+    for row in labels:
+        counts += np.bincount(row[(row >= 0) & (row < classes)], minlength=classes)
+    return counts
 
 
 def binary_masks(

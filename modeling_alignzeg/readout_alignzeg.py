@@ -19,9 +19,9 @@ from torch import Tensor
 # WORKSPACE numbers (32 MiB). Small tiles leave few classes in the race, large ones launch fewer kernels, which is what
 # counts on a GPU.
 WORKSPACE = 2**23
-TILE_PIXELS, TILE_CELLS = {"cpu": 64, "other": 256}, {"cpu": 16, "other": 32}
+TILE_PIXELS, TILE_CELLS = {"cpu": 128, "other": 256}, {"cpu": 16, "other": 32}
 DENSE_SHARPNESS = 0.5  # factor of the cells' logits: one cell is less certain than a whole region
-LEADERS = 16  # classes of a tile that are scored before the others are ruled out
+LEADERS = 8  # classes of a tile that are scored before the others are ruled out
 
 
 class Dense(NamedTuple):

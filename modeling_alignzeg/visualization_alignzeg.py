@@ -6,6 +6,8 @@ import hashlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .images_alignzeg import count_labels, resize_labels
+
 
 # The eight colours of Okabe and Ito, which are safe for colour-blind readers, and eight more. `palette` adds darker
 # and lighter shades of them.
@@ -45,8 +47,30 @@ def class_colors(class_names: list[str]) -> np.ndarray:
     return np.array(colors, np.uint8).reshape(-1, 3)
 
 
+def _fit(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
+    """Width and height of a picture of an image of `size` whose longer side is at most `max_size`."""
+    scale = 1 if max_size is None else min(1, max_size / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
+    return image.convert(mode).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+
+
+def _painted(values: np.ndarray, colors: np.ndarray) -> Image.Image:
+    """`uint8 (height, width)` as an RGB image, in the colours `uint8 (at most 256, 3)`."""
+    picture = Image.fromarray(values)
+    picture.putpalette(colors.tobytes())
+    return picture.convert("RGB")
+
+
 def draw_overlay(
-    image: Image.Image, label: np.ndarray, class_names: list[str], opacity: float = 0.6, legend: bool = True
+    image: Image.Image,
+    label: np.ndarray,
+    class_names: list[str],
+    opacity: float = 0.6,
+    legend: bool = True,
+    max_size: int | None = None,
 ) -> Image.Image:
     """Blends `image` with the colours of its label map, with white borders between regions.
 
@@ -55,7 +79,8 @@ def draw_overlay(
         label: Integers `(height, width)`, indices into `class_names`. Other ids, such as "none of these", are grey.
         class_names: Names of the classes.
         opacity: Weight of the colours, 0 to 1.
-        legend: Whether to add a legend of the classes that occur, with their share of the pixels.
+        legend: Whether to add a legend of the classes that occur, with their share of the pixels of `label`.
+        max_size: Greatest width and height of the overlay without its legend; larger images are scaled down.
 
     Raises:
         ValueError: `label` does not contain integers, or its size differs from that of `image`.
@@ -66,19 +91,24 @@ def draw_overlay(
             f"`label` is of type {label.dtype} and shape {label.shape}; expected integers of shape "
             f"{image.size[::-1]}, the height and width of the image."
         )
+    size = _fit(image.size, max_size)
+    known = resize_labels(label, size[1], size[0]) if size != image.size else label
+    known = np.where((known >= 0) & (known < len(class_names)), known, len(class_names)).astype(np.int32)
     colors = np.concatenate([class_colors(class_names), np.array([NONE_COLOR], np.uint8)])
-    known = np.where((label >= 0) & (label < len(class_names)), label, len(class_names))
-    mixed = Image.blend(image.convert("RGB"), Image.fromarray(colors[known]), opacity)
+    palette, positions = np.unique(colors, axis=0, return_inverse=True)  # classes repeat the few colours there are
+    painted = _painted(positions.reshape(-1).astype(np.uint8)[known], palette)
+    mixed = Image.blend(_resized(image, size, "RGB"), painted, opacity)
     border = np.zeros(known.shape, bool)
     border[:, 1:] |= known[:, 1:] != known[:, :-1]
     border[1:] |= known[1:] != known[:-1]
     mixed.paste("white", mask=Image.fromarray(border))
     if not legend:
         return mixed
-    ids, counts = np.unique(known, return_counts=True)
+    counts = count_labels(label, len(class_names))
+    counts = np.append(counts, label.size - counts.sum())
     entries = [
-        (class_names[i] if i < len(class_names) else "none of these", colors[i], count / known.size)
-        for i, count in sorted(zip(ids, counts), key=lambda pair: -pair[1])
+        (class_names[i] if i < len(class_names) else "none of these", colors[i], counts[i] / label.size)
+        for i in sorted(counts.nonzero()[0], key=lambda i: -counts[i])
     ]
     return _with_legend(mixed, entries)
 
@@ -102,8 +132,10 @@ def _with_legend(overlay: Image.Image, entries: list[tuple[str, np.ndarray, floa
     return canvas
 
 
-def draw_unseen_map(image: Image.Image, unseen: np.ndarray) -> Image.Image:
+def draw_unseen_map(image: Image.Image, unseen: np.ndarray, max_size: int | None = None) -> Image.Image:
     """Blends a greyscale `image` with its unseen-ness map `(height, width)` in [0, 1]: dark blue is seen, yellow unseen.
+
+    Unseen-ness is drawn in 256 steps. `max_size` is as in [`draw_overlay`].
 
     Raises:
         ValueError: `unseen` contains NaN, or its size differs from that of `image`.
@@ -114,9 +146,11 @@ def draw_unseen_map(image: Image.Image, unseen: np.ndarray) -> Image.Image:
             f"`unseen` has shape {unseen.shape}{' and NaN' if np.isnan(unseen).any() else ''}; expected numbers "
             f"of shape {image.size[::-1]}, the height and width of the image."
         )
+    size = _fit(image.size, max_size)
+    if size != image.size:
+        unseen = resize_labels(unseen, size[1], size[0])
     stops = np.array([[13, 26, 74], [32, 106, 140], [64, 176, 120], [253, 231, 37]], float)  # lightness increases
-    position = np.clip(unseen, 0, 1) * (len(stops) - 1)
-    low = np.minimum(position.astype(int), len(stops) - 2)
-    heat = stops[low] + (stops[low + 1] - stops[low]) * (position - low)[..., None]
-    grey = np.asarray(image.convert("L"), float)[..., None]
-    return Image.fromarray((0.3 * grey + 0.7 * heat).round().clip(0, 255).astype(np.uint8))
+    steps = np.linspace(0, 1, 256)
+    colors = np.stack([np.interp(steps, np.linspace(0, 1, len(stops)), stop) for stop in stops.T], 1).round()
+    heat = _painted((np.clip(unseen, 0, 1) * 255).round().astype(np.uint8), colors.astype(np.uint8))
+    return Image.blend(_resized(image, size, "L").convert("RGB"), heat, 0.7)

@@ -133,6 +133,7 @@ def main() -> None:
         accelerator,
         progress=accelerator.is_local_main_process,
         augmentation=augmentation,
+        num_images=len(dataset),
     )["report"]
     if not accelerator.is_main_process:
         return

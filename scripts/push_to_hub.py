@@ -5,8 +5,9 @@
     hf auth login
     python scripts/push_to_hub.py --model USER/alignzeg --space USER/alignzeg-demo
 
-The Hub shows the file README.md as a repository's card: model_card.md gets that name, and its example loads the uploaded
-model. Each repository is made if it does not exist and gets one commit. --dry_run lists the files and uploads nothing.
+The Hub shows the file README.md as a repository's card: model_card.md gets that name. Another --checkpoint brings the card
+that training wrote, in which a licence has to be chosen first. The example of a card loads the uploaded model. Each
+repository is made if it does not exist and gets one commit. --dry_run lists the files and uploads nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def main() -> None:
     options.add_argument("--space", help="repository of the demo, USER/NAME; without it no Space is uploaded")
     options.add_argument("--checkpoint", type=Path, default=ROOT, help="folder of the checkpoint")
     options.add_argument(
-        "--card", type=Path, help="model card; by default model_card.md, which describes this clone's"
+        "--card",
+        type=Path,
+        help="model card; by default model_card.md for the checkpoint of this clone, README.md in the folder of another one",
     )
     options.add_argument("--message", default="Upload AlignZeg", help="commit message")
     options.add_argument("--private", action="store_true", help="create new repositories as private")
@@ -33,10 +36,11 @@ def main() -> None:
     args = options.parse_args()
     if args.model is None and args.space is None:
         options.error("name a repository with --model or --space")
-    if args.model is not None and args.card is None and args.checkpoint.resolve() != ROOT:
-        options.error(
-            "model_card.md describes the checkpoint of this clone; give another one its own card with --card"
-        )
+    card = args.card or (
+        ROOT / "model_card.md" if args.checkpoint.resolve() == ROOT else args.checkpoint / "README.md"
+    )
+    if args.model is not None and args.card is None and not card.is_file():
+        options.error(f"there is no {card}, which training writes; give the checkpoint its own card with --card")
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
@@ -46,7 +50,7 @@ def main() -> None:
         validate_repo_id(repository)
     uploads: list[tuple[str, str, Files]] = []
     if args.model is not None:
-        files = card_files(args.card or ROOT / "model_card.md", args.model, ROOT) | checkpoint_files(args.checkpoint)
+        files = card_files(card, args.model, ROOT) | checkpoint_files(args.checkpoint)
         uploads.append((args.model, "model", {"LICENSE": ROOT / "LICENSE", **files}))
     if args.space is not None:
         uploads.append((args.space, "space", space_files(ROOT / "app", args.model)))

@@ -29,6 +29,7 @@ from test_processes import ENVIRONMENT, PRESET, launch
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 from zeroshot.evaluation import bulk
 from zeroshot.evaluation.bulk import BulkSettings, _shards
+from zeroshot.evaluation.shards import picture_names
 
 
 BROKEN = 5  # position of a file that is no image
@@ -155,7 +156,18 @@ def test_folders_of_pictures(checkpoint, folder, whole, monkeypatch, tmp_path) -
         if number != BROKEN:
             picture = Image.open(tmp_path / f"part-00000-{number // 10:08d}" / line["label_map"])
             assert np.array_equal(np.asarray(picture), np.asarray(row["label_map"]))
-    assert len(list(tmp_path.glob("part-*/*.png"))) == IMAGES - 1
+    found = sorted(path.stem for path in tmp_path.glob("part-*/*.png"))
+    assert found == [f"photo {index:02d}" for index in range(IMAGES) if index != BROKEN]
+
+
+def test_pictures_of_one_name_are_kept_apart() -> None:
+    def names(*given: str) -> list[str]:
+        return picture_names([{"name": name, "index": 7 + index} for index, name in enumerate(given)])
+
+    assert names("a", "b") == ["a.png", "b.png"]
+    assert names("a", "b", "A") == ["000000007_a.png", "000000008_b.png", "000000009_A.png"]
+    assert names("x/a", "é" * 150) == ["x_a.png", f"{'é' * 100}.png"]
+    assert len(set(names("n" * 300, "n" * 299))) == 2
 
 
 def test_many_classes_and_none_of_these(checkpoint, folder, monkeypatch, tmp_path) -> None:
@@ -228,8 +240,8 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER", "--shard_size", 0], "--shard_size: expected a whole number"),
         (["--dataset", "FOLDER", "--gamma", "nan"], "`gamma` is nan; expected a number ≥ 0"),
         (["--dataset", "voc2012", "--streaming"], "`streaming`"),
-        (["FOLDER", "--dataset", "FOLDER"], "give an image or a folder, or --dataset"),
-        ([], "give an image or a folder, or --dataset"),
+        (["FOLDER", "--dataset", "FOLDER"], "give images or folders, or --dataset"),
+        ([], "give images or folders, or --dataset"),
     ],
 )
 def test_what_cannot_be_is_named(checkpoint, folder, files, monkeypatch, tmp_path, capsys, flags, words) -> None:

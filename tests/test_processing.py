@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_alignzeg.image_processing_alignzeg import AlignZegImageProcessor
+from modeling_alignzeg.images_alignzeg import count_labels
 from modeling_alignzeg.processing_alignzeg import AlignZegProcessor, check_class_names, get_templates
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
 from modeling_alignzeg.visualization_alignzeg import class_colors, draw_overlay, draw_unseen_map
@@ -52,6 +53,55 @@ def test_names_that_no_encoding_takes_are_drawn() -> None:
 def test_what_cannot_be_drawn_is_named(draw, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def plain_overlay(image: Image.Image, label: np.ndarray, names: list[str], opacity: float) -> np.ndarray:
+    """The blend pixel by pixel: an id without a name is grey, a pixel that differs from its left or upper one white."""
+    colors, pixels = class_colors(names), np.asarray(image.convert("RGB"), float)
+    known = np.where((label >= 0) & (label < len(names)), label, len(names))
+    result = np.empty(pixels.shape)
+    for y, x in np.ndindex(*label.shape):
+        color = colors[known[y, x]] if known[y, x] < len(names) else np.array((120, 120, 120))
+        is_border = (x and known[y, x] != known[y, x - 1]) or (y and known[y, x] != known[y - 1, x])
+        result[y, x] = 255 if is_border else (1 - opacity) * pixels[y, x] + opacity * color
+    return result
+
+
+@pytest.mark.parametrize("classes", [3, 300])  # more classes than colours, and than a palette has entries
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_overlays_equal_the_plain_blend(classes: int, mode: str) -> None:
+    names = [f"thing {number}" for number in range(classes)]
+    label = np.random.default_rng(1).integers(-1, classes + 2, (7, 12)).repeat(3, 0).repeat(3, 1)[:, :34]
+    image = IMAGE.convert(mode)
+    drawn = np.asarray(draw_overlay(image, label, names, 0.4, legend=False), float)
+    assert np.abs(drawn - plain_overlay(image, label, names, 0.4)).max() <= 1
+
+
+def test_unseen_maps_equal_the_plain_blend() -> None:
+    unseen = np.random.default_rng(2).uniform(-0.1, 1.1, (21, 34))
+    stops = np.array([[13, 26, 74], [32, 106, 140], [64, 176, 120], [253, 231, 37]], float)
+    heat = np.stack([np.interp(unseen, [0, 1 / 3, 2 / 3, 1], stop) for stop in stops.T], -1)
+    expected = 0.3 * np.asarray(IMAGE.convert("L"), float)[..., None] + 0.7 * heat
+    assert np.abs(np.asarray(draw_unseen_map(IMAGE, unseen), float) - expected).max() <= 2.5
+
+
+def test_large_images_are_drawn_small() -> None:
+    image, label = Image.new("RGB", (340, 210), (200, 100, 50)), np.zeros((210, 340), np.int64)
+    label[:, 170:] = 1
+    overlay = draw_overlay(image, label, ["grass", "sky"], opacity=1, legend=False, max_size=34)
+    assert overlay.size == (34, 21)
+    colors = class_colors(["grass", "sky"])
+    assert (np.asarray(overlay)[:, :17] == colors[0]).all() and (np.asarray(overlay)[:, 18:] == colors[1]).all()
+    small = draw_unseen_map(image, label.astype(np.float32), max_size=34)
+    assert small.size == (34, 21)
+    expected = np.asarray(draw_unseen_map(image.reduce(10), label[5::10, 5::10]), float)
+    assert np.abs(np.asarray(small, float) - expected).max() <= 1
+    assert draw_overlay(image, label, ["grass", "sky"], legend=False, max_size=340).size == image.size
+
+
+def test_counts_of_labels() -> None:
+    label = np.random.default_rng(3).integers(-2, 9, (13, 17))
+    assert count_labels(label, 5).tolist() == [int((label == number).sum()) for number in range(5)]
 
 
 # --- class names

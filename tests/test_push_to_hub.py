@@ -16,6 +16,11 @@ from hub_standin import hub_standin
 from huggingface_hub import ModelCard, SpaceCard
 from tiny import tiny_checkpoint
 
+from zeroshot.data.splits import load_split
+from zeroshot.hub import card_files
+from zeroshot.settings import DataSettings, ModelSettings, Settings
+from zeroshot.training.card import trained_card
+
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = """
@@ -87,6 +92,57 @@ def test_another_checkpoint_with_its_own_card(
     run_here(monkeypatch, "--model", "tester/tiny", "--checkpoint", checkpoint, "--card", card, "--dry_run")
     names = {line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert names == {path.name for path in checkpoint.iterdir()} | {"README.md", "LICENSE"}
+
+
+def test_a_trained_checkpoint_brings_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    settings = Settings(model=ModelSettings(checkpoint=str(checkpoint)))
+    text = str(trained_card(settings, load_split("embedded_scenes"), 12, 3, {}))
+    assert "`tiny`" in text and str(tmp_path) not in text, "no paths of this machine"
+    (checkpoint / "README.md").write_text(text)
+    arguments = ("--model", "tester/tiny", "--checkpoint", checkpoint, "--dry_run")
+    with pytest.raises(ValueError, match="README.md has no licence yet"):
+        run_here(monkeypatch, *arguments)
+    chosen = text.replace("license: other\nlicense_name: to-be-chosen\n", "license: mit\n")
+    (checkpoint / "README.md").write_text(chosen)
+    run_here(monkeypatch, *arguments)
+    names = {line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert names == {path.name for path in checkpoint.iterdir()} | {"LICENSE"}
+    files = card_files(checkpoint / "README.md", "tester/tiny", ROOT)
+    assert list(files) == ["README.md"] and b'checkpoint = "tester/tiny"' in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "expected"),
+    [
+        ({"clip": "scripts/assets/small_clip"}, {}, ("apache-2.0", None)),
+        ({"clip": "scripts/assets/small_clip"}, {"dataset": "voc2012", "root": "/data"}, ("other", None)),
+        (
+            {"clip": "ViT-B-16", "pretrained": "laion2b_s34b_b88k"},
+            {},
+            ("other", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
+        ),
+        ({"clip": "ViT-B-16", "random_weights": True}, {}, ("other", None)),
+        ({"clip": "openai/clip-vit-base-patch16"}, {}, ("other", "openai/clip-vit-base-patch16")),
+        ({"checkpoint": "someone/alignzeg"}, {"dataset": "someone/data"}, ("other", "someone/alignzeg")),
+    ],
+)
+def test_metadata_of_a_trained_checkpoint(model: dict, data: dict, expected: tuple) -> None:
+    settings = Settings(model=ModelSettings(**model), data=DataSettings(**data))
+    scores = {"miou_seen": 59.504, "miou_unseen": float("nan"), "hiou": 57.0, "pixel_accuracy": 85.0}
+    split = load_split("embedded_scenes")
+    card = ModelCard(str(trained_card(settings, split, 12, 3, scores)))
+    values = card.data.to_dict()
+    assert (values["license"], values.get("base_model")) == expected
+    assert values["library_name"] == "transformers" and values["pipeline_tag"] == "image-segmentation"
+    assert values["datasets"] == [settings.data.dataset] and "arxiv:2404.05667" in values["tags"]
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {"miou_seen": 59.5, "hiou": 57.0, "pixel_accuracy": 85.0}, "what is not a number is left out"
+    assert all(f"`{name}`" in card.text for name in split.classes) and "https://arxiv.org/abs/2404.05667" in card.text
+    assert f"{len(split.unseen)} unseen classes" in card.text
+    compile(card.text.split("```python")[1].split("```")[0], "example", "exec")
 
 
 @pytest.mark.parametrize(

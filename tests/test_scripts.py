@@ -17,11 +17,11 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from predict import output_stems
 from safetensors.torch import load_file
 
 from modeling_alignzeg import AlignZegConfig
 from zeroshot.cli import run_command
+from zeroshot.evaluation.pictures import find_images, output_stems
 from zeroshot.settings import load_settings
 from zeroshot.towers import layers_of_vit
 from zeroshot.training.checkpoint_store import CheckpointError
@@ -179,8 +179,81 @@ def photos(tmp_path_factory) -> Path:
 
 
 def test_files_that_share_a_picture_keep_their_whole_name():
-    files = [Path("in") / name for name in ("a.jpg", "a.png", "b.jpg", "c.png", "c_overlay.png")]
-    assert output_stems(files) == ["a.jpg", "a.png", "b", "c.png", "c_overlay.png"]
+    def stems(*names: str, **options: tuple[str, ...]) -> list[str]:
+        return [stem.as_posix() for stem in output_stems(list(map(Path, names)), **options)]
+
+    names = ("a.jpg", "a.png", "b.jpg", "c.png", "c_overlay.png")
+    assert stems(*names) == ["a.jpg", "a.png", "b", "c.png", "c_overlay.png"]
+    assert stems(*names, endings=("",)) == ["a.jpg", "a.png", "b", "c", "c_overlay"]
+    assert stems("x/a.jpg", "y/a.png", "x/d.1.jpg") == ["x/a", "y/a", "x/d.1"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Images in folders and subfolders of the working directory, and files that are none of them."""
+    for name in ("in/b.JPG", "in/a.png", "in/sub/a.png", "in/sub/deep/c.jpg", "other/a.png", "other/[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny.picture().save(tmp_path / name)
+    for name in ("in/notes.txt", "in/.git/x.png", "in/out/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["in"], ["a.png", "b.JPG", "sub/a.png", "sub/deep/c.jpg"]),
+        (["in/sub", "in/b.JPG"], ["a.png", "deep/c.jpg", "b.JPG"]),
+        (["in/*.png", "in"], ["a.png", "b.JPG", "sub/a.png", "sub/deep/c.jpg"]),
+        (["in/**/*.jpg"], ["sub/deep/c.jpg"]),
+        (["*/[ab].*"], ["in/a.png", "in/b.JPG", "other/a.png"]),
+        (["other/[1].png"], ["[1].png"]),
+        (["in/sub/deep/c.jpg", "./in/sub/../sub/deep/c.jpg"], ["c.jpg"]),
+    ],
+)
+def test_files_folders_and_patterns_are_found_once(tree: Path, arguments: list[str], expected: list[str]) -> None:
+    found = find_images(arguments, Path("in/out"))
+    assert [place.as_posix() for _, place in found] == expected
+    assert all(file.as_posix().endswith(place.as_posix()) and file.is_file() for file, place in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["in/nowhere.png"], "There is no file or folder in/nowhere.png"),
+        (["in", "bare"], "The folder bare contains no image"),
+        (["in/*.webp"], r"No image matches in/\*.webp"),
+        (["in", "other"], "in/a.png and other/a.png would both be written as a.png"),
+    ],
+)
+def test_arguments_without_images_and_places_for_two_are_named(tree: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        find_images(arguments, Path("out"))
+
+
+def test_labels_alone_keep_the_structure_of_folders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("in/a.jpg", "in/a.png", "in/sub/a.png", "in/sub/b.png"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        tiny.picture(0, (60, 40)).save(place / name)
+    command = ["predict.py", "in", "photo.png", "--model", "ck", "--output_dir", "in/out", "--labels_only"]
+    for _ in range(2):  # results of the first time are no images of the second
+        assert run_here(monkeypatch, *command) == 0
+    found = {path.relative_to(place / "in/out").as_posix() for path in (place / "in/out").rglob("*.*")}
+    assert found == {"a.jpg.png", "a.png.png", "sub/a.png", "sub/b.png", "photo.png", "classes.json"}
+    assert Image.open(place / "in/out/sub/b.png").size == (60, 40)
+
+
+def test_large_images_get_small_pictures_and_whole_label_maps(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.picture(0, (90, 60)).save("photo.png")
+    assert run_here(monkeypatch, *PREDICT, "small", "--picture_size", 30) == 0
+    assert run_here(monkeypatch, *PREDICT, "whole", "--picture_size", 0) == 0
+    for name, size in (("small", (30, 20)), ("whole", (90, 60))):
+        assert Image.open(f"{name}/photo_unseen.png").size == size
+        assert Image.open(f"{name}/photo.png").size == (90, 60)
+    assert Path("small/photo.png").read_bytes() == Path("whole/photo.png").read_bytes()
 
 
 def test_prediction_of_a_folder_skips_what_is_broken(run: Path, photos: Path, tmp_path: Path):

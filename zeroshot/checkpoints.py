@@ -24,6 +24,7 @@ from .towers import Towers, fresh_model
 
 
 CODE_FOLDER = "modeling_alignzeg"
+CARD = "README.md"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may name code
@@ -112,8 +113,12 @@ def check_replaceable(folder: str | Path) -> None:
         )
 
 
-def save_checkpoint(model: AlignZegModel, processor: AlignZegProcessor, folder: str | Path) -> Path:
+def save_checkpoint(
+    model: AlignZegModel, processor: AlignZegProcessor, folder: str | Path, card: str | None = None
+) -> Path:
     """Writes model, processor, tokenizer and the code that loads them; an existing checkpoint is replaced as a whole.
+
+    `card` is the text of its model card, README.md.
 
     Raises:
         ValueError: As [`check_replaceable`].
@@ -123,6 +128,8 @@ def save_checkpoint(model: AlignZegModel, processor: AlignZegProcessor, folder: 
     with atomic_folder(folder) as partial:
         processor.save_pretrained(partial)
         model.save_pretrained(partial)
+        if card is not None:
+            (partial / CARD).write_text(card, encoding="utf-8")
     return folder
 
 

@@ -14,6 +14,7 @@ from .files import read_text
 
 
 Files = dict[str, bytes | Path]
+PLACEHOLDER = "to-be-chosen"  # `license_name` of a card whose licence nobody has chosen yet
 
 
 def code_files(values: object) -> set[str]:
@@ -52,7 +53,7 @@ def card_files(card: Path, model: str, root: Path) -> Files:
     """The card as README.md, its example loading `model`, and the files of the clone `root` to which it refers.
 
     Raises:
-        ValueError: The file is missing or has no metadata.
+        ValueError: The file is missing, has no metadata, or its licence is still the placeholder.
     """
     if not card.is_file():
         raise ValueError(f"`--card` is {str(card)!r}, which is not a file.")
@@ -63,6 +64,11 @@ def card_files(card: Path, model: str, root: Path) -> Files:
         raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
     if not metadata.get("library_name") or not metadata.get("pipeline_tag"):
         raise ValueError(f"{card} needs metadata with `library_name` and `pipeline_tag` at its top.")
+    if metadata.get("license_name") == PLACEHOLDER:
+        raise ValueError(
+            f"{card} has no licence yet: at its top, replace `license: other` and `license_name: {PLACEHOLDER}` by the "
+            "licence that the pretrained weights and the data allow."
+        )
     names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.png)\"", text)
     linked = {name for pair in names for name in pair if name and (root / name).is_file()}
     return {"README.md": text.encode(), **{name: root / name for name in sorted(linked)}}

@@ -122,7 +122,7 @@ class TrainingSettings:
         warmup_steps: Steps of linear warm-up.
         schedule: Learning rate after warm-up: cosine to zero, polynomial (power 0.9) to zero, or constant.
         max_grad_norm: Gradients are clipped to this norm.
-        log_every: Steps between two log entries.
+        log_every: Steps between two log entries; an entry has the means over them.
         evaluate_every: Steps between two evaluations; 0 turns evaluation off.
         save_every: Steps between two training checkpoints; 0 turns them off.
         keep_checkpoints: How many training checkpoints are kept.

@@ -18,9 +18,9 @@ from itertools import product
 from pathlib import Path
 
 from ..files import read_text, shown
+from .images import IMAGE_SUFFIXES
 
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 PARTS = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
 IMAGES = ("images", "image", "imgs", "img", "jpegimages", "photos", "leftimg8bit", "701_stillsraw_full")
 LABELS = (
@@ -50,7 +50,7 @@ ENDINGS = (
     ),
 )
 OTHER_READERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of `datasets`, as are the next
-OTHER_SUFFIXES = (".parquet", ".arrow", ".tar")
+OTHER_IMAGE_SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def is_plain_folder(folder: Path) -> bool:
     """Whether `folder` contains images, and neither tables nor metadata that the library `datasets` reads."""
     found = False
     for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.name in OTHER_READERS or path.suffix in OTHER_SUFFIXES:
+        if path.name in OTHER_READERS or path.suffix in OTHER_IMAGE_SUFFIXES:
             return False
-        found = found or path.suffix.lower() in SUFFIXES
+        found = found or path.suffix.lower() in IMAGE_SUFFIXES
     return found
 
 
@@ -143,7 +143,7 @@ def image_files(folder: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:
                 raise ValueError(f"{files[name]} and {path} have one name; images and label maps are paired by name.")
@@ -175,7 +175,7 @@ def _whole_folders(root: Path, layout: FolderLayout) -> Iterator[tuple[Path, Pat
             yield chosen
         return
     yield from product(_usual(root, IMAGES), _usual(root, LABELS))
-    if any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
         yield root, root
 
 
@@ -198,7 +198,7 @@ def _pair(image_folder: Path, label_folder: Path, layout: FolderLayout) -> dict[
     shared = image_folder == label_folder
     if not images or not labels:
         empty = image_folder if not images else label_folder
-        raise ValueError(f"{empty} is empty: it contains no file {', '.join(sorted(SUFFIXES))}.")
+        raise ValueError(f"{empty} is empty: it contains no file {', '.join(sorted(IMAGE_SUFFIXES))}.")
     best: tuple[dict[str, Path], dict[str, Path]] = ({}, {})
     for image_end, label_end in _endings(layout):
         if shared and not label_end:

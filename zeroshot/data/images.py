@@ -18,6 +18,20 @@ from modeling_alignzeg import class_colors
 from modeling_alignzeg.images_alignzeg import to_rgb
 
 
+IMAGE_SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+}  # of files that are images
+
+
 # A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 
@@ -63,8 +77,8 @@ def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
         names: Class names; they choose the colours.
     """
     if len(names) > 255:
-        return Image.fromarray(np.where(label < 0, 65535, label).astype(np.uint16))
-    picture = Image.fromarray(np.where(label < 0, 255, label).astype(np.uint8))
+        return Image.fromarray(np.where(label < 0, 65535, label.astype(np.uint16)))
+    picture = Image.fromarray(np.where(label < 0, 255, label.astype(np.uint8)))
     colors = np.full((256, 3), 128, np.uint8)
     colors[: len(names)] = class_colors(list(names))
     picture.putpalette(colors.flatten().tolist())

@@ -71,6 +71,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
             trainer.split,
             model.get_text_prototypes(trainer.processor, list(trainer.split.classes)),
             readouts,
+            num_images=len(part),
         )
         for name, value in scores.items():
             totals[name].append(value["hiou"])

@@ -21,19 +21,8 @@ from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
 from ..data.statistics import occurring
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
+from .options import check_correction
 from .test_time_augmentation import Augmentation
-
-
-def check_correction(gamma: float | None, threshold: float | None) -> None:
-    """Ranges of PBC's correction; `None` stands for the checkpoint's.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
-    if gamma is not None and not 0 <= gamma < math.inf:
-        raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,11 @@ class Evaluator:
         return results
 
 
+def _place(accelerator) -> tuple[int, int]:
+    """Index of this process, and how many there are."""
+    return (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+
+
 def evaluation_batches(
     dataset: SegmentationDataset,
     processor: AlignZegProcessor,
@@ -116,7 +110,7 @@ def evaluation_batches(
     `shortest_edge` takes the place of the image processor's size.
     """
     resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    rank, world = _place(accelerator)
 
     def flush(samples):
         inputs = processor.image_processor([s["image"] for s in samples], return_tensors="pt", **resize)
@@ -148,6 +142,7 @@ def evaluate_model(
     accelerator=None,
     progress: bool = True,
     augmentation: Augmentation | None = None,
+    num_images: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
@@ -155,6 +150,7 @@ def evaluate_model(
         batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps.
         text_prototypes: `(C, D)`, one per class of `split`.
         augmentation: Of every image; by default it goes through the model once, as it is.
+        num_images: How many the `batches` of all processes have, for the progress bar.
     """
     was_training = model.training
     model.eval()
@@ -162,17 +158,23 @@ def evaluate_model(
     seen = torch.tensor(split.seen_class_mask, device=device)
     vocabulary = {"text_prototypes": text_prototypes, "seen_class_mask": seen}
     evaluator = Evaluator(split, readouts or {"default": Readout()}, device)
-    for batch in tqdm(batches, desc="evaluate", leave=False, disable=not progress):
+    rank, world = _place(accelerator)
+    share = None if num_images is None else len(range(rank, num_images, world))
+    bar = tqdm(total=share, desc="evaluate", unit="image", leave=False, disable=not progress)
+    for batch in batches:
         pixel_values, pixel_mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
         if augmentation is None:
             outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **vocabulary)
             evaluator.add(image_processor, outputs, batch["labels"])
+            bar.update(len(batch["labels"]))
             continue
         corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]
         for image, mask, label in zip(pixel_values, pixel_mask, batch["labels"]):
             image = image[:, : int(mask.any(1).sum()), : int(mask.any(0).sum())]
             views = augmentation.views(model, image_processor, image, tuple(label.shape), corrections, **vocabulary)
             evaluator.add_views(views, label)
+            bar.update()
+    bar.close()
     model.train(was_training)
     return evaluator.scores(accelerator)
 

@@ -22,8 +22,10 @@ from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegMo
 from ..data.images import label_picture
 from ..data.scenes import draw_scene
 from ..files import atomic_write_text
-from .bulk import BulkSettings, Predictor, Shard, Vocabulary, write_shard
 from .evaluator import library_versions
+from .options import Vocabulary
+from .predictor import BulkSettings, Predictor
+from .shards import Shard, write_shard
 
 
 SIZE = (640, 480)  # width and height

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from modeling_alignzeg import AlignZegModel
 from modeling_alignzeg.loss_alignzeg import MatchingCostError
 
 from ..checkpoints import save_checkpoint
@@ -29,12 +30,22 @@ from ..data.statistics import similar_names
 from ..data.task import check_task, open_task
 from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
-from ..files import atomic_write_text, shown
+from ..files import atomic_file, atomic_write_text, shown
 from ..settings import Settings
+from .card import trained_card
 from .checkpoint_store import CheckpointError, CheckpointStore
 from .feature_cache import feature_cache
 from .guards import SignalStop, check_finite
 from .manifest import PROGRESS
+from .report import (
+    RunningMeans,
+    choose_samples,
+    draw_curves,
+    draw_predictions,
+    forget_later_steps,
+    predict_samples,
+    read_metrics,
+)
 from .setup import (
     build_model,
     build_transform,
@@ -44,7 +55,8 @@ from .setup import (
 )
 
 
-METRICS = "metrics.jsonl"
+METRICS, CURVES, PREDICTIONS = "metrics.jsonl", "curves.png", "predictions"
+SHOWN_IMAGES = 4  # in the picture of predictions
 LOSSES = (
     "loss",
     "loss_class",
@@ -60,21 +72,6 @@ LOSSES = (
 
 def step_seed(seed: int, step: int, micro_step: int) -> int:
     return int(np.random.SeedSequence([seed, step, micro_step]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def forget_later_steps(path: Path, step: int) -> None:
-    """Removes from a file of metrics what a run that was killed after its last checkpoint wrote about steps beyond it.
-
-    They are taken, and written, again. So is a line that was cut short.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    atomic_write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 class Trainer:
@@ -154,13 +151,14 @@ class Trainer:
         self.store = CheckpointStore(self.output / "checkpoints", keep=training.keep_checkpoints)
         self.step, self.epoch, self.batch = 0, 0, 0
         self.best: float | None = None
+        self.means = RunningMeans(LOSSES, self.accelerator.device)
 
     # --- state
 
-    @property
     def progress(self) -> dict[str, Any]:
+        """What a checkpoint says beside tensors; all processes call it."""
         progress = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
-        return {**progress, "task": self.task}
+        return {**progress, "means": self.means.state(self.accelerator), "task": self.task}
 
     @property
     def task(self) -> dict[str, Any]:
@@ -175,7 +173,7 @@ class Trainer:
         }
 
     def save(self) -> None:
-        self.store.save(self.accelerator, self.network, self.optimizer, self.scheduler, self.progress)
+        self.store.save(self.accelerator, self.network, self.optimizer, self.scheduler, self.progress())
 
     def resume(self) -> None:
         path = self.store.latest(self.accelerator)
@@ -192,6 +190,7 @@ class Trainer:
         state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best = state["best"]
+        self.means.load(state.get("means"))
         self.accelerator.print(f"Resuming at step {self.step} from {path}")
 
     # --- loop
@@ -244,9 +243,9 @@ class Trainer:
                 terms = self.optimizer_step(batches)
                 self.step += 1
                 bar.update()
-                if terms is not None and self.step % settings.log_every == 0:
-                    means = accelerator.reduce(torch.stack([terms[name] for name in LOSSES]), reduction="mean")
-                    values = dict(zip(LOSSES, means.tolist()))
+                if terms is not None:
+                    self.means.add(terms)
+                if self.step % settings.log_every == 0 and (values := self.means.take(accelerator)):
                     self.log({f"train/{name}": value for name, value in values.items()})
                     bar.set_postfix(loss=f"{values['loss']:.3f}")
                 last = self.step == settings.steps
@@ -345,22 +344,43 @@ class Trainer:
             {"default": Readout(gamma=0.0)},
             self.accelerator,
             progress=self.accelerator.is_local_main_process,
+            num_images=len(self.validation),
         )["default"]
         self.log({f"validation/{n}": scores[n] for n in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")})
+        self.draw(model, prototypes)
         metric = scores[self.settings.training.best_metric]
         if metric == metric and (self.best is None or metric > self.best):
             self.best = metric
             self.finish(self.output / "best")
         return scores
 
+    def draw(self, model: AlignZegModel, prototypes: Tensor) -> None:
+        """Pictures of some predictions and of the curves so far, in the folder of the run and in TensorBoard."""
+        assert self.validation is not None
+        samples = choose_samples(self.validation, SHOWN_IMAGES)
+        labels = predict_samples(model, self.processor, samples, self.split, prototypes)  # a sharded model needs all
+        if not self.accelerator.is_main_process:
+            return
+        sheet = draw_predictions(samples, labels, list(self.split.classes))
+        with atomic_file(self.output / PREDICTIONS / f"step-{self.step:08d}.png") as partial:
+            sheet.save(partial)
+        draw_curves(read_metrics(self.output / METRICS), self.output / CURVES)
+        if self.settings.training.tensorboard:
+            tracker = self.accelerator.get_tracker("tensorboard")
+            tracker.log_images({"predictions": np.asarray(sheet)[None]}, step=self.step, dataformats="NHWC")
+
     def finish(self, folder: Path) -> None:
-        """Writes the model with the whole vocabulary of the benchmark, loadable by `AutoModel.from_pretrained`."""
+        """Writes the model with the whole vocabulary of the benchmark and its card; `AutoModel.from_pretrained` loads it."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.network)
             seen_only = (list(self.training_split.seen), model.class_text_embeds)
             model.set_vocabulary(list(self.split.classes), list(self.split.unseen), self.processor)
-            save_checkpoint(model, self.processor, folder)
+            lines = read_metrics(self.output / METRICS)
+            scores = next((line for line in lines if line["step"] == self.step and "validation/hiou" in line), {})
+            scores = {name.removeprefix("validation/"): value for name, value in scores.items()}
+            card = trained_card(self.settings, self.split, len(self.dataset), self.step, scores)
+            save_checkpoint(model, self.processor, folder, str(card))
             model.set_vocabulary(seen_only[0], text_prototypes=seen_only[1])
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,76 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""What predictions are asked for: class names, and PBC's correction."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from modeling_alignzeg.processing_alignzeg import check_classes, check_unseen_names, read_classes
+
+
+class Vocabulary(NamedTuple):
+    """Classes to choose from.
+
+    Attributes:
+        names: Of the classes.
+        unseen: Those of them that count as unseen.
+        prototypes: `(classes, D)`, or `(classes, phrases, D)`.
+        wording: Where a class has other or several phrases: all phrases, and how they are pooled.
+    """
+
+    names: list[str]
+    unseen: list[str]
+    prototypes: Tensor
+    wording: dict[str, Any] = {}
+
+
+def load_vocabulary(
+    model: Any,
+    processor: Any,
+    classes: str | None,
+    unseen: list[str] | None,
+    template_set: str | None,
+    phrase_pooling: str = "max",
+) -> Vocabulary:
+    """The classes to choose from; by default those of the checkpoint.
+
+    Args:
+        model, processor: Of the checkpoint; the model computes the text prototypes.
+        classes: Their names and phrases, as [`read_classes`] reads them.
+        unseen: Those of them that count as unseen.
+        template_set: Prompt templates, by default the checkpoint's.
+        phrase_pooling: `"max"` or `"mean"`, how several phrases make one class.
+
+    Raises:
+        ValueError: A name is empty or occurs twice, or an unseen class is not among the classes.
+    """
+    if classes is None:
+        phrases = check_classes([model.config.id2label[i] for i in range(model.config.num_labels)])
+        unseen = unseen or model.config.unseen_labels
+    else:
+        phrases = read_classes(classes)
+    unseen = check_unseen_names(unseen)
+    unknown = [name for name in unseen if name not in phrases]
+    if unknown:
+        raise ValueError(
+            f"`--unseen` contains {unknown[0]!r}, which is not among the classes: {', '.join(list(phrases)[:20])}."
+        )
+    prototypes = model.get_text_prototypes(processor, phrases, template_set, phrase_pooling=phrase_pooling)
+    is_plain = all(texts == [name] for name, texts in phrases.items())
+    wording = {} if is_plain else {"phrases": phrases, "phrase_pooling": phrase_pooling}
+    return Vocabulary(list(phrases), unseen, prototypes, wording)
+
+
+def check_correction(gamma: float | None, threshold: float | None) -> None:
+    """Ranges of PBC's correction; `None` stands for the checkpoint's.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    if gamma is not None and not 0 <= gamma < math.inf:
+        raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"`threshold` is {threshold}; expected a number from 0 to 1.")

@@ -1,0 +1,248 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Image files in, pictures of their label maps out: which files are meant, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_alignzeg import draw_overlay, draw_unseen_map
+
+from ..data.images import IMAGE_SUFFIXES, label_picture, open_image
+from ..files import atomic_file, atomic_write_text, check_output
+from .options import Vocabulary
+
+
+ENDINGS = ("", "_overlay", "_unseen")  # of the pictures of one image
+CLASSES = "classes.json"
+
+
+class Input(NamedTuple):
+    """An image file, and its place below the output folder."""
+
+    file: Path
+    place: Path
+
+
+def find_images(arguments: list[str], output: Path) -> list[Input]:
+    """The images that `arguments` mean, each once, in their order; those of a folder by name.
+
+    Args:
+        arguments: Files; folders, which are walked with their subfolders, without hidden ones; and patterns such as
+            `photos/**/*.jpg`, for shells that do not resolve them.
+        output: Folder of the results. Where a folder contains it, the walk leaves it out.
+
+    Returns:
+        Files with their places: the path from the folder that was given, or from where a pattern begins.
+
+    Raises:
+        FileNotFoundError: An argument stands for no image.
+        ValueError: Files of two arguments have the same place.
+    """
+    found: dict[Path, Input] = {}
+    for argument in arguments:
+        for item in _images_of(argument, output.resolve()):
+            found.setdefault(item.file.resolve(), item)
+    places: dict[Path, Path] = {}
+    for file, place in found.values():
+        other = places.setdefault(place, file)
+        if other is not file:
+            raise ValueError(
+                f"{other} and {file} would both be written as {place}: give the folder that contains both, or segment "
+                "them into two `--output_dir`."
+            )
+    return list(found.values())
+
+
+def _images_of(argument: str, output: Path) -> Iterator[Input]:
+    path = Path(argument)
+    if os.path.isdir(path):
+        files = list(_walk(path, output))
+        if not files:
+            raise FileNotFoundError(f"The folder {path} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        yield from (Input(file, file.relative_to(path)) for file in files)
+    elif os.path.exists(path):
+        yield Input(path, Path(path.name))
+    elif glob.has_magic(argument):
+        fixed = Path(*_before_pattern(path.parts))
+        matches = sorted(map(Path, glob.glob(argument, recursive=True)))
+        files = [file for file in matches if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        files = [file for file in files if fixed.resolve() == output or not file.resolve().is_relative_to(output)]
+        if not files:
+            raise FileNotFoundError(f"No image matches {argument} ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        yield from (Input(file, file.relative_to(fixed)) for file in files)
+    else:
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+
+
+def _before_pattern(parts: tuple[str, ...]) -> Iterator[str]:
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _walk(folder: Path, output: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        kept = (name for name in folders if not name.startswith(".") and (Path(place) / name).resolve() != output)
+        folders[:] = sorted(kept)
+        yield from (Path(place) / name for name in sorted(names) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+def output_stems(places: list[Path], endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+    """What the paths of each file's pictures begin with: without its suffix, or with it where two files share a picture."""
+    taken = Counter(f"{place.with_suffix('')}{ending}" for place in places for ending in endings)
+    alone = (all(taken[f"{place.with_suffix('')}{ending}"] == 1 for ending in endings) for place in places)
+    return [place.with_suffix("") if is_alone else place for place, is_alone in zip(places, alone)]
+
+
+def check_outputs(inputs: list[Path], outputs: list[Path]) -> None:
+    """Makes sure that no image is overwritten by its own result.
+
+    Raises:
+        ValueError: One of `outputs` is one of `inputs`, by this name or another.
+    """
+
+    def identity(path: Path) -> tuple[int, int]:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+
+    files = {identity(file): file for file in inputs if os.path.exists(file)}
+    for path in filter(os.path.exists, outputs):  # of pathlib, names that are too long would be errors
+        if identity(path) in files:
+            raise ValueError(f"{files[identity(path)]} would be replaced by a result: choose another `--output_dir`.")
+
+
+def check_classes(path: Path, classes: dict[str, Any]) -> None:
+    """Makes sure that label maps of different class names do not come into one folder.
+
+    Raises:
+        ValueError: The file at `path` says other classes than `classes`.
+    """
+    if not path.exists():
+        return
+    try:
+        is_same = json.loads(path.read_text(encoding="utf-8")) == classes
+    except ValueError:
+        is_same = False
+    if not is_same:
+        raise ValueError(f"{path} is of results with other classes: choose another `--output_dir`, or remove it.")
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """How images are segmented and what is written of each.
+
+    Attributes:
+        gamma, threshold, none_of_these: As in `post_process_semantic_segmentation`.
+        labels_only: Write the label map alone.
+        picture_size: Longer side of overlays and unseen maps, in pixels, at most; 0: that of the image.
+    """
+
+    gamma: float | None = None
+    threshold: float | None = None
+    none_of_these: bool = False
+    labels_only: bool = False
+    picture_size: int = 0
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return ENDINGS[:1] if self.labels_only else ENDINGS
+
+
+class Job(NamedTuple):
+    """An image file, and what the paths of its pictures begin with."""
+
+    file: Path
+    stem: Path
+
+
+def plan_pictures(arguments: list[str], output: Path, settings: PictureSettings) -> list[Job]:
+    """The images that `arguments` mean, and where their results go; see [`find_images`].
+
+    Raises:
+        FileNotFoundError: An argument stands for no image.
+        ValueError: Two results or an image and a result would have the same path, or `output` cannot be written to.
+    """
+    inputs = find_images(arguments, output)
+    stems = [output / stem for stem in output_stems([place for _, place in inputs], settings.endings)]
+    jobs = [Job(file, stem) for (file, _), stem in zip(inputs, stems)]
+    check_output(output / CLASSES)
+    pictures = [picture_path(stem, ending) for stem in stems for ending in settings.endings]
+    check_outputs([job.file for job in jobs], [output / CLASSES, *pictures])
+    return jobs
+
+
+def picture_path(stem: Path, ending: str) -> Path:
+    return stem.with_name(f"{stem.name}{ending}.png")
+
+
+def write_pictures(
+    model: Any, processor: Any, vocabulary: Vocabulary, jobs: list[Job], output: Path, settings: PictureSettings
+) -> int:
+    """Segments images and writes their pictures into `output`, with the class names beside them.
+
+    An image that cannot be read and a picture that cannot be written are reported on stderr and skipped.
+
+    Returns:
+        How many images were skipped.
+
+    Raises:
+        ValueError: `output` has results with other class names.
+    """
+    classes = {"classes": vocabulary.names, "unseen": list(vocabulary.unseen), **vocabulary.wording}
+    check_classes(output / CLASSES, classes)
+    broken = 0
+    for job in tqdm(jobs, desc="segment", disable=len(jobs) == 1):
+        try:
+            image = open_image(job.file)
+        except (ValueError, OSError) as error:
+            tqdm.write(f"Skipped: {error}", file=sys.stderr)
+            broken += 1
+            continue
+        pictures = _pictures(model, processor, vocabulary, image, settings)
+        try:
+            if not (output / CLASSES).exists():
+                atomic_write_text(output / CLASSES, json.dumps(classes, indent=2) + "\n")
+            for ending, picture in zip(settings.endings, pictures):
+                with atomic_file(picture_path(job.stem, ending)) as partial:
+                    # Photographs shrink little: higher levels take four times as long for a tenth.
+                    picture.save(partial, compress_level=1 if ending else 6)
+        except (ValueError, OSError) as error:
+            tqdm.write(f"Not written: {error}", file=sys.stderr)
+            broken += 1
+    return broken
+
+
+@torch.no_grad()
+def _pictures(model: Any, processor: Any, vocabulary: Vocabulary, image: Any, settings: PictureSettings) -> Iterator:
+    """The pictures of [`ENDINGS`], one by one: of a large image each takes much memory."""
+    names, unseen, prototypes, _ = vocabulary
+    seen = torch.tensor([name not in unseen for name in names], device=model.device)
+    inputs = processor(images=image, return_tensors="pt").to(model.device)
+    maps, unseen_maps = processor.post_process_semantic_segmentation(
+        model(**inputs, text_prototypes=prototypes, seen_class_mask=seen),
+        target_sizes=[(image.height, image.width)],
+        gamma=settings.gamma,
+        threshold=settings.threshold,
+        none_of_these=settings.none_of_these,
+        return_unseen_scores=True,
+    )
+    label = maps.pop().to(torch.int32).cpu().numpy()
+    yield label_picture(label, names)
+    yield draw_overlay(image, label, names, max_size=settings.picture_size or None)
+    if unseen_maps is not None:
+        yield draw_unseen_map(image, unseen_maps[0].float().cpu().numpy(), settings.picture_size or None)
