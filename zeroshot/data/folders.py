@@ -50,7 +50,7 @@ ENDINGS = (
     ),
 )
 OTHER_READERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of `datasets`, as are the next
-OTHER_IMAGE_SUFFIXES = (".parquet", ".arrow", ".tar")
+OTHER_SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def is_plain_folder(folder: Path) -> bool:
     """Whether `folder` contains images, and neither tables nor metadata that the library `datasets` reads."""
     found = False
     for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.name in OTHER_READERS or path.suffix in OTHER_IMAGE_SUFFIXES:
+        if path.name in OTHER_READERS or path.suffix in OTHER_SUFFIXES:
             return False
         found = found or path.suffix.lower() in IMAGE_SUFFIXES
     return found

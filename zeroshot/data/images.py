@@ -18,18 +18,7 @@ from modeling_alignzeg import class_colors
 from modeling_alignzeg.images_alignzeg import to_rgb
 
 
-IMAGE_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-}  # of files that are images
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
 
 
 # A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
