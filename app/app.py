@@ -15,6 +15,7 @@ import argparse
 import base64
 import functools
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -41,6 +42,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
 
+try:
+    import spaces  # on ZeroGPU, before torch
+except ImportError:
+    spaces = None
 import gradio as gr
 import numpy as np
 import torch
@@ -308,8 +313,26 @@ class Segmenter:
         self.max_gamma = max(10.0, math.ceil(2 * self.gamma))
         self._kept: deque[weakref.ref[Result]] = deque()
         self._lock = threading.Lock()
+        # ZeroGPU runs it in another process: what goes in and comes out is pickled, so it is not a method.
+        self._network = spaces.GPU(self._make_network()) if spaces is not None else self._make_network()
 
-    @torch.no_grad()
+    def _make_network(self) -> Callable[..., dict[str, torch.Tensor | None]]:
+        fields = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "dense_logits", "seen_class_mask")
+        fields = (*fields, "content_sizes", "queries_hidden_state")  # the last: which proposals are objects
+
+        @torch.no_grad()
+        def network(
+            inputs: dict[str, torch.Tensor], classes: dict[str, list[str]], unseen: list[bool]
+        ) -> dict[str, torch.Tensor | None]:
+            prototypes = self.model.get_text_prototypes(self.processor, classes)
+            inputs = {name: value.to(self.device) for name, value in inputs.items()}
+            seen = torch.tensor([not mark for mark in unseen], device=self.device)
+            outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
+            found = {name: getattr(outputs, name, None) for name in fields}
+            return {name: value if value is None else value.cpu() for name, value in found.items()}
+
+        return network
+
     def run(
         self,
         image: Image.Image,
@@ -332,17 +355,10 @@ class Segmenter:
         """
         progress(0.05, "Reading the picture")
         image, names = self._upright(image), list(classes)
-        progress(0.2, f"Reading {len(names)} class name{'s' if len(names) > 1 else ''}")
-        prototypes = self.model.get_text_prototypes(self.processor, classes)
-        progress(0.5, "Running the network")
-        inputs = self.processor(images=image, return_tensors="pt").to(self.device)
-        seen = torch.tensor([not mark for mark in unseen], device=self.device)
-        outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
+        progress(0.2, f"Running the network on {len(names)} class name{'s' if len(names) > 1 else ''}")
+        inputs = self.processor(images=image, return_tensors="pt")
+        kept = SimpleNamespace(**self._network(dict(inputs), classes, unseen))
         progress(0.9, "Drawing")
-        fields = ("masks_queries_logits", "class_queries_logits", "unseen_logits", "seen_class_mask", "content_sizes")
-        fields = (*fields, "queries_hidden_state")  # instances: which proposals are objects
-        found = {name: getattr(outputs, name, None) for name in fields}
-        kept = SimpleNamespace(**{name: value if value is None else value.cpu() for name, value in found.items()})
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         result = Result(names, unseen, self.processor.class_colors(names), (image.height, image.width), kept, folder)
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
@@ -879,8 +895,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
 _DISABLE = "() => Array(2).fill({ __type__: 'update', value: null, interactive: false })"
 
 
-def launch_options() -> dict[str, Any]:
-    """Arguments of `launch`: safe defaults, and no resources from other servers."""
+def launch_options(mcp: bool = False) -> dict[str, Any]:
+    """Arguments of `launch`: safe defaults, and no resources from other servers; `mcp` offers the API as an MCP tool too."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     return {
         "theme": gr.themes.Soft(
@@ -894,7 +910,7 @@ def launch_options() -> dict[str, Any]:
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,
         "enable_monitoring": False,
-        "mcp_server": False,
+        "mcp_server": mcp,
         "ssr_mode": False,
         "share": False,
     }
@@ -921,7 +937,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--model", help="AlignZeg checkpoint: a folder or a Hub id; its code is executed")
     options.add_argument("--host", help="address to listen on; default: localhost only")
     options.add_argument("--port", type=int, help="default: the first free port from 7860")
+    options.add_argument("--mcp", action="store_true", help="offer the API to language models too, as an MCP server")
     args = options.parse_args(arguments)
+    if args.mcp and importlib.util.find_spec("mcp") is None:
+        sys.exit(
+            "app.py: --mcp needs the package mcp, which is not installed: pip install 'gradio[mcp]', or leave it off."
+        )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     model = args.model or default_model()
     try:
@@ -929,7 +950,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"app.py: the model {model!r} cannot be loaded: {error}")
     demo = build(segmenter).queue(max_size=QUEUE_SIZE, default_concurrency_limit=1)
-    demo.launch(server_name=args.host, server_port=args.port, **launch_options())
+    demo.launch(server_name=args.host, server_port=args.port, **launch_options(args.mcp))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import sys
@@ -17,7 +18,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -550,6 +551,44 @@ def test_a_wrong_model_is_one_sentence(app: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cannot be loaded") as caught:
         app.main(["--model", str(tmp_path / "nothing")])
     assert caught.value.code != 0
+
+
+def test_mcp_needs_its_package(app: ModuleType, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(app.gr.Blocks, "launch", lambda self, **options: started.append(options))
+    find_spec, found = importlib.util.find_spec, None
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: found if name == "mcp" else find_spec(name, *rest)
+    )
+    with pytest.raises(SystemExit, match=r"--mcp needs the package mcp.*pip install 'gradio\[mcp\]'"):
+        app.main(["--model", str(checkpoint), "--mcp"])
+    assert not started
+    found = find_spec("json")
+    app.main(["--model", str(checkpoint), "--mcp"])
+    app.main(["--model", str(checkpoint)])
+    assert [options["mcp_server"] for options in started] == [True, False]
+
+
+def test_zerogpu_gets_the_network_with_what_can_be_pickled(
+    app: ModuleType, segmenter: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        """As ZeroGPU does it: arguments and results cross a border between processes."""
+
+        def call(*arguments: Any) -> Any:
+            calls.append(arguments)
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+
+        return call
+
+    monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=on_gpu))
+    arguments = (picture(), ["grass", "brick"], [False, True], lambda *_: None)
+    results = [each.run(*arguments)[0] for each in (app.Segmenter(str(checkpoint)), segmenter)]
+    assert len(calls) == 1
+    tables = [result.outputs.class_queries_logits for result in results]
+    assert torch.equal(*tables)
 
 
 # ------------------------------------------------------------------------------------------------------- the long run

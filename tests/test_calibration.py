@@ -116,7 +116,7 @@ def test_the_report_has_the_whole_grid_and_its_best(settings: Settings) -> None:
 def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Settings, monkeypatch) -> None:
     with pytest.raises(ValueError, match=f"`folds` is {folds}"):
         calibrate(settings, folds=folds)
-    nothing = lambda *args: {name: {"hiou": float("nan")} for name in args[-1]}
+    nothing = lambda *args, **kwargs: {name: {"hiou": float("nan")} for name in args[-1]}
     monkeypatch.setattr(calibration, "evaluate_model", nothing)
     with pytest.raises(ValueError, match="No correction can be chosen.*num_validation"):
         calibrate(settings)

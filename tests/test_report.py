@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from conftest import ROOT
 from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -145,3 +150,41 @@ def test_the_picture_of_predictions_has_image_truth_and_prediction_side_by_side(
     assert np.abs(row[second + 200] - colors[2]).max() <= 1  # its unlabelled half
     overlay = draw_overlay(Image.fromarray(image), truth.astype(np.int64), classes, max_size=SIDE)
     assert np.abs(row[second + overlay.width + GAP + 10] - colors[1]).max() <= 1  # the prediction
+
+
+TRACKIO = """
+import json, pathlib
+
+class Run:
+    def log(self, values, step=None):
+        with open(pathlib.Path(__file__).parent / "log.jsonl", "a") as file:
+            file.write(json.dumps([step, values]) + "\\n")
+
+    def finish(self):
+        pass
+
+def init(project, **options):
+    return Run()
+"""
+
+
+def test_trackio_gets_what_is_logged(checkpoint: Path, tmp_path: Path) -> None:
+    """A stand-in for trackio, in a process of its own: accelerate looks for it when it is imported."""
+    (tmp_path / "trackio").mkdir()
+    (tmp_path / "trackio" / "__init__.py").write_text(TRACKIO)
+    (tmp_path / "trackio-1.dist-info").mkdir()
+    (tmp_path / "trackio-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 1\n")
+    values = {**SETTINGS, "model.checkpoint": checkpoint, "output_dir": tmp_path / "run", "training.trackio": True}
+    flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    logged = [json.loads(line) for line in (tmp_path / "trackio" / "log.jsonl").read_text().splitlines()]
+    assert [{"step": step, **values} for step, values in logged] == lines(tmp_path / "run")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is not None, reason="trackio is installed")
+def test_trackio_that_is_missing_is_named(train: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="`training.trackio` is on, but trackio is not installed"):
+        train("run", **{"training.trackio": True})

@@ -131,6 +131,7 @@ class TrainingSettings:
         on_nan: What to do if a loss or gradient is not finite.
         num_threads: CPU threads of torch; 0 keeps torch's own choice.
         tensorboard: Log to TensorBoard as well as to `metrics.jsonl`.
+        trackio: Log to trackio too, where it is installed.
     """
 
     steps: PositiveInt = 60000
@@ -149,6 +150,7 @@ class TrainingSettings:
     on_nan: Literal["stop", "skip"] = "stop"
     num_threads: NonNegativeInt = 0
     tensorboard: bool = True
+    trackio: bool = False
 
 
 @dataclass

@@ -55,7 +55,9 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         raise ValueError(f"The split of {settings.data.dataset} has no unseen class: there is no bias to correct.")
     for fold in range(folds):
         data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_seed=fold)
-        training = dataclasses.replace(settings.training, evaluate_every=0, save_every=0, tensorboard=False)
+        training = dataclasses.replace(
+            settings.training, evaluate_every=0, save_every=0, tensorboard=False, trackio=False
+        )
         output = str(Path(settings.output_dir) / f"calibration-{fold}")
         shutil.rmtree(output, ignore_errors=True)
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))

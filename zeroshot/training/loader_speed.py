@@ -60,7 +60,8 @@ def benchmark_loader(settings: Settings, batches: int, output: str | None) -> No
     if output:
         check_output(output)
     with tempfile.TemporaryDirectory() as folder:
-        settings.output_dir, settings.training.tensorboard, settings.training.evaluate_every = folder, False, 0
+        settings.output_dir, settings.training.evaluate_every = folder, 0
+        settings.training.tensorboard = settings.training.trackio = False
         trainer = Trainer(settings)
         report = measure(trainer, batches)
         trainer.accelerator.wait_for_everyone()

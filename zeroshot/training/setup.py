@@ -9,20 +9,36 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..checkpoints import assemble, load_checkpoint
 from ..data.transforms import TrainTransform
 from ..launching import start_processes
-from ..settings import ModelSettings, Settings
+from ..settings import ModelSettings, Settings, TrainingSettings
 from ..towers import load_towers
 
 
+def trackers(settings: TrainingSettings) -> list[str]:
+    """Names of accelerate's trackers that a training logs to.
+
+    Raises:
+        ValueError: One is not installed, or accelerate does not support it.
+    """
+    names = [name for name in ("tensorboard", "trackio") if getattr(settings, name)]
+    if "trackio" in names and "trackio" not in map(str, get_available_trackers()):
+        raise ValueError(
+            "`training.trackio` is on, but trackio is not installed, or accelerate is too old for it: "
+            "`pip install -U trackio accelerate`, or leave it off."
+        )
+    return names
+
+
 def start_accelerator(settings: Settings) -> Accelerator:
-    """The accelerator of this process; see [`start_processes`] for what it refuses."""
+    """The accelerator of this process; see [`start_processes`] and [`trackers`] for what they reject."""
     accelerator = start_processes(
-        log_with="tensorboard" if settings.training.tensorboard else None,
+        log_with=trackers(settings.training),
         project_dir=settings.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
         step_scheduler_with_optimizer=False,

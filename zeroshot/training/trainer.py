@@ -226,8 +226,11 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
             forget_later_steps(self.output / METRICS, self.step)
-        if settings.tensorboard:
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        if accelerator.log_with:
+            options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": self.step + 1}}
+            options |= {"trackio": {"name": self.output.resolve().name, "resume": "allow", "embed": False}}
+            # The name is TensorBoard's folder, and trackio's project.
+            accelerator.init_trackers("alignzeg" if settings.trackio else "tensorboard", init_kwargs=options)
         scores, first, started = None, self.step, time.time()
         self.network.train()
         bar = tqdm(
@@ -365,9 +368,9 @@ class Trainer:
         with atomic_file(self.output / PREDICTIONS / f"step-{self.step:08d}.png") as partial:
             sheet.save(partial)
         draw_curves(read_metrics(self.output / METRICS), self.output / CURVES)
-        if self.settings.training.tensorboard:
-            tracker = self.accelerator.get_tracker("tensorboard")
-            tracker.log_images({"predictions": np.asarray(sheet)[None]}, step=self.step, dataformats="NHWC")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"predictions": np.asarray(sheet)[None]}, step=self.step, dataformats="NHWC")
 
     def finish(self, folder: Path) -> None:
         """Writes the model with the whole vocabulary of the benchmark and its card; `AutoModel.from_pretrained` loads it."""
@@ -385,8 +388,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def log(self, values: dict[str, float]) -> None:
-        if self.settings.training.tensorboard:
-            self.accelerator.log(values, step=self.step)
+        self.accelerator.log(values, step=self.step)
         if self.accelerator.is_main_process:
             with open(self.output / METRICS, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step, **values}) + "\n")
