@@ -297,6 +297,67 @@ class AlignZegModel(AlignZegPreTrainedModel):
         """
         return self.text_encoder.prototypes(processor, class_names, template_set, batch_size, phrase_pooling)
 
+    @torch.no_grad()
+    def get_image_prototypes(
+        self,
+        pixel_values: Tensor,
+        masks: list[Tensor] | Tensor,
+        pixel_mask: Tensor | None = None,
+        anchors: Tensor | None = None,
+    ) -> Tensor:
+        """Prototypes of exemplars: what the frozen image tower sees inside of given masks.
+
+        They go where text prototypes go, alone or beside them. But image and text embeddings of one thing lie apart:
+        exemplars are nearer to all images than names are. `anchors` bring them among the names: an exemplar becomes the
+        mean of the anchors, weighted by its probability for each.
+
+        Args:
+            pixel_values, pixel_mask: As for [`forward`].
+            masks: For each image `(n, H, W)`, 0 outside of the exemplar, such as the `mask_labels` of the processor; or one
+                per image, `(B, H, W)`.
+            anchors: Text prototypes `(A, D)` of many names.
+
+        Returns:
+            Unit vectors `(C, D)`, one per mask, image by image.
+
+        Raises:
+            ValueError: an argument does not fit, or a mask is empty on the image.
+        """
+        images = self._prepare_images(pixel_values, pixel_mask)
+        if isinstance(masks, Tensor) and masks.ndim == 3:
+            masks = list(masks[:, None])
+        shape = tuple(pixel_values.shape[-2:])
+        if not isinstance(masks, (list, tuple)) or len(masks) != len(pixel_values):
+            raise ValueError(
+                f"`masks` is not one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images."
+            )
+        for index, mask in enumerate(masks):
+            check_tensor(f"masks[{index}]", mask, "real numbers", self.logit_scale.device)
+            if mask.ndim != 3 or tuple(mask.shape[1:]) != shape:
+                raise ValueError(
+                    f"`masks[{index}]` has shape {tuple(mask.shape)}; expected (n, {shape[0]}, {shape[1]})."
+                )
+        counts = [len(mask) for mask in masks]
+        inside = nn.utils.rnn.pad_sequence(
+            [(mask != 0).float() for mask in masks], batch_first=True, padding_value=1.0
+        )
+        if pixel_mask is not None:
+            inside = inside * (pixel_mask != 0)[:, None]
+        tower = self.recognizer.hidden_states(images.pixel_values, images.content)
+        height, width = images.pixel_values.shape[-2:]
+        inside = F.pad(inside.to(self.logit_scale.device), (0, width - shape[1], 0, height - shape[0]))
+        inside = F.adaptive_avg_pool2d(inside, tower.grid.size)
+        empty = (inside.amax((2, 3)) == 0).nonzero().tolist()
+        if empty:
+            raise ValueError(f"Mask {empty[0][1]} of `masks[{empty[0][0]}]` is empty; mark some pixels of the image.")
+        embeds = self.recognizer.pool(tower, inside)
+        embeds = torch.cat([rows[:count] for rows, count in zip(embeds, counts)])
+        if anchors is None:
+            return embeds
+        self._check_prototypes(anchors)
+        anchors = anchors.to(embeds).flatten(0, -2)
+        return F.normalize((self.logit_scale.exp() * embeds @ anchors.T).softmax(-1) @ anchors, dim=-1)
+
     def set_vocabulary(
         self,
         class_names: list[str] | dict[str, list[str]],

@@ -2,8 +2,8 @@
 """The proposal recognizer: the frozen image tower, and how the embedding of a proposal is read from it.
 
 Every recognizer has the same interface: `levels` (hidden states that the side network may fuse), `hidden_states` (the
-tower's forward pass), `maps` (those hidden states as maps) and `forward` (proposal embeddings). To add a tower, write one
-more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
+tower's forward pass), `maps` (those hidden states as maps), `forward` (proposal embeddings) and `pool` (embeddings of given
+regions). To add a tower, write one more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
 """
 
 import math
@@ -127,6 +127,11 @@ class ProposalRecognizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
         """Unit embeddings of the proposals, `(B, N, D)`. Masks are read, never trained: they stay class-agnostic."""
+
+    @abstractmethod
+    def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
+        """Unit embeddings `(B, N, D)` of given regions: `inside (B, N, h, w)` is the share of every cell of the tower's
+        grid, 0 to 1, for no region all zero."""
 
     def dense_embeds(self, tower: TowerStates) -> Tensor | None:
         """Unit embeddings of the tower's own cells, `(B, h, w, D)`; `None` where its cells do not lie in the joint space."""
@@ -296,8 +301,18 @@ class ShadowTokenRecognizer(ProposalRecognizer):
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
         features = to_map(proposals.features, proposals.grid.size)
         features = to_tokens(resample(features, proposals.grid, tower.grid))
-        bias = self.attention_bias(proposals.queries, features, proposals.masks, tower.grid)  # (B, heads, N, P)
-        number, dtype = proposals.queries.shape[1], proposals.queries.dtype
+        bias = self.attention_bias(proposals.queries, features, proposals.masks, tower.grid)
+        return self._read(tower, bias, proposals.queries.dtype)
+
+    def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
+        inside = inside.flatten(2).float()
+        bias = inside.log().clamp(min=torch.finfo(tower.states[self.split].dtype).min)  # no part in a cell: not seen
+        bias = bias[:, None].expand(-1, self.attention_bias.num_heads, -1, -1)
+        return self._read(tower, bias, tower.states[self.split].dtype)
+
+    def _read(self, tower: TowerStates, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        """Unit embeddings of the shadow tokens that see the patches with `bias (B, heads, N, P)`."""
+        number = bias.shape[2]
         others = ~torch.eye(number, dtype=torch.bool, device=bias.device)
         own = torch.zeros(number, number, dtype=dtype, device=bias.device).masked_fill(others, torch.finfo(dtype).min)
         bias = torch.cat([bias, own.expand(*bias.shape[:2], -1, -1)], -1).to(dtype)
@@ -364,11 +379,14 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         return {layer: tower.states[layer].permute(0, 2, 3, 1) for layer in self.layers}
 
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
-        features = tower.states[self.final]
         inside = proposals.masks.detach().float().sigmoid()
         # The pixels that a proposal claims; where it claims none, all that it leans to.
         inside = F.adaptive_avg_pool2d(inside * (inside > 0.5) + 1e-4 * inside, tower.grid.size)
-        inside = tower.grid.clear(inside).flatten(2).to(features.dtype)  # (B, N, P)
+        return self.pool(tower, tower.grid.clear(inside))
+
+    def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
+        features = tower.states[self.final]
+        inside = inside.flatten(2).to(features.dtype)  # (B, N, P)
         weights = inside / inside.sum(-1, keepdim=True).clamp(min=torch.finfo(inside.dtype).tiny)
         pooled = weights @ to_tokens(features)  # (B, N, Dv)
         return self._project(pooled)
