@@ -120,6 +120,8 @@ def run_cell(
         for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         if "validation/hiou" in line
     ]
+    shown = settings.as_dict()
+    del shown["output_dir"], shown["data"]["root"]  # of this machine
     return {
         "row": name,
         "seed": seed,
@@ -129,7 +131,7 @@ def run_cell(
         "recall_unseen": average_recall(proposals, True),
         "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
         "seconds": round(seconds),
-        "settings": settings.as_dict() | {"output_dir": output},
+        "settings": shown,
         "versions": library_versions(),
     }
 
