@@ -38,7 +38,7 @@ def trackers(settings: TrainingSettings) -> list[str]:
 def start_accelerator(settings: Settings) -> Accelerator:
     """The accelerator of this process; see [`start_processes`] and [`trackers`] for what they reject."""
     accelerator = start_processes(
-        log_with=trackers(settings.training),
+        log_with=trackers(settings.training) or None,
         project_dir=settings.output_dir,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
         step_scheduler_with_optimizer=False,
