@@ -264,13 +264,14 @@ def photos_table() -> str:
             if row["name"] in shown
         ]
     values = [f"{reference[name]:.1f}" for name in ("miou_seen", "miou_unseen", "hiou")]
-    lines.append(f"| all classes labelled, with the tower's cells | {' | '.join(values)} | 1 |")
+    lines.append(f"| all classes labelled, with the tower's cells, untrained | {' | '.join(values)} | 1 |")
     steps = next(iter(splits.values()))["steps"]
     missing = "" if len(splits) == 2 else " Split B was not measured."
     lines += [
         "",
         f"Frozen EfficientNet-Lite2 from `scripts/pretrain_lit.py`, {steps} steps; mean ± standard error over seeds. With "
-        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing}",
+        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing} A checkpoint "
+        "for photographs is not part of this repository yet; the one in its root segments synthetic scenes.",
     ]
     return "\n".join(lines)
 

@@ -288,6 +288,7 @@ def _draw_misalignment(found: dict[str, list[dict[str, Any]]], path: Path) -> No
             mean, spread = values.mean(0), values.std(0, ddof=1 if len(values) > 1 else 0)
             axes.plot(steps, mean, style, color=color, label=f"{label}, {title}")
             axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # the band can reach below what a score can be
     axes.set_xlabel("training step")
     axes.set_ylabel("percent on the validation part")
     axes.set_title("mean over seeds; band: standard deviation", fontsize="medium")
