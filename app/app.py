@@ -72,6 +72,7 @@ REST = 0.3  # seconds from the last slider change to writing the downloads
 KEPT_BYTES = 2**30  # limit on the network outputs kept for all sessions together
 QUEUE_SIZE = 64
 SEGMENTS = {"Panoptic segments": "panoptic", "Instances": "instance"}
+EXAMPLE_NAME = "your example"
 NONE_ID, NONE_NAME, NONE_COLOR = 255, "everything else", (120, 120, 120)
 
 logger = logging.getLogger("alignzeg.app")
@@ -322,9 +323,15 @@ class Segmenter:
 
         @torch.no_grad()
         def network(
-            inputs: dict[str, torch.Tensor], classes: dict[str, list[str]], unseen: list[bool]
+            inputs: dict[str, torch.Tensor],
+            classes: dict[str, list[str]],
+            unseen: list[bool],
+            exemplar: torch.Tensor | None,
         ) -> dict[str, torch.Tensor | None]:
-            prototypes = self.model.get_text_prototypes(self.processor, classes)
+            prototypes = self.model.get_text_prototypes(self.processor, classes) if classes else exemplar[:0]
+            if exemplar is not None:
+                copies = exemplar if prototypes.ndim == 2 else exemplar[:, None].expand(-1, prototypes.shape[1], -1)
+                prototypes = torch.cat([copies, prototypes])
             inputs = {name: value.to(self.device) for name, value in inputs.items()}
             seen = torch.tensor([not mark for mark in unseen], device=self.device)
             outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
@@ -339,6 +346,7 @@ class Segmenter:
         classes: dict[str, list[str]],
         unseen: list[bool],
         progress: Callable[[float, str], Any],
+        exemplar: torch.Tensor | None = None,
     ) -> tuple[Result, Image.Image]:
         """Runs the network.
 
@@ -346,6 +354,7 @@ class Segmenter:
             image: from [`open_picture`].
             classes, unseen: from [`check_classes`] and [`check_unseen`].
             progress: called with the progress, 0 to 1, and the name of the next step.
+            exemplar: from [`read_exemplar`]: one more class, the first, called `EXAMPLE_NAME`, which counts as unseen.
 
         Returns:
             The result, and the picture as RGB after EXIF rotation.
@@ -355,14 +364,39 @@ class Segmenter:
         """
         progress(0.05, "Reading the picture")
         image, names = self._upright(image), list(classes)
+        if exemplar is not None:
+            names, unseen = [EXAMPLE_NAME, *names], [True, *unseen]
         progress(0.2, f"Running the network on {len(names)} class name{'s' if len(names) > 1 else ''}")
         inputs = self.processor(images=image, return_tensors="pt")
-        kept = SimpleNamespace(**self._network(dict(inputs), classes, unseen))
+        kept = SimpleNamespace(**self._network(dict(inputs), classes, unseen, exemplar))
         progress(0.9, "Drawing")
         folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
         result = Result(names, unseen, self.processor.class_colors(names), (image.height, image.width), kept, folder)
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
         return result, image
+
+    def read_exemplar(self, drawing: Any) -> torch.Tensor:
+        """The prototype of what is painted over in a picture, `(1, D)`; `drawing` is from [`Sketch`].
+
+        Raises:
+            Refused: there is no picture or nothing is painted, or one of them cannot be read.
+        """
+        drawing = drawing or {}
+        picture = self._upright(open_picture(drawing.get("background")))
+        painted = np.zeros((picture.height, picture.width), bool)
+        for layer in drawing.get("layers") or []:
+            try:
+                alpha = open_picture(layer).convert("RGBA").getchannel("A")
+            except OSError as error:
+                logger.info("undecodable layer: %s", error)
+                raise Refused("What was painted cannot be read. Paint it again.") from None
+            painted |= np.asarray(alpha.resize(picture.size, Image.Resampling.NEAREST)) > 0
+        inputs = self.processor(images=picture, segmentation_maps=np.where(painted, 0, 255), return_tensors="pt")
+        if not len(inputs["mask_labels"][0]):
+            raise Refused("Nothing is painted, or too little. Paint over the thing that you look for.")
+        inputs = inputs.to(self.device)
+        masks = [mask.to(self.device) for mask in inputs["mask_labels"]]
+        return self.model.get_image_prototypes(inputs["pixel_values"], masks, anchors=self.model.class_text_embeds)
 
     def _upright(self, image: Image.Image) -> Image.Image:
         """The picture as the model sees it, at its original size: EXIF-rotated, 8-bit RGB, no transparency."""
@@ -617,6 +651,23 @@ class Picture(gr.Image):
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
+class Sketch(gr.ImageEditor):
+    """A picture and what is painted on it, passed on as paths. gr.ImageEditor would decode both before they are checked."""
+
+    is_template = True
+
+    def convert_and_format_image(self, file: Any, flatten_on_white: bool = False) -> str | None:
+        if not isinstance(file, (bytes, bytearray, memoryview)):
+            return getattr(file, "path", None)
+        handle, path = tempfile.mkstemp(prefix=_SKETCH, dir=get_upload_folder())
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(file)
+        return path
+
+
+_SKETCH = "alignzeg-sketch-"
+
+
 class Marks(gr.CheckboxGroup):
     """Check boxes that accept any value; `check_unseen` compares it with the class names of the same request."""
 
@@ -691,12 +742,34 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         classes = check_classes(split_names(text))
         unseen = check_unseen([name for name in marked if name in classes], list(classes))
         result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
+        return show(result, upright, gamma, threshold, everything_else)
+
+    @answering
+    def on_find(
+        picture: str | None, drawing: Any, text: str, marked: list[str], *settings: Any
+    ) -> tuple[Result, dict[str, Any]]:
+        try:
+            image, exemplar = open_picture(picture), segmenter.read_exemplar(drawing)
+        finally:
+            parts = drawing or {}
+            for file in (parts.get("background"), parts.get("composite"), *(parts.get("layers") or [])):
+                if file and Path(file).name.startswith(_SKETCH):
+                    Path(file).unlink(missing_ok=True)
+        classes = check_classes(split_names(text)) if text.strip() else {}
+        if EXAMPLE_NAME in classes:
+            raise Refused(f"“{EXAMPLE_NAME}” is the name of what you painted. Remove it from the class names.")
+        if not classes and not settings[-1]:
+            raise Refused("Enter class names beside the example, or add the class “everything else”.")
+        unseen = check_unseen([name for name in marked if name in classes], list(classes))
+        return show(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
+
+    def show(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
         result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
         upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
             result.shown, quality=90
         )
         segmenter.keep(result)
-        return result, redraw(result, gamma, threshold, everything_else)
+        return result, redraw(result, *settings)
 
     @answering
     def redraw(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
@@ -786,6 +859,17 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     elem_id="az-names",
                 )
                 marked = Marks(label="Unseen classes", choices=[], elem_id="az-unseen", elem_classes="az-marks")
+                with gr.Accordion("Find by an example", open=False):
+                    drawing = Sketch(
+                        label="Another picture: paint over the thing that you look for",
+                        sources=["upload", "clipboard"],
+                        brush=gr.Brush(default_size=20, colors=["#0072B2"], color_mode="fixed"),
+                        layers=False,
+                        transforms=[],
+                        height=300,
+                        elem_id="az-example",
+                    )
+                    find = gr.Button("Find it in the picture above", size="md", elem_id="az-find")
                 with gr.Row():
                     vocabulary = gr.Button(f"All {len(segmenter.classes)} classes", size="md", min_width=120)
                     start = gr.Button("Segment", variant="primary", size="md", min_width=120, elem_id="az-start")
@@ -852,9 +936,17 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         names.input(update_marks, [names, marked], marked, **quick)
         vocabulary.click(use_vocabulary, None, [names, marked], **quick)
         moves = [control.change for control in settings]
-        gr.on([start.click, names.submit, *moves], None, None, downloads, js=_DISABLE, api_visibility="private")
+        gr.on(
+            [start.click, names.submit, find.click, *moves],
+            None,
+            None,
+            downloads,
+            js=_DISABLE,
+            api_visibility="private",
+        )
         events = [
             gr.on([start.click, names.submit], on_segment, inputs, outputs, show_progress_on=viewer, **run),
+            find.click(on_find, [picture, drawing, names, marked, *settings], outputs, show_progress_on=viewer, **run),
             gr.on(moves, redraw, [result, *settings], viewer, **quick),
         ]
         if examples:

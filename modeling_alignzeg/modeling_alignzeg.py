@@ -304,6 +304,7 @@ class AlignZegModel(AlignZegPreTrainedModel):
         masks: list[Tensor] | Tensor,
         pixel_mask: Tensor | None = None,
         anchors: Tensor | None = None,
+        merge: bool = False,
     ) -> Tensor:
         """Prototypes of exemplars: what the frozen image tower sees inside of given masks.
 
@@ -316,9 +317,10 @@ class AlignZegModel(AlignZegPreTrainedModel):
             masks: For each image `(n, H, W)`, 0 outside of the exemplar, such as the `mask_labels` of the processor; or one
                 per image, `(B, H, W)`.
             anchors: Text prototypes `(A, D)` of many names.
+            merge: Make one prototype of all masks, exemplars of one class: their mean, before the anchors.
 
         Returns:
-            Unit vectors `(C, D)`, one per mask, image by image.
+            Unit vectors `(C, D)`, one per mask, image by image; with `merge` one alone.
 
         Raises:
             ValueError: an argument does not fit, or a mask is empty on the image.
@@ -352,6 +354,8 @@ class AlignZegModel(AlignZegPreTrainedModel):
             raise ValueError(f"Mask {empty[0][1]} of `masks[{empty[0][0]}]` is empty; mark some pixels of the image.")
         embeds = self.recognizer.pool(tower, inside)
         embeds = torch.cat([rows[:count] for rows, count in zip(embeds, counts)])
+        if merge:
+            embeds = F.normalize(embeds.mean(0, keepdim=True), dim=-1)
         if anchors is None:
             return embeds
         self._check_prototypes(anchors)

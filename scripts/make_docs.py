@@ -270,8 +270,8 @@ def photos_table() -> str:
     lines += [
         "",
         f"Frozen EfficientNet-Lite2 from `scripts/pretrain_lit.py`, {steps} steps; mean ± standard error over seeds. With "
-        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing} A checkpoint "
-        "for photographs is not part of this repository yet; the one in its root segments synthetic scenes.",
+        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing} "
+        "A checkpoint for photographs is not part of this repository yet; the one in its root segments synthetic scenes.",
     ]
     return "\n".join(lines)
 

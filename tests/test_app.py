@@ -451,6 +451,40 @@ def test_segments_are_the_processors(app: ModuleType) -> None:
             segmenter.read_segments(result, kind, 1.0, 1.0, 0.6)
 
 
+def test_a_painted_example_is_one_more_class(app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    segmenter = app.Segmenter(str(ROOT))
+    scene, painted = draw_scene(0, "validation", 3), io.BytesIO()
+    class_id = int(np.bincount(scene.label[scene.label < 64]).argmax())  # a thing
+    paint = np.zeros((*scene.label.shape, 4), np.uint8)
+    paint[scene.label == class_id] = 255
+    Image.fromarray(paint).save(painted, "PNG")
+    background = io.BytesIO()
+    Image.fromarray(scene.image).save(background, "PNG")
+    sketch = app.Sketch(render=False)
+    files = [sketch.convert_and_format_image(data.getvalue()) for data in (background, painted)]
+    exemplar = segmenter.read_exemplar({"background": files[0], "layers": files[1:]})
+    maps = np.where(scene.label == class_id, 0, 255)
+    inputs = segmenter.processor(images=scene.image, segmentation_maps=maps, return_tensors="pt")
+    anchors = segmenter.model.class_text_embeds
+    expected = segmenter.model.get_image_prototypes(inputs["pixel_values"], inputs["mask_labels"], anchors=anchors)
+    torch.testing.assert_close(exemplar, expected)
+    for classes in ({"grass": ["grass"]}, {"ground": ["grass", "sand"], "water": ["water"]}, {}):
+        unseen = [False] * len(classes)
+        image = Image.fromarray(scene.image)
+        result = segmenter.run(image, classes, unseen, lambda *_: None, exemplar)[0]
+        assert result.names == [app.EXAMPLE_NAME, *classes] and result.unseen == [True, *unseen]
+        labels = segmenter.read(result, result.size, 0.0, 0.7, True).labels
+        assert (labels[scene.label == class_id] == 0).mean() > 0.5
+    with pytest.raises(app.Refused, match="Nothing is painted"):
+        segmenter.read_exemplar({"background": files[0], "layers": []})
+    with pytest.raises(app.Refused, match="No picture yet"):
+        segmenter.read_exemplar(None)
+    broken = sketch.convert_and_format_image(painted.getvalue()[:200])
+    with pytest.raises(app.Refused, match="cannot be read"):
+        segmenter.read_exemplar({"background": files[0], "layers": [broken]})
+
+
 def test_runs_hold_the_label_map(app: ModuleType) -> None:
     import base64
 

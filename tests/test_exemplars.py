@@ -112,6 +112,20 @@ def test_anchors(model: AlignZegModel, processor) -> None:
     torch.testing.assert_close(result, expected / expected.norm(), atol=1e-5, rtol=1e-4)
 
 
+def test_several_exemplars_of_one_class(model: AlignZegModel, processor) -> None:
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(2, 32, 32)
+    masks[0, 16:] = 0
+    anchors = model.get_text_prototypes(processor, list(CLASSES))
+    apart = model.get_image_prototypes(pixels, masks)
+    mean = apart.sum(0) / apart.sum(0).norm()
+    torch.testing.assert_close(model.get_image_prototypes(pixels, masks, merge=True)[0], mean)
+    weights = (model.logit_scale.exp() * anchors @ mean).softmax(0)
+    expected = weights @ anchors
+    result = model.get_image_prototypes(pixels, masks, anchors=anchors, merge=True)[0]
+    torch.testing.assert_close(result, expected / expected.norm())
+
+
 def test_exemplars_go_beside_names(model: AlignZegModel, processor) -> None:
     image = picture(0, (64, 32))
     inputs = processor(images=image, segmentation_maps=marked(image, (0, 0, 20, 30)), return_tensors="pt")

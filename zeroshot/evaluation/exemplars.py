@@ -46,17 +46,17 @@ def find_exemplars(count: int, seed: int = 0, scenes: int = 400) -> dict[int, li
 def exemplar_prototypes(
     model: AlignZegModel, processor: AlignZegProcessor, exemplars: dict[int, list[Scene]], anchors: Tensor | None
 ) -> Tensor:
-    """`(C, D)`: the mean over the exemplars of every class."""
+    """`(C, D)`: one of all exemplars of a class."""
     rows = []
     for class_id, scenes in exemplars.items():
         maps = [np.where(scene.label == class_id, 0, IGNORE_INDEX) for scene in scenes]
         images = [scene.image for scene in scenes]
         inputs = processor(images=images, segmentation_maps=maps, return_tensors="pt").to(model.device)
-        embeds = model.get_image_prototypes(
-            inputs["pixel_values"], inputs["mask_labels"], inputs["pixel_mask"], anchors
+        masks = [mask.to(model.device) for mask in inputs["mask_labels"]]
+        rows.append(
+            model.get_image_prototypes(inputs["pixel_values"], masks, inputs["pixel_mask"], anchors, merge=True)
         )
-        rows.append(F.normalize(embeds.mean(0), dim=0))
-    return torch.stack(rows)
+    return torch.cat(rows)
 
 
 @torch.no_grad()
