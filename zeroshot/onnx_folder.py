@@ -154,7 +154,8 @@ def text_graph(model: AlignZegModel) -> onnx.ModelProto:
 def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
     """What the image processor does: images `uint8 (B, H, W, 3)` to `pixel_values` and `content`.
 
-    Two passes that round to 8 bits, as PIL has them: few values differ, by 1 of 255 and seldom by 2.
+    Two passes that round to 8 bits, halves up, as PIL has them. Under 2 % of the values differ, by 1 of 255 and seldom by 2;
+    where the sizes have a ratio such as 3:2, which makes many halves, up to 10 %.
 
     Raises:
         ValueError: The image processor has a setting that ONNX lacks.
@@ -218,15 +219,18 @@ def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
             numbers = Cast <to=1> (planes)
             black = Constant <value_float=0.0> ()
             white = Constant <value_float=255.0> ()
+            half = Constant <value_float=0.5> ()
             height_axis = Shape <start=1, end=2> (image)
             width_axis = Slice (sides, one, two)
             wide_target = Concat <axis=0> (batch_axis, channels, height_axis, width_axis)
             wide = Resize <{resize}, antialias=1, exclude_outside=1> (numbers, , , wide_target)
-            wide_whole = Round (wide)
+            wide_raised = Add (wide, half)
+            wide_whole = Floor (wide_raised)
             wide_clipped = Clip (wide_whole, black, white)
             target = Concat <axis=0> (batch_axis, channels, sides)
             resized = Resize <{resize}, antialias=1, exclude_outside=1> (wide_clipped, , , target)
-            whole = Round (resized)
+            resized_raised = Add (resized, half)
+            whole = Floor (resized_raised)
             clipped = Clip (whole, black, white)
             multiplied = Mul (clipped, factor)
             normalized = Add (multiplied, offset)
