@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
+    options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
     options.add_argument(
         "--phrase_pooling", choices=("max", "mean"), default="max", help="how several phrases make one class"
@@ -161,6 +162,8 @@ def segment_dataset(args: argparse.Namespace) -> int:
 
     if args.device is not None:
         raise ValueError("`--device` does not go with `--dataset`: the launcher gives each process its device.")
+    if args.refine:
+        raise ValueError("`--refine` does not go with `--dataset`: pass a folder of images as `input`.")
     shared = ("dataset", "part", "root", "image_column", "streaming", "limit", "shard_size", "output_format")
     readout = ("batch_size", "gamma", "threshold", "none_of_these")
     settings = BulkSettings(
@@ -223,6 +226,7 @@ def segment_files(args: argparse.Namespace) -> int:
             threshold=args.threshold,
             none_of_these=args.none_of_these,
             return_unseen_scores=True,
+            images=[image] if args.refine else None,
         )
         label = maps[0].cpu().numpy()
         pictures = [label_picture(label, class_names), draw_overlay(image, label, class_names)]
