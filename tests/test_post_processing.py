@@ -388,9 +388,9 @@ def test_empty_masks_give_a_label_everywhere() -> None:
     assert (labels[0] == 0).all() and (maps[0] == 0).all()
 
 
-def test_semantic_is_the_only_kind() -> None:
-    names = [name for name in dir(AlignZegImageProcessor) if name.startswith("post_process")]
-    assert names == ["post_process_semantic_segmentation"]
+def test_kinds_of_post_processing() -> None:
+    names = {name for name in dir(AlignZegImageProcessor) if name.startswith("post_process")}
+    assert names == {f"post_process_{kind}_segmentation" for kind in ("semantic", "instance", "panoptic")}
 
 
 @pytest.mark.parametrize(
