@@ -733,7 +733,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         classes = check_classes(split_names(text))
         unseen = check_unseen([name for name in marked if name in classes], list(classes))
         result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
-        return show(result, upright, gamma, threshold, everything_else, sharp)
+        return present(result, upright, gamma, threshold, everything_else, sharp)
 
     @answering
     def on_find(
@@ -752,9 +752,9 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         if not classes and not settings[2]:  # everything_else
             raise Refused("Enter class names beside the example, or add the class “everything else”.")
         unseen = check_unseen([name for name in marked if name in classes], list(classes))
-        return show(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
+        return present(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
 
-    def show(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
+    def present(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
         result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
         upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
             result.shown, quality=90
