@@ -249,7 +249,7 @@ class Result:
         outputs: the outputs that post-processing reads, on the CPU; `None` once they were dropped.
         folder: files of this result; deleted with it.
         shown: the picture file that the page shows.
-        settings: the settings that the page shows: gamma, threshold, everything_else.
+        settings: the settings that the page shows: gamma, threshold, everything_else, sharp.
         cache: values that do not depend on the settings.
     """
 
@@ -260,7 +260,7 @@ class Result:
     outputs: SimpleNamespace | None
     folder: Path
     shown: Path | None = None
-    settings: tuple[float, float, bool] | None = None
+    settings: tuple[float, float, bool, bool] | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def size_within(self, side: float) -> tuple[int, int]:
@@ -424,9 +424,16 @@ class Segmenter:
             self._kept = deque(weakref.ref(kept) for kept in alive if kept.outputs)
 
     def read(
-        self, result: Result, size: tuple[int, int], gamma: float, threshold: float, everything_else: bool
+        self,
+        result: Result,
+        size: tuple[int, int],
+        gamma: float,
+        threshold: float,
+        everything_else: bool,
+        sharp: bool = False,
     ) -> Reading:
-        """The label map of `size` (height, width) and its classes, from kept outputs; does not run the network.
+        """The label map of `size` (height, width) and its classes, from kept outputs; does not run the network. If `sharp`,
+        its borders follow the shown picture.
 
         Raises:
             Refused: the outputs were dropped.
@@ -440,7 +447,12 @@ class Segmenter:
             "none_of_these": everything_else,
             "none_index": NONE_ID,
         }
-        labels = self.processor.post_process_semantic_segmentation(outputs, [size], **options)[0].byte().numpy()
+        guide = {}
+        if sharp:
+            with Image.open(result.shown) as picture:
+                guide["images"] = [picture.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)]
+        labels = self.processor.post_process_semantic_segmentation(outputs, [size], **options, **guide)[0]
+        labels = labels.byte().numpy()
         coarse = self.processor.post_process_semantic_segmentation(outputs, None, True, **options)[0]
         scores = coarse["segmentation_scores"].numpy()  # (classes, h, w)
         if "weight" not in result.cache:
@@ -516,7 +528,7 @@ def encode_bytes(values: np.ndarray) -> str:
 
 
 def view_data(
-    segmenter: Segmenter, result: Result, gamma: float, threshold: float, everything_else: bool
+    segmenter: Segmenter, result: Result, gamma: float, threshold: float, everything_else: bool, sharp: bool = False
 ) -> dict[str, Any]:
     """Everything that viewer.js draws, as JSON."""
     size = result.label_size
@@ -529,8 +541,9 @@ def view_data(
             "rows": [(extra if i == NONE_ID else i, *rest) for i, *rest in reading.rows],
         }
 
-    if ("plain", everything_else) not in result.cache:
-        result.cache["plain", everything_else] = encode(segmenter.read(result, size, 0.0, threshold, everything_else))
+    options = (everything_else, sharp)
+    if ("plain", *options) not in result.cache:
+        result.cache["plain", *options] = encode(segmenter.read(result, size, 0.0, threshold, *options))
     if "unseen_map" not in result.cache:
         unseen = segmenter.read_unseen_map(result)
         result.cache["unseen_map"] = (
@@ -542,7 +555,7 @@ def view_data(
                 "values": encode_bytes((unseen * 255).round().astype(np.uint8)),
             }
         )
-    plain = result.cache["plain", everything_else]
+    plain = result.cache["plain", *options]
     is_corrected = gamma > 0 and segmenter.has_correction and any(result.unseen)
     classes = [
         {"name": name, "unseen": mark, "color": color}
@@ -561,9 +574,7 @@ def view_data(
         "height": size[0],
         "classes": classes,
         "plain": plain,
-        "corrected": encode(segmenter.read(result, size, gamma, threshold, everything_else))
-        if is_corrected
-        else plain,
+        "corrected": encode(segmenter.read(result, size, gamma, threshold, *options)) if is_corrected else plain,
         "correction": f"With correction, γ = {gamma:g}, θ = {threshold:g}" if is_corrected else "Correction is off",
         "unseen_map": result.cache["unseen_map"],
         "gamma": gamma,
@@ -736,13 +747,14 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         gamma: float,
         threshold: float,
         everything_else: bool,
+        sharp: bool,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
     ) -> tuple[Result, dict[str, Any]]:
         image = open_picture(picture)
         classes = check_classes(split_names(text))
         unseen = check_unseen([name for name in marked if name in classes], list(classes))
         result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
-        return show(result, upright, gamma, threshold, everything_else)
+        return present(result, upright, gamma, threshold, everything_else, sharp)
 
     @answering
     def on_find(
@@ -758,12 +770,12 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         classes = check_classes(split_names(text)) if text.strip() else {}
         if EXAMPLE_NAME in classes:
             raise Refused(f"“{EXAMPLE_NAME}” is the name of what you painted. Remove it from the class names.")
-        if not classes and not settings[-1]:
+        if not classes and not settings[2]:  # everything_else
             raise Refused("Enter class names beside the example, or add the class “everything else”.")
         unseen = check_unseen([name for name in marked if name in classes], list(classes))
-        return show(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
+        return present(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
 
-    def show(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
+    def present(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
         result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
         upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
             result.shown, quality=90
@@ -772,10 +784,10 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         return result, redraw(result, *settings)
 
     @answering
-    def redraw(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
+    def redraw(result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool) -> Any:
         if result is None:
             return gr.skip()
-        result.settings = (gamma, threshold, everything_else)
+        result.settings = (gamma, threshold, everything_else, sharp)
         return view_data(segmenter, result, *result.settings)
 
     @answering
@@ -787,15 +799,17 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         return str(result.shown), segmenter.read_segments(result, kind, score, gamma, threshold)
 
     @answering
-    def prepare_downloads(result: Result | None, gamma: float, threshold: float, everything_else: bool) -> Any:
+    def prepare_downloads(
+        result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool
+    ) -> Any:
         time.sleep(REST)
-        settings = (gamma, threshold, everything_else)
+        settings = (gamma, threshold, everything_else, sharp)
         if result is None or result.settings != settings:  # a slider is still moving
             return gr.skip()
         reading = segmenter.read(result, result.size, *settings)
         label, data = result.folder / "labels.png", result.folder / "segmentation.json"
         write_label_png(label, reading.labels, result.colors)
-        facts = report(segmenter, result, reading, *settings)
+        facts = report(segmenter, result, reading, gamma, threshold, everything_else)
         data.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
         return gr.update(value=str(label), interactive=True), gr.update(value=str(data), interactive=True)
 
@@ -912,6 +926,9 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     info="Regions that match none of the names stay grey.",
                     elem_id="az-else",
                 )
+                sharp = gr.Checkbox(
+                    False, label="Sharper borders", info="Borders move to edges of the picture.", elem_id="az-sharp"
+                )
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
                     json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
@@ -925,7 +942,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
         gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.")
 
-        settings = [gamma, threshold, everything_else]
+        settings = [gamma, threshold, everything_else, sharp]
         downloads = [label_file, json_file]
         inputs, outputs = [picture, names, marked, *settings], [result, viewer]
         run = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}

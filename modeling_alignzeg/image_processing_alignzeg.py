@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -26,6 +27,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from .checks_alignzeg import check_tensor
 from .images_alignzeg import binary_masks, flatten_images, flatten_maps, resize_labels, to_label_map, to_planes
 from .readout_alignzeg import (
+    REFINED_PIXELS,
     View,
     class_probabilities,
     class_scores,
@@ -33,6 +35,7 @@ from .readout_alignzeg import (
     instance_segments,
     label_map,
     panoptic_segments,
+    refined_map,
     run_lengths,
     unseen_scores,
 )
@@ -178,6 +181,27 @@ def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, i
             "enlarge the label map afterwards."
         )
     return sizes
+
+
+def _check_guides(images: Any, sizes: list[tuple[int, int]] | None) -> list[Image.Image]:
+    """The images that label maps of these sizes are refined with, as RGB."""
+    images = flatten_images(images)
+    if sizes is None or len(images) != len(sizes):
+        raise ValueError(
+            f"There are {len(images)} `images` and {len(sizes or ())} `target_sizes`; expected one each for every image."
+        )
+    guides = []
+    for index, (image, size) in enumerate(zip(images, sizes)):
+        try:
+            guides.append(to_planes(image, True, None)[0][0])
+        except ValueError as error:
+            raise ValueError(f"`images[{index}]` cannot be used: {error}.") from error
+        if guides[-1].size[::-1] != size:
+            raise ValueError(
+                f"`images[{index}]` has {guides[-1].height} x {guides[-1].width} pixels; expected its target size, "
+                f"{size[0]} x {size[1]}."
+            )
+    return guides
 
 
 def _number(name: str, value: Any) -> float:
@@ -489,6 +513,7 @@ class AlignZegImageProcessor(PilBackend):
         none_of_these: bool = False,
         none_index: int = -1,
         return_unseen_scores: bool = False,
+        images: ImageInput | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput] | tuple[list, list[torch.Tensor] | None]:
         r"""
         Model outputs into label maps of the images' own sizes.
@@ -518,6 +543,8 @@ class AlignZegImageProcessor(PilBackend):
             none_index: Label of pixels that are none of the classes.
             return_unseen_scores: Also return how unseen each pixel looks, `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with
                 `u_n = σ(unseen_logits_n)`.
+            images: The images themselves, of their target sizes: borders between classes are moved to edges of the image
+                ([`refine_scores`]). Returned scores stay as they are.
 
         Returns:
             A list of int64 label maps of shape (height, width), on the device of `outputs`; with
@@ -538,6 +565,7 @@ class AlignZegImageProcessor(PilBackend):
                 f"`none_index` is {none_index!r}; expected a 64-bit integer that is not one of the class ids "
                 f"0..{classes - 1}."
             )
+        guides = None if images is None else _check_guides(images, _check_target_sizes(target_sizes, batch_size))
         probabilities = self.proposal_probabilities(outputs, seen_class_mask, gamma, threshold)
         unseen_logits = getattr(outputs, "unseen_logits", None)
         competing = classes + 1 if none_of_these else classes
@@ -546,6 +574,8 @@ class AlignZegImageProcessor(PilBackend):
         for index in range(batch_size):
             view = image_view(outputs, index, probabilities[index], targets[index], self.dense_weight)
             labels = label_map([view.classes(competing)], penalty[:competing])
+            if guides is not None:
+                labels = self._refined(outputs, index, probabilities[index], labels, guides[index], penalty)
             labels = labels.masked_fill_(labels == classes, none_index)
             if return_segmentation_scores:
                 scores = class_scores(view.classes(classes), penalty[:classes])
@@ -558,6 +588,25 @@ class AlignZegImageProcessor(PilBackend):
         if return_unseen_scores:
             return segmentations, unseen_maps or None
         return segmentations
+
+    def _refined(
+        self,
+        outputs: Any,
+        index: int,
+        probabilities: torch.Tensor,
+        labels: torch.Tensor,
+        guide: Image.Image,
+        penalty: torch.Tensor,
+    ) -> torch.Tensor:
+        """One label map of [`post_process_semantic_segmentation`], refined at a few pixels per mask cell."""
+        sizes = getattr(outputs, "content_sizes", None)
+        cells = outputs.masks_queries_logits.shape[-2:] if sizes is None else sizes[index].tolist()
+        size = tuple(min(side, math.ceil(REFINED_PIXELS * count)) for side, count in zip(labels.shape, cells))
+        if guide.size != size[::-1]:
+            guide = guide.resize(size[::-1], PILImageResampling.BOX)
+        image = torch.from_numpy(np.asarray(guide, dtype=np.float32) / 255).permute(2, 0, 1).to(labels.device)
+        view = image_view(outputs, index, probabilities, size, self.dense_weight)
+        return refined_map(view, labels, image, penalty)
 
     @torch.no_grad()
     def post_process_panoptic_segmentation(

@@ -61,6 +61,7 @@ def main() -> None:
     options.add_argument(
         "--shortest_edge", type=integer(1), help="short side of the images; by default the checkpoint's"
     )
+    options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
     options.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
     options.add_argument(
         "--sliding_window",
@@ -100,6 +101,8 @@ def main() -> None:
 
     augmentation = None
     if args.flip or args.sliding_window is not None or args.stride is not None:
+        if args.refine:
+            raise ValueError("`--refine` does not go with `--flip`, `--sliding_window` or `--stride`; leave it out.")
         augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)
     if args.output:
@@ -134,6 +137,7 @@ def main() -> None:
         progress=accelerator.is_local_main_process,
         augmentation=augmentation,
         num_images=len(dataset),
+        refine=args.refine,
     )["report"]
     if not accelerator.is_main_process:
         return
@@ -160,6 +164,7 @@ def main() -> None:
             "size": {"shortest_edge": args.shortest_edge}
             if args.shortest_edge
             else dict(processor.image_processor.size),
+            "refine": args.refine,
             "flip": args.flip,
             "sliding_window": augmentation and augmentation.window,
             "stride": augmentation and augmentation.stride,

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
+    options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
     options.add_argument(
         "--phrase_pooling", choices=("max", "mean"), default="max", help="how several phrases make one class"
@@ -92,6 +93,8 @@ def segment_dataset(args: argparse.Namespace) -> int:
 
     if args.device is not None:
         raise ValueError("`--device` does not go with `--dataset`: the launcher gives each process its device.")
+    if args.refine:
+        raise ValueError("`--refine` does not go with `--dataset`: pass a folder of images as `input`.")
     shared = ("dataset", "part", "root", "image_column", "streaming", "limit", "shard_size", "output_format")
     readout = ("batch_size", "gamma", "threshold", "none_of_these")
     settings = BulkSettings(
@@ -116,9 +119,8 @@ def segment_files(args: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("Several processes would all do the same: pass the folder as `--dataset` to share it out.")
     check_correction(args.gamma, args.threshold)
-    settings = PictureSettings(
-        args.gamma, args.threshold, args.none_of_these, args.labels_only, picture_size=args.picture_size
-    )
+    shared = ("gamma", "threshold", "none_of_these", "refine", "labels_only", "picture_size")
+    settings = PictureSettings(**{name: getattr(args, name) for name in shared})
     output = Path(args.output_dir)
     jobs = plan_pictures(args.input, output, settings)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

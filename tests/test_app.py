@@ -451,6 +451,24 @@ def test_segments_are_the_processors(app: ModuleType) -> None:
             segmenter.read_segments(result, kind, 1.0, 1.0, 0.6)
 
 
+def test_sharper_borders(app: ModuleType, tmp_path: Path) -> None:
+    segmenter = app.Segmenter(str(ROOT))
+    example = json.loads((APP / "examples" / "examples.json").read_text(encoding="utf-8"))[0]
+    with Image.open(APP / "examples" / example["file"]) as image:
+        image = image.convert("RGB")
+    result = run(app, segmenter, image, example["classes"], example["unseen"])
+    result.shown = tmp_path / "shown.png"
+    image.save(result.shown)
+    post_process = segmenter.processor.post_process_semantic_segmentation
+    options = {"gamma": 1.0, "threshold": 0.6}
+    expected = post_process(result.outputs, [result.size], images=[image], **options)[0].numpy()
+    reading = segmenter.read(result, result.size, 1.0, 0.6, False, sharp=True)
+    assert np.array_equal(reading.labels, expected)
+    assert not np.array_equal(segmenter.read(result, result.size, 1.0, 0.6, False).labels, expected)
+    plain, sharp = (app.view_data(segmenter, result, 1.0, 0.6, False, value) for value in (False, True))
+    assert plain["corrected"] != sharp["corrected"] and plain["plain"] != sharp["plain"]
+
+
 def test_a_painted_example_is_one_more_class(app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     segmenter = app.Segmenter(str(ROOT))

@@ -61,11 +61,16 @@ class Evaluator:
         classes = len(split.classes)
         self.matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in readouts}
 
-    def add(self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor]) -> None:
-        """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size."""
+    def add(
+        self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor], images: Any = None
+    ) -> None:
+        """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size; predictions are
+        refined with `images`."""
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for name, readout in self.readouts.items():
-            maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, **asdict(readout))
+            maps = processor.post_process_semantic_segmentation(
+                outputs, target_sizes=sizes, images=images, **asdict(readout)
+            )
             for prediction, label in zip(maps, labels):
                 self._count(name, prediction, label)
 
@@ -118,6 +123,7 @@ def evaluation_batches(
             **inputs,
             "labels": [torch.from_numpy(s["label"]) for s in samples],
             "names": [s["name"] for s in samples],
+            "images": [s["image"] for s in samples],
         }
 
     waiting: list[dict[str, Any]] = []
@@ -143,14 +149,17 @@ def evaluate_model(
     progress: bool = True,
     augmentation: Augmentation | None = None,
     num_images: int | None = None,
+    refine: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
     Args:
-        batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps.
+        batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps; with `refine` also
+            `images`.
         text_prototypes: `(C, D)`, one per class of `split`.
         augmentation: Of every image; by default it goes through the model once, as it is.
         num_images: How many the `batches` of all processes have, for the progress bar.
+        refine: Move borders between classes to edges of the image; without `augmentation`.
     """
     was_training = model.training
     model.eval()
@@ -165,7 +174,7 @@ def evaluate_model(
         pixel_values, pixel_mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
         if augmentation is None:
             outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **vocabulary)
-            evaluator.add(image_processor, outputs, batch["labels"])
+            evaluator.add(image_processor, outputs, batch["labels"], batch["images"] if refine else None)
             bar.update(len(batch["labels"]))
             continue
         corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]

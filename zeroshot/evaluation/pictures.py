@@ -148,6 +148,7 @@ class PictureSettings:
 
     Attributes:
         gamma, threshold, none_of_these: As in `post_process_semantic_segmentation`.
+        refine: Move borders between classes to edges of the image.
         labels_only: Write the label map alone.
         picture_size: Longer side of overlays and unseen maps, in pixels, at most; 0: that of the image.
     """
@@ -155,6 +156,7 @@ class PictureSettings:
     gamma: float | None = None
     threshold: float | None = None
     none_of_these: bool = False
+    refine: bool = False
     labels_only: bool = False
     picture_size: int = 0
 
@@ -240,6 +242,7 @@ def _pictures(model: Any, processor: Any, vocabulary: Vocabulary, image: Any, se
         threshold=settings.threshold,
         none_of_these=settings.none_of_these,
         return_unseen_scores=True,
+        images=[image] if settings.refine else None,
     )
     label = maps.pop().to(torch.int32).cpu().numpy()
     yield label_picture(label, names)
