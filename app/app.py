@@ -379,7 +379,7 @@ class Segmenter:
         """The prototype of what is painted over in a picture, `(1, D)`; `drawing` is from [`Sketch`].
 
         Raises:
-            Refused: there is no picture or nothing is painted, or one of them cannot be read.
+            Refused: the picture is missing, nothing is painted, or one of the two cannot be read.
         """
         drawing = drawing or {}
         picture = self._upright(open_picture(drawing.get("background")))

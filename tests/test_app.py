@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The demo as strangers use it: through its API and over HTTP, with pictures and names that are right, wrong and hostile."""
+"""The demo through its API and over HTTP, with valid, invalid and hostile pictures and names."""
 
 from __future__ import annotations
 
