@@ -102,8 +102,9 @@ def test_dry_run_at_full_size(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         "predict.py", *model, *data, "--output_dir", tmp_path / "predictions", "--output_format", "png"
     )
     for index in range(4):
-        expected = Image.open(tmp_path / "VOC2012" / "SegmentationClassAug" / f"2008_{16 + index:06d}.png")
-        found = Image.open(tmp_path / "predictions" / "part-00000-00000000" / f"{index:09d}.png")
+        name = f"2008_{16 + index:06d}.png"
+        expected = Image.open(tmp_path / "VOC2012" / "SegmentationClassAug" / name)
+        found = Image.open(tmp_path / "predictions" / "part-00000-00000000" / name)
         assert found.size == expected.size and np.asarray(found).max() < 20
     with capsys.disabled():
         print(f"\nFull size, batch 2: {timing['seconds_per_step']:.1f} s per training step")

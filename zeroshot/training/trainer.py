@@ -243,7 +243,11 @@ class Trainer:
         batches = self.micro_batches()
         with SignalStop() as stop, bar:
             while self.step < settings.steps:
-                terms = self.optimizer_step(batches)
+                try:
+                    terms = self.optimizer_step(batches)
+                except FloatingPointError:  # on every process
+                    self.end()
+                    raise
                 self.step += 1
                 bar.update()
                 if terms is not None:
@@ -273,12 +277,15 @@ class Trainer:
                 atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
             accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
-        # Last of all, and after a barrier: a process that leaves early can abort the others' communication.
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+        self.end()
         if self.step < settings.steps:
             raise SystemExit(128 + (stop.received or 15))
         return scores
+
+    def end(self) -> None:
+        """Closes trackers and communication, after a barrier: a process that leaves early can abort the others."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def optimizer_step(self, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor] | None:
         """One step over `gradient_accumulation_steps` micro-batches; its loss terms, or `None` if it was skipped."""
