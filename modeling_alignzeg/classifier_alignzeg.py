@@ -32,6 +32,17 @@ class Classification(NamedTuple):
     logits: Tensor
 
 
+class Cells(NamedTuple):
+    """
+    Attributes:
+        embeds: Frozen unit embeddings `(B, h, w, D)`.
+        logits: `(B, C, h, w)`, scaled by the temperature.
+    """
+
+    embeds: Tensor
+    logits: Tensor
+
+
 class AlignZegAdapter(nn.Module):
     """Trainable end of frozen embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
 
@@ -209,9 +220,10 @@ class AlignZegCellClassifier(nn.Module):
         self.adapter = AlignZegAdapter(config, query_fusion=False)
         self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
 
-    def forward(self, frozen_embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
-        """Unit embeddings `(B, h, w, D)` and prototypes, as of [`class_logits`], to logits `(B, C, h, w)`."""
-        return class_logits(self.adapter(frozen_embeds), prototypes, scale).permute(0, 3, 1, 2)
+    def forward(self, frozen_embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Cells:
+        """Unit embeddings `(B, h, w, D)` and prototypes, as of [`class_logits`]."""
+        logits = class_logits(self.adapter(frozen_embeds), prototypes, scale)
+        return Cells(frozen_embeds, logits.permute(0, 3, 1, 2))
 
     def loss(
         self,

@@ -1,18 +1,16 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images into model inputs, and model outputs into label maps.
+"""Images and label maps into model inputs.
 
-Reading images of all kinds is in images_alignzeg.py, the arithmetic of the label maps in readout_alignzeg.py.
+Reading images of all kinds is in images_alignzeg.py; the way back, from outputs to label maps, in
+post_processing_alignzeg.py.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
@@ -24,25 +22,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .checks_alignzeg import check_tensor
 from .images_alignzeg import binary_masks, flatten_images, flatten_maps, resize_labels, to_label_map, to_planes
-from .readout_alignzeg import (
-    REFINED_PIXELS,
-    View,
-    class_probabilities,
-    class_scores,
-    image_view,
-    instance_segments,
-    label_map,
-    panoptic_segments,
-    refined_map,
-    run_lengths,
-    unseen_scores,
-)
+from .post_processing_alignzeg import AlignZegPostProcessing
 
 
 LARGEST_INPUT = 2**28  # pixels of a model input, which are 3 GiB
-LARGEST_MAP = 2**31  # pixels of a label map, which are 16 GiB
 
 
 # --- arguments -------------------------------------------------------------------------------------------------
@@ -130,141 +114,6 @@ def _per_channel(name: str, value: float | list[float], channels: int) -> np.nda
     return np.broadcast_to(values, (channels,))
 
 
-def _check_outputs(outputs: Any) -> tuple[int, int]:
-    """Batch size and number of classes of model outputs, whose parts have to fit each other."""
-    shapes = {
-        "masks_queries_logits": ("batch", "queries", "height", "width"),
-        "class_queries_logits": ("batch", "queries", "classes + 1"),
-        "unseen_logits": ("batch", "queries"),
-        "content_sizes": ("batch", 2),
-        "seen_class_mask": None,
-    }
-    lengths = {2: 2}
-    for name, axes in shapes.items():
-        value = getattr(outputs, name, None)
-        if value is None and name in ("masks_queries_logits", "class_queries_logits"):
-            raise ValueError(
-                f"`outputs` is a {type(outputs).__name__} without `masks_queries_logits` and `class_queries_logits`; "
-                "expected what the model returns."
-            )
-        if value is None:
-            continue
-        check_tensor(f"outputs.{name}", value, "real numbers")
-        if axes is None:
-            continue
-        expected = tuple(lengths.setdefault(axis, length) for axis, length in zip(axes, value.shape))
-        if len(axes) != value.ndim or expected != tuple(value.shape) or 0 in expected[1:]:
-            raise ValueError(
-                f"`outputs.{name}` has shape {tuple(value.shape)}; expected ({', '.join(map(str, axes))}) with no empty "
-                "axis, and batch and queries the same in all outputs."
-            )
-    classes = lengths["classes + 1"] - 1
-    if classes == 0:
-        raise ValueError("`outputs.class_queries_logits` has the background alone; expected at least one class.")
-    return lengths["batch"], classes
-
-
-def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, int]] | None:
-    if target_sizes is None:
-        return None
-    try:
-        sizes = [(math.floor(height), math.floor(width)) for height, width in target_sizes]
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        sizes = []
-    if len(sizes) != batch_size or any(min(size) < 1 for size in sizes):
-        raise ValueError(
-            f"`target_sizes` is {target_sizes}; expected a list of {batch_size} pairs (height, width), one per image."
-        )
-    if any(height * width > LARGEST_MAP for height, width in sizes):
-        raise ValueError(
-            f"`target_sizes` is {target_sizes}; expected at most {LARGEST_MAP} pixels an image. Segment it in parts, or "
-            "enlarge the label map afterwards."
-        )
-    return sizes
-
-
-def _check_guides(images: Any, sizes: list[tuple[int, int]] | None) -> list[Image.Image]:
-    """The images that label maps of these sizes are refined with, as RGB."""
-    images = flatten_images(images)
-    if sizes is None or len(images) != len(sizes):
-        raise ValueError(
-            f"There are {len(images)} `images` and {len(sizes or ())} `target_sizes`; expected one each for every image."
-        )
-    guides = []
-    for index, (image, size) in enumerate(zip(images, sizes)):
-        try:
-            guides.append(to_planes(image, True, None)[0][0])
-        except ValueError as error:
-            raise ValueError(f"`images[{index}]` cannot be used: {error}.") from error
-        if guides[-1].size[::-1] != size:
-            raise ValueError(
-                f"`images[{index}]` has {guides[-1].height} x {guides[-1].width} pixels; expected its target size, "
-                f"{size[0]} x {size[1]}."
-            )
-    return guides
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"`{name}` is {value!r}; expected a finite number.")
-    return number
-
-
-def _share(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"`{name}` is {value!r}; expected a number from 0 to 1.")
-    return number
-
-
-def _check_label_ids(label_ids: Any, classes: int) -> set[int]:
-    try:
-        ids = {int(label) for label in label_ids or ()}
-    except (TypeError, ValueError, RuntimeError):
-        ids = {-1}
-    if not ids <= set(range(classes)):
-        raise ValueError(f"`label_ids_to_fuse` is {label_ids!r}; expected a set of class ids from 0 to {classes - 1}.")
-    return ids
-
-
-def _check_seen_class_mask(outputs: Any, classes: int, mask: Any) -> torch.Tensor | None:
-    """`bool (classes,)`: the argument, or what the model says; `None` where neither does."""
-    if mask is None:  # the model's comes once for each image
-        mask = getattr(outputs, "seen_class_mask", None)
-        mask = mask[0] if mask is not None and mask.ndim == 2 and len(mask) else mask
-    else:
-        try:
-            mask = torch.as_tensor(mask, device=outputs.class_queries_logits.device)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"`seen_class_mask` is a {type(mask).__name__}; expected a bool tensor of shape ({classes},)."
-            ) from None
-    if mask is None:
-        return None
-    if mask.shape != (classes,) or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(
-            f"`seen_class_mask` has shape {tuple(mask.shape)} and values {mask.unique().tolist()[:5]}; expected True or "
-            f"False for each of the {classes} classes."
-        )
-    return mask.bool()
-
-
-def _penalties(seen_penalty: Any, seen_class_mask: torch.Tensor | None, classes: int) -> torch.Tensor:
-    """What is subtracted from the scores of all classes and the background, `(classes + 1,)`."""
-    penalty = torch.zeros(classes + 1)
-    if _number("seen_penalty", seen_penalty) != 0:
-        if seen_class_mask is None:
-            raise ValueError(
-                "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."
-            )
-        penalty[:-1] = seen_class_mask.to(penalty) * seen_penalty
-    return penalty
-
-
 class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     size_divisor (`int`, *optional*, defaults to 32):
@@ -284,7 +133,7 @@ class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
     dense_weight: float
 
 
-class AlignZegImageProcessor(PilBackend):
+class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
     r"""
     Prepares images and label maps for [`AlignZegModel`], and turns its outputs into label maps.
 
@@ -473,288 +322,6 @@ class AlignZegImageProcessor(PilBackend):
             features["mask_labels"] = [wrap(masks) for masks, _ in pairs]
             features["class_labels"] = [wrap(ids) for _, ids in pairs]
         return features
-
-    @torch.no_grad()
-    def proposal_probabilities(
-        self,
-        outputs: Any,
-        seen_class_mask: torch.Tensor | None = None,
-        gamma: float | None = None,
-        threshold: float | None = None,
-    ) -> torch.Tensor:
-        """Class probabilities of all proposals after predictive bias correction, `(batch, queries, classes + 1)` with the
-        background last. Arguments and errors as for [`post_process_semantic_segmentation`]."""
-        _, classes = _check_outputs(outputs)
-        seen_class_mask = _check_seen_class_mask(outputs, classes, seen_class_mask)
-        unseen_logits = getattr(outputs, "unseen_logits", None)
-        is_given = gamma is not None
-        gamma = _number("gamma", gamma if is_given else self.correction_gamma)
-        if is_given and gamma and (seen_class_mask is None or unseen_logits is None):
-            missing = "`outputs.unseen_logits` (a model with PBC)" if unseen_logits is None else "`seen_class_mask`"
-            raise ValueError(f"`gamma` is {gamma} and needs {missing}; `seen_penalty` works without the indicator.")
-        threshold = _number("threshold", self.correction_threshold if threshold is None else threshold)
-        if not 0 <= gamma < math.inf or not 0 <= threshold <= 1:
-            raise ValueError(
-                f"`gamma` is {gamma} and `threshold` {threshold}; expected gamma >= 0 and threshold from 0 to 1."
-            )
-        return class_probabilities(outputs.class_queries_logits, unseen_logits, seen_class_mask, gamma, threshold)
-
-    @torch.no_grad()
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
-        return_segmentation_scores: bool = False,
-        *,
-        seen_class_mask: torch.Tensor | None = None,
-        gamma: float | None = None,
-        threshold: float | None = None,
-        seen_penalty: float = 0.0,
-        none_of_these: bool = False,
-        none_index: int = -1,
-        return_unseen_scores: bool = False,
-        images: ImageInput | None = None,
-    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput] | tuple[list, list[torch.Tensor] | None]:
-        r"""
-        Model outputs into label maps of the images' own sizes.
-
-        `score(class, pixel) = Σ_n p(class|n) · σ(mask_n(pixel))`, the background dropped, is computed on the grid of
-        the masks and resized bilinearly from the part of the grid that the image covers; cells of a convolutional tower
-        have their share (`dense_weight`); the best class wins. No network runs
-        here: call it again on the same outputs with another `gamma`, `threshold` or `target_sizes`.
-
-        Args:
-            outputs: [`AlignZegOutput`]; read are `masks_queries_logits` (batch, queries, h, w), `class_queries_logits`
-                (batch, queries, classes + 1) with the background last, and, where they are there, `unseen_logits`
-                (batch, queries), `seen_class_mask` (batch, classes), and `content_sizes` (batch, 2): height and width of
-                the image inside the mask grid, in cells, fractions allowed; what lies below or right of them is padding.
-            target_sizes: (height, width) of each upright image, at most 2**31 pixels. Without it the maps have the size
-                of the mask grid, padding included.
-            return_segmentation_scores: Also return the scores of all classes at full size, float32 of shape (classes,
-                height, width).
-            seen_class_mask: (classes,), bool; True for classes seen in training. Default: that of `outputs`.
-            gamma: How much the logits of seen classes are lowered in proposals that look unseen; 0 switches the
-                correction off. Default: `correction_gamma`.
-            threshold: The probability of being unseen, 0 to 1, above which a proposal is corrected. Default:
-                `correction_threshold`.
-            seen_penalty: Subtracted from the scores of all seen classes at every pixel. It is the blind baseline of
-                ZegCLIP (Zhou et al., CVPR 2023), which the correction has to beat; use it with `gamma=0`.
-            none_of_these: Let the background compete too; its pixels get `none_index`.
-            none_index: Label of pixels that are none of the classes.
-            return_unseen_scores: Also return how unseen each pixel looks, `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with
-                `u_n = σ(unseen_logits_n)`.
-            images: The images themselves, of their target sizes: borders between classes are moved to edges of the image
-                ([`refine_scores`]). Returned scores stay as they are.
-
-        Returns:
-            A list of int64 label maps of shape (height, width), on the device of `outputs`; with
-            `return_segmentation_scores` a list of [`SemanticSegmentationPostProcessorOutput`] with `segmentation` and
-            `segmentation_scores`. With `return_unseen_scores` a pair: that list, and a list of float32 maps of shape
-            (height, width), 0 to 1, or `None` where `outputs` hold no `unseen_logits`.
-
-        Raises:
-            ValueError: `target_sizes` does not fit the batch, an argument is out of its range, or asks for what
-                `outputs` do not hold.
-        """
-        batch_size, classes = _check_outputs(outputs)
-        targets = _check_target_sizes(target_sizes, batch_size) or [None] * batch_size
-        seen_class_mask = _check_seen_class_mask(outputs, classes, seen_class_mask)
-        penalty = _penalties(seen_penalty, seen_class_mask, classes).to(outputs.class_queries_logits.device)
-        if not isinstance(none_index, int) or not -(2**63) <= none_index < 2**63 or 0 <= none_index < classes:
-            raise ValueError(
-                f"`none_index` is {none_index!r}; expected a 64-bit integer that is not one of the class ids "
-                f"0..{classes - 1}."
-            )
-        guides = None if images is None else _check_guides(images, _check_target_sizes(target_sizes, batch_size))
-        probabilities = self.proposal_probabilities(outputs, seen_class_mask, gamma, threshold)
-        unseen_logits = getattr(outputs, "unseen_logits", None)
-        competing = classes + 1 if none_of_these else classes
-
-        segmentations, unseen_maps = [], []
-        for index in range(batch_size):
-            view = image_view(outputs, index, probabilities[index], targets[index], self.dense_weight)
-            labels = label_map([view.classes(competing)], penalty[:competing])
-            if guides is not None:
-                labels = self._refined(outputs, index, probabilities[index], labels, guides[index], penalty)
-            labels = labels.masked_fill_(labels == classes, none_index)
-            if return_segmentation_scores:
-                scores = class_scores(view.classes(classes), penalty[:classes])
-                labels = SemanticSegmentationPostProcessorOutput(
-                    {"segmentation": labels, "segmentation_scores": scores}
-                )
-            segmentations.append(labels)
-            if return_unseen_scores and unseen_logits is not None:
-                unseen_maps.append(unseen_scores(view, unseen_logits[index]))
-        if return_unseen_scores:
-            return segmentations, unseen_maps or None
-        return segmentations
-
-    def _refined(
-        self,
-        outputs: Any,
-        index: int,
-        probabilities: torch.Tensor,
-        labels: torch.Tensor,
-        guide: Image.Image,
-        penalty: torch.Tensor,
-    ) -> torch.Tensor:
-        """One label map of [`post_process_semantic_segmentation`], refined at a few pixels per mask cell."""
-        sizes = getattr(outputs, "content_sizes", None)
-        cells = outputs.masks_queries_logits.shape[-2:] if sizes is None else sizes[index].tolist()
-        size = tuple(min(side, math.ceil(REFINED_PIXELS * count)) for side, count in zip(labels.shape, cells))
-        if guide.size != size[::-1]:
-            guide = guide.resize(size[::-1], PILImageResampling.BOX)
-        image = torch.from_numpy(np.asarray(guide, dtype=np.float32) / 255).permute(2, 0, 1).to(labels.device)
-        view = image_view(outputs, index, probabilities, size, self.dense_weight)
-        return refined_map(view, labels, image, penalty)
-
-    @torch.no_grad()
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        label_ids_to_fuse: set[int] | None = None,
-        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
-        *,
-        seen_class_mask: torch.Tensor | None = None,
-        gamma: float | None = None,
-        correction_threshold: float | None = None,
-    ) -> list[dict[str, Any]]:
-        r"""
-        Model outputs into segments that do not overlap, as [`Mask2FormerImageProcessor`] returns them.
-
-        A pixel belongs to the proposal with the greatest `p(class|n) · σ(mask_n(pixel))`. Proposals whose best class is the
-        background take no part, so `label_id` is always one of the classes. The unclaimed region, the last proposal of a
-        model with `config.unclaimed_proposal`, may consist of several pieces: it is stuff, one segment like the others.
-        The cells of a convolutional tower have no share. AlignZeg learns one mask per class and image: objects of one
-        class are apart only as far as the proposals separate them.
-
-        Args:
-            outputs: See [`post_process_semantic_segmentation`].
-            threshold: Proposals whose best class is not more probable than this are dropped, 0 to 1.
-            mask_threshold: Pixels at which the mask is below it are not in the segment, 0 to 1.
-            overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1.
-            label_ids_to_fuse: Classes whose segments become one per image, such as grass and sky.
-            target_sizes: See [`post_process_semantic_segmentation`].
-            seen_class_mask, gamma: See there: predictive bias correction.
-            correction_threshold: Its `threshold`.
-
-        Returns:
-            For each image a dictionary:
-
-            - **segmentation** -- int32 (height, width): ids of segments; 0 where no segment is.
-            - **segments_info** -- for each segment `id` (from 1 on), `label_id`, `was_fused` (whether the class is one of
-              `label_ids_to_fuse`) and `score`, the probability of the class, of a fused segment the highest of its parts.
-
-        Raises:
-            ValueError: an argument is out of its range, or does not fit `outputs`.
-        """
-        _, classes = _check_outputs(outputs)
-        fused = _check_label_ids(label_ids_to_fuse, classes)
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        results = []
-        for view in self._views(outputs, target_sizes, seen_class_mask, gamma, correction_threshold):
-            found = panoptic_segments(view, *thresholds)
-            infos: list[dict[str, Any]] = []
-            ids, stuff = [0], {}
-            for label, score in zip(found.labels, found.scores):
-                score = round(score, 6)
-                if label in stuff:
-                    info = stuff[label]
-                    info["score"] = max(info["score"], score)
-                else:
-                    info = {"id": len(infos) + 1, "label_id": label, "was_fused": label in fused, "score": score}
-                    infos.append(info)
-                    if label in fused:
-                        stuff[label] = info
-                ids.append(info["id"])
-            table = torch.tensor(ids, dtype=torch.int32, device=found.map.device)
-            results.append({"segmentation": table[found.map + 1], "segments_info": infos})
-        return results
-
-    @torch.no_grad()
-    def post_process_instance_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
-        return_coco_annotation: bool = False,
-        return_binary_maps: bool = False,
-        *,
-        seen_class_mask: torch.Tensor | None = None,
-        gamma: float | None = None,
-        correction_threshold: float | None = None,
-    ) -> list[dict[str, Any]]:
-        r"""
-        Model outputs into instances, as [`Mask2FormerImageProcessor`] returns them.
-
-        As for [`post_process_panoptic_segmentation`], but whole masks may overlap, the unclaimed region, which is no
-        object, is left out, and `score` is `p(class|n) · mean of σ(mask_n) over the mask`.
-
-        Args:
-            outputs, target_sizes, seen_class_mask, gamma, correction_threshold: See there.
-            threshold: Instances with a lower score are dropped, 0 to 1.
-            mask_threshold: A pixel is in a mask above it, 0 to 1.
-            overlap_mask_area_threshold: An instance of whose mask more certain ones leave less than this share is dropped, 0
-                to 1. 0 keeps all, as average precision needs them.
-            return_coco_annotation: Whole masks as COCO's uncompressed run-length codes, `{"size", "counts"}`, one per
-                instance.
-            return_binary_maps: Whole masks, bool (instances, height, width).
-
-        Returns:
-            For each image a dictionary:
-
-            - **segmentation** -- int32 (height, width): ids of instances, of the most certain where several overlap; -1
-              where none is. Or the masks, in the order of the ids.
-            - **segments_info** -- for each instance, the most certain first, `id` (from 0 on), `label_id`, `was_fused`
-              (False) and `score`.
-
-        Raises:
-            ValueError: an argument is out of its range, or does not fit `outputs`; or both `return_coco_annotation` and
-                `return_binary_maps` are on.
-        """
-        if return_coco_annotation and return_binary_maps:
-            raise ValueError("`return_coco_annotation` and `return_binary_maps` are both on; choose one of them.")
-        _check_outputs(outputs)
-        thresholds = self._thresholds(threshold, mask_threshold, overlap_mask_area_threshold)
-        # The unclaimed region has a mask, but no query of its own.
-        queries = getattr(outputs, "queries_hidden_state", None)
-        proposals = (outputs.masks_queries_logits if queries is None else queries).shape[1]
-        results = []
-        for view in self._views(outputs, target_sizes, seen_class_mask, gamma, correction_threshold):
-            found, masks = instance_segments(view, proposals, *thresholds)
-            infos = [
-                {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
-                for index, (label, score) in enumerate(zip(found.labels, found.scores))
-            ]
-            segmentation: Any = found.map
-            if return_coco_annotation:
-                segmentation = [run_lengths(mask) for mask in masks]
-            elif return_binary_maps:
-                segmentation = torch.stack(masks) if masks else found.map.new_zeros(0, *found.map.shape).bool()
-            results.append({"segmentation": segmentation, "segments_info": infos})
-        return results
-
-    @staticmethod
-    def _thresholds(threshold: Any, mask_threshold: Any, overlap_mask_area_threshold: Any) -> tuple[float, ...]:
-        return (
-            _share("threshold", threshold),
-            _share("mask_threshold", mask_threshold),
-            _share("overlap_mask_area_threshold", overlap_mask_area_threshold),
-        )
-
-    def _views(
-        self, outputs: Any, target_sizes: Any, seen_class_mask: Any, gamma: Any, threshold: Any
-    ) -> Iterator[View]:
-        """Every image of the batch with the probabilities of its proposals after predictive bias correction."""
-        targets = _check_target_sizes(target_sizes, len(outputs.masks_queries_logits))
-        probabilities = self.proposal_probabilities(outputs, seen_class_mask, gamma, threshold)
-        for index, table in enumerate(probabilities):
-            yield image_view(outputs, index, table, targets and targets[index])
 
 
 AlignZegImageProcessor.register_for_auto_class()

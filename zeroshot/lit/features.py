@@ -27,7 +27,7 @@ def cell_features(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def views(cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A photograph's pooled features `(9, 1280)`: all of it, its four quarters, four cells drawn by chance."""
+    """A photograph's pooled features `(9, 1280)`: all of it, its four quarters, four cells drawn at random."""
     rows, columns, size = cells.shape
     spans = lambda length: (slice(0, (length + 1) // 2), slice(length // 2, length))  # the middle one in both
     quarters = [cells[down, right].mean((0, 1)) for down in spans(rows) for right in spans(columns)]

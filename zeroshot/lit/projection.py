@@ -69,7 +69,7 @@ class Recipe:
 
 
 def pool_regions(cells: torch.Tensor, count: int, rng: random.Random) -> torch.Tensor:
-    """Means over squares of 1 to 3 cells a side drawn by chance: `(rows, columns, 1280)` to `(count, 1280)`."""
+    """Means over squares of 1 to 3 cells a side drawn at random: `(rows, columns, 1280)` to `(count, 1280)`."""
     side = rng.choice((1, 1, 2, 3))
     flat = cells.float().permute(2, 0, 1)
     pooled = F.avg_pool2d(flat, side, stride=1).flatten(1).T if side > 1 else flat.flatten(1).T

@@ -75,7 +75,7 @@ class Vocabulary:
         return result
 
     def draw_level(self, rng: random.Random) -> torch.Tensor:
-        """What every name is called at a level of generality drawn by chance, `int64 (names,)`.
+        """What every name is called at a level of generality drawn at random, `int64 (names,)`.
 
         Each general name is used or not; below one that is used, the most general that is used takes the place of all.
         """
