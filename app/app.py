@@ -2,7 +2,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The demo of AlignZeg: zero-shot segmentation in a browser, and the same function as an API.
 
-    python app/app.py                       # the checkpoint of this clone
+    python app/app.py                       # the checkpoint for photographs of this clone
     python app/app.py --model ID_OR_FOLDER  # or the environment variable ALIGNZEG_MODEL
 
 Order of this file: limits, validation of user input, the model, data for the page and the API, the page. The network
@@ -709,15 +709,20 @@ class NameList(gr.Textbox):
         return self.example_payload()
 
 
-def load_examples() -> list[dict[str, Any]]:
-    """`{"file", "classes", "unseen"}` of every example."""
-    file = EXAMPLES / "examples.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+def load_examples(classes: Sequence[str]) -> list[dict[str, Any]]:
+    """`{"file", "classes", "unseen"}` of every example: drawn scenes for a checkpoint that knows their classes,
+    photographs, with a `credit`, for any other."""
+    scenes, photos = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        for file in (EXAMPLES / "examples.json", EXAMPLES / "photos.json")
+    )
+    return scenes if scenes and scenes[0]["classes"][0] in classes else photos
 
 
 def build(segmenter: Segmenter) -> gr.Blocks:
     """The page and its API."""
-    examples = load_examples()
+    examples = load_examples(segmenter.classes)
+    credits = list(dict.fromkeys(filter(None, (example.get("credit") for example in examples))))
 
     @answering
     def update_marks(text: str, marked: list[str]) -> Any:
@@ -858,7 +863,7 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     gallery = gr.Dataset(
                         components=[gr.Image(visible=False)],
                         samples=[[str(EXAMPLES / example["file"])] for example in examples],
-                        label="Examples: scenes with unseen classes",
+                        label="Examples",
                         type="index",
                         samples_per_page=len(examples),
                         elem_id="az-examples",
@@ -940,7 +945,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                         score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="az-score")
                     show = gr.Button("Show", size="md", elem_id="az-show")
                     segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
-        gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.")
+        credit = f" Example photographs: {', '.join(credits)}." if credits else ""
+        gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.{credit}")
 
         settings = [gamma, threshold, everything_else, sharp]
         downloads = [label_file, json_file]
@@ -1029,12 +1035,14 @@ def launch_options(mcp: bool = False) -> dict[str, Any]:
 
 
 def default_model() -> str:
-    """ALIGNZEG_MODEL, or the clone around this folder if it has a checkpoint, or the first model in README.md."""
+    """ALIGNZEG_MODEL, or a checkpoint of the clone around this folder, that for photographs first, or the first model in
+    README.md."""
     if os.environ.get("ALIGNZEG_MODEL"):
         return os.environ["ALIGNZEG_MODEL"]
-    config = HERE.parent / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "alignzeg":
-        return str(HERE.parent)
+    for folder in (HERE.parent / "checkpoints" / "photos", HERE.parent):
+        config = folder / "config.json"
+        if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "alignzeg":
+            return str(folder)
     match = re.search(r"^models:\s*\n\s*-\s*(\S+)", (HERE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
         raise ValueError("README.md lists no model: pass --model.")

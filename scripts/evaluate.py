@@ -62,6 +62,11 @@ def main() -> None:
         "--shortest_edge", type=integer(1), help="short side of the images; by default the checkpoint's"
     )
     options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
+    options.add_argument(
+        "--only_present",
+        action="store_true",
+        help="choose among the classes of each image alone, as a person does who types the names of what is there",
+    )
     options.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
     options.add_argument(
         "--sliding_window",
@@ -103,6 +108,10 @@ def main() -> None:
     if args.flip or args.sliding_window is not None or args.stride is not None:
         if args.refine:
             raise ValueError("`--refine` does not go with `--flip`, `--sliding_window` or `--stride`; leave it out.")
+        if args.only_present:
+            raise ValueError(
+                "`--only_present` does not go with `--flip`, `--sliding_window` or `--stride`; leave it out."
+            )
         augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)
     if args.output:
@@ -129,7 +138,9 @@ def main() -> None:
     scores = evaluate_model(
         model,
         processor.image_processor,
-        evaluation_batches(dataset, processor, args.batch_size, accelerator, args.shortest_edge),
+        evaluation_batches(
+            dataset, processor, 1 if args.only_present else args.batch_size, accelerator, args.shortest_edge
+        ),
         split,
         prototypes,
         {"report": readout},
@@ -138,6 +149,7 @@ def main() -> None:
         augmentation=augmentation,
         num_images=len(dataset),
         refine=args.refine,
+        only_present=args.only_present,
     )["report"]
     if not accelerator.is_main_process:
         return
@@ -153,7 +165,7 @@ def main() -> None:
             "unseen": list(split.unseen),
             "unseen_occurring": scores["unseen_occurring"],
             "unseen_from": args.unseen_from,
-            "label_space": "generalized",
+            "label_space": "classes of each image" if args.only_present else "generalized",
             "note": split.protocol,
             "template_set": args.template_set or model.config.template_set,
             "phrase_pooling": args.phrase_pooling if split.phrases else None,

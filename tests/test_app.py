@@ -29,6 +29,7 @@ from PIL import Image
 from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from zeroshot.data.scenes import CLASSES as SCENE_CLASSES
 from zeroshot.data.scenes import draw_scene
 
 
@@ -567,7 +568,7 @@ def test_reading_out_is_faster_than_running(app: ModuleType, segmenter: Any) -> 
 
 
 def test_examples_are_scenes_of_the_test_split_with_unseen_classes(app: ModuleType) -> None:
-    examples = app.load_examples()
+    examples = app.load_examples(SCENE_CLASSES)
     assert len(examples) >= 6
     for example in examples:
         index = int(Path(example["file"]).stem.removeprefix("scene_"))
@@ -579,6 +580,16 @@ def test_examples_are_scenes_of_the_test_split_with_unseen_classes(app: ModuleTy
         assert app.check_names(example["classes"]) == example["classes"]
 
 
+def test_examples_of_other_checkpoints_are_photographs_with_credits(app: ModuleType) -> None:
+    examples = app.load_examples(["person", "sky"])
+    assert len(examples) >= 4
+    for example in examples:
+        with Image.open(APP / "examples" / example["file"]) as image:
+            assert image.format == "JPEG" and max(image.size) <= 640
+        assert app.check_names(example["classes"]) == example["classes"] and not example["unseen"]
+        assert re.search(r" by .+, (CC0|CC BY 2\.0|public domain)$", example["credit"])
+
+
 def test_default_model(app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ALIGNZEG_MODEL", "someone/model")
     assert app.default_model() == "someone/model"
@@ -587,8 +598,10 @@ def test_default_model(app: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "app" / "README.md").write_text((APP / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(app, "HERE", tmp_path / "app")
     assert "/" in app.default_model() and not app.default_model().startswith("/")
-    (tmp_path / "config.json").write_text('{"model_type": "alignzeg"}', encoding="utf-8")
-    assert app.default_model() == str(tmp_path)
+    for folder in (tmp_path, tmp_path / "checkpoints" / "photos"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"model_type": "alignzeg"}', encoding="utf-8")
+        assert app.default_model() == str(folder)
 
 
 def test_space_front_matter() -> None:

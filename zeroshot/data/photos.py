@@ -24,13 +24,14 @@ MSRC_PARTS = {"train": (0, 2, 4, 6, 8), "validation": (3,), "test": (1, 5, 7, 9)
 MSRC_PALETTE_IDS = [*range(19), *range(21, 26)]
 
 
+COCO_REPEATS = 3  # beside MSRC, whose photographs are three times as many and show fewer things
 MSRC_OFFSET = 210  # of MSRC's ids where COCO's, up to 200, are in the same files
 ENCODED = datasets.Image(decode=False)
 
 
 def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
     """One part of `"msrc"`, `"coco_panoptic"` or both (`"photos"`) with the columns `image`, `label` (raw ids) and `name`.
-    Together, MSRC's ids come after COCO's, from [`MSRC_OFFSET`] on.
+    Together, MSRC's ids come after COCO's, from [`MSRC_OFFSET`] on, and COCO's photographs come [`COCO_REPEATS`] times.
 
     Raises:
         FileNotFoundError: `root` holds neither the parquet file nor, for MSRC, the original folders.
@@ -41,7 +42,7 @@ def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
         msrc = msrc.map(
             lambda row: {"label": {"bytes": _shifted(row["label"]["bytes"]), "path": None}}, features=features
         )
-        both = datasets.concatenate_datasets([coco, msrc])
+        both = datasets.concatenate_datasets([*[coco] * COCO_REPEATS, msrc])
         return both.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
     file = root / f"{benchmark}_{part}.parquet"
     if file.is_file():

@@ -62,17 +62,22 @@ class Evaluator:
         self.matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in readouts}
 
     def add(
-        self, processor: AlignZegImageProcessor, outputs: AlignZegOutput, labels: list[Tensor], images: Any = None
+        self,
+        processor: AlignZegImageProcessor,
+        outputs: AlignZegOutput,
+        labels: list[Tensor],
+        images: Any = None,
+        classes: Tensor | None = None,
     ) -> None:
         """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size; predictions are
-        refined with `images`."""
+        refined with `images`, and are indices into `classes` where the model chose among these alone."""
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for name, readout in self.readouts.items():
             maps = processor.post_process_semantic_segmentation(
                 outputs, target_sizes=sizes, images=images, **asdict(readout)
             )
             for prediction, label in zip(maps, labels):
-                self._count(name, prediction, label)
+                self._count(name, prediction if classes is None else classes[prediction], label)
 
     def add_views(self, views: list[list[View]], label: Tensor) -> None:
         """Adds an image by its `views`, whose tables of probabilities are those of the readouts, in their order."""
@@ -137,6 +142,12 @@ def evaluation_batches(
         yield flush(waiting)
 
 
+def present_classes(labels: list[Tensor], split: SegmentationSplit) -> Tensor:
+    """Ids of the classes that occur in label maps, `int64`, ascending."""
+    ids = torch.cat([label.flatten() for label in labels]).unique()
+    return ids[ids != split.ignore_index].long()
+
+
 @torch.no_grad()
 def evaluate_model(
     model: AlignZegModel,
@@ -150,6 +161,7 @@ def evaluate_model(
     augmentation: Augmentation | None = None,
     num_images: int | None = None,
     refine: bool = False,
+    only_present: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
@@ -160,6 +172,8 @@ def evaluate_model(
         augmentation: Of every image; by default it goes through the model once, as it is.
         num_images: How many the `batches` of all processes have, for the progress bar.
         refine: Move borders between classes to edges of the image; without `augmentation`.
+        only_present: The classes to choose from are those of the label maps of the batch: with a batch size of 1, the names
+            that a person would type who sees the image. Without `augmentation`.
     """
     was_training = model.training
     model.eval()
@@ -173,8 +187,12 @@ def evaluate_model(
     for batch in batches:
         pixel_values, pixel_mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
         if augmentation is None:
-            outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **vocabulary)
-            evaluator.add(image_processor, outputs, batch["labels"], batch["images"] if refine else None)
+            classes = present_classes(batch["labels"], split).to(device) if only_present else None
+            if classes is not None and not len(classes):  # nothing to choose from, and nothing to count
+                continue
+            chosen = vocabulary if classes is None else {name: rows[classes] for name, rows in vocabulary.items()}
+            outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **chosen)
+            evaluator.add(image_processor, outputs, batch["labels"], batch["images"] if refine else None, classes)
             bar.update(len(batch["labels"]))
             continue
         corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]

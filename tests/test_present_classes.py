@@ -1,0 +1,49 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""Evaluation among the classes of each image alone, against segmenting image by image with those names."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from tiny import tiny_checkpoint
+
+from zeroshot.checkpoints import load_checkpoint
+from zeroshot.data.benchmarks import load_benchmark
+from zeroshot.data.dataset import SegmentationDataset
+from zeroshot.data.splits import load_split
+from zeroshot.evaluation.evaluator import Readout, evaluate_model, evaluation_batches
+
+
+def test_only_present_is_segmenting_with_the_names_of_each_image(tmp_path: Path) -> None:
+    model, processor = load_checkpoint(tiny_checkpoint(tmp_path / "start"))
+    split = load_split("embedded_scenes")
+    rows = load_benchmark("embedded_scenes", "validation", num_scenes=3)
+    dataset = SegmentationDataset(rows, split, training=False)
+    prototypes = model.get_text_prototypes(processor, list(split.classes))
+    scores = evaluate_model(
+        model,
+        processor.image_processor,
+        evaluation_batches(dataset, processor, 1),
+        split,
+        prototypes,
+        {"plain": Readout(gamma=0.0)},
+        only_present=True,
+    )["plain"]
+
+    truth, found = [], []
+    for sample in (dataset[index] for index in range(len(dataset))):
+        label = sample["label"]
+        ids = [index for index in range(len(split.classes)) if (label == index).any()]
+        names = [split.classes[index] for index in ids]
+        inputs = processor(images=sample["image"], return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs, text_prototypes=model.get_text_prototypes(processor, names))
+        [chosen] = processor.image_processor.post_process_semantic_segmentation(outputs, [label.shape], gamma=0.0)
+        labelled = label != split.ignore_index
+        truth.append(label[labelled])
+        found.append(np.array(ids)[chosen.numpy()][labelled])
+    assert scores["pixel_accuracy"] == pytest.approx(
+        100 * accuracy_score(np.concatenate(truth), np.concatenate(found))
+    )
