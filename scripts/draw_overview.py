@@ -1,11 +1,17 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Draws docs/results/overview.png: scenes of the test split, their labels, what a checkpoint makes of them, unseen-ness.
+"""Draws docs/results/overview.png: scenes of the test split, their labels, predictions and unseen-ness.
 
-python scripts/draw_overview.py --model .
+    python scripts/draw_overview.py --model .
+    python scripts/draw_overview.py --model checkpoints/photos --photos app/examples/photos.json \\
+        --output docs/results/photos.jpg
+
+The second command draws photographs and predictions with the class names that the file lists.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from zeroshot.cli import command_parser, integers, run_command
 
@@ -14,11 +20,15 @@ def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--scenes", type=integers, default=[3, 7, 12, 21], help="positions in the test split")
+    options.add_argument("--photos", type=Path, help="JSON list of photographs to draw instead of scenes")
     options.add_argument("--output", default="docs/results/overview.png", help="picture to write")
     args = options.parse_args()
-    from zeroshot.evaluation.overview import draw_overview
+    from zeroshot.evaluation.overview import draw_overview, draw_photos
 
-    draw_overview(args.model, args.scenes, args.output)
+    if args.photos is not None:
+        draw_photos(args.model, args.photos, args.output)
+    else:
+        draw_overview(args.model, args.scenes, args.output)
 
 
 if __name__ == "__main__":

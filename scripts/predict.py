@@ -30,7 +30,7 @@ from zeroshot.cli import command_parser, integer, names, run_command
 def parser() -> argparse.ArgumentParser:
     options = command_parser(__doc__)
     options.add_argument("input", nargs="*", help="images, folders of images, and patterns such as 'photos/**/*.jpg'")
-    options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
+    options.add_argument("--model", default="checkpoints/photos", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument(
         "--classes",
         help='class names, separated by commas; several phrases for one class: "sofa|couch, background: road|ground"',

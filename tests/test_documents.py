@@ -38,7 +38,8 @@ from zeroshot.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIAL = "docs/usage.md"  # its blocks continue each other
-EXECUTED = ("README.md", "model_card.md", TUTORIAL)
+PHOTO_CARD = "checkpoints/photos/README.md"
+EXECUTED = ("README.md", "model_card.md", PHOTO_CARD, TUTORIAL)
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 CHECKED = ("app/README.md", *(name for name in DOCUMENTS if name not in EXECUTED))
 DEMO = "http://127.0.0.1:7860"

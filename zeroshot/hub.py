@@ -57,7 +57,7 @@ def card_files(card: Path, model: str, root: Path) -> Files:
     """
     if not card.is_file():
         raise ValueError(f"`--card` is {str(card)!r}, which is not a file.")
-    text = read_text(card).replace('checkpoint = "."', f'checkpoint = "{model}"')
+    text = re.sub(r'(?m)^checkpoint = ".*"$', f'checkpoint = "{model}"', read_text(card))
     try:
         metadata = ModelCard(text).data.to_dict()
     except Exception as error:  # YAML errors, and values that the Hub's classes refuse
@@ -69,7 +69,7 @@ def card_files(card: Path, model: str, root: Path) -> Files:
             f"{card} has no licence yet: at its top, replace `license: other` and `license_name: {PLACEHOLDER}` by the "
             "licence that the pretrained weights and the data allow."
         )
-    names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.png)\"", text)
+    names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.(?:png|jpg))\"", text)
     linked = {name for pair in names for name in pair if name and (root / name).is_file()}
     return {"README.md": text.encode(), **{name: root / name for name in sorted(linked)}}
 

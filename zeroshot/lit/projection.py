@@ -25,7 +25,7 @@ TAU = 30.0  # factor of cosines before the softmax
 class Projection(nn.Module):
     """`normalize(W x + b + MLP(x))` for features `x` averaged over a region."""
 
-    def __init__(self, input_size: int = FEATURE_SIZE, hidden_size: int = 512, output_size: int = 384):
+    def __init__(self, input_size: int = FEATURE_SIZE, hidden_size: int = 192, output_size: int = 384):
         super().__init__()
         self.linear = nn.Linear(input_size, output_size)
         self.mlp = AlignZegMLP(input_size, hidden_size, output_size)
