@@ -23,7 +23,9 @@ from transformers import (
 
 # By the field that names them, the towers that there are, the default first.
 TOWERS: dict[str, dict[str, type[PreTrainedConfig]]] = {
-    "vision_config": {config.model_type: config for config in (CLIPVisionConfig, SiglipVisionConfig, TimmWrapperConfig)},
+    "vision_config": {
+        config.model_type: config for config in (CLIPVisionConfig, SiglipVisionConfig, TimmWrapperConfig)
+    },
     "text_config": {config.model_type: config for config in (CLIPTextConfig, MetaClip2TextConfig, SiglipTextConfig)},
 }
 

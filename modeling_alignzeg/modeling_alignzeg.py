@@ -332,7 +332,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
 
     def clip_hidden_states(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[int, Tensor]:
         """The frozen tower's hidden states that the model reads, by layer: `(B, 1 + P, Dv)` of CLIP's ViT, `(B, P, Dv)` of
-        SigLIP's, `(B, c, h, w)` of a convolutional tower. [`forward`] takes them instead of running the tower. Arguments as there."""
+        SigLIP's, `(B, c, h, w)` of a convolutional tower. [`forward`] takes them instead of running the tower. Arguments as
+        there."""
         images = self._prepare_images(pixel_values, pixel_mask)
         return self.recognizer.hidden_states(images.pixel_values, images.content).states
 

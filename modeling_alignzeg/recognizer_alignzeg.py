@@ -395,7 +395,11 @@ class AttentionPoolingRecognizer(ProposalRecognizer):
         return TowerStates({**kept, self.final: self.vision_model.post_layernorm(states)}, grid, {})
 
     def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
-        shape = (pixel_values.shape[0], math.prod(self.grid(pixel_values, None).size), self.vision_model.head.probe.shape[-1])
+        shape = (
+            pixel_values.shape[0],
+            math.prod(self.grid(pixel_values, None).size),
+            self.vision_model.head.probe.shape[-1],
+        )
         return dict.fromkeys([*self.layers, self.final], shape)
 
     def maps(self, tower: TowerStates) -> dict[int, Tensor]:

@@ -36,7 +36,9 @@ def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def main() -> None:
     options = command_parser(__doc__)
     options.add_argument(
-        "--clip", required=True, help="open_clip model name, or folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP"
+        "--clip",
+        required=True,
+        help="open_clip model name, or folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP",
     )
     options.add_argument("--pretrained", help="with open_clip, the tag or file of the weights")
     options.add_argument("--random_weights", action="store_true", help="draw the weights of an open_clip model")

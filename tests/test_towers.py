@@ -143,6 +143,7 @@ def test_all_of_an_image_is_read_as_the_image(source: tuple[str, Path], size: tu
     clip, (model, _) = random_clip(kind)[0], build(folder)
     images = pixels(2, *size)
     expected = features(clip.get_image_features(images, interpolate_pos_encoding=True))
+    assert difference(*expected) > 1e-2
     tower = model.recognizer.hidden_states(images, None)
     for embed in model.recognizer.pool(tower, torch.ones(2, 2, *tower.grid.size)).unbind(1):
         off = difference(embed, expected)
@@ -174,9 +175,7 @@ def test_prototypes_equal_text_features(source: tuple[str, Path]) -> None:
         options = {"padding": True}
     tokens = tokenizer(prompts, truncation=True, max_length=LENGTH, return_tensors="pt", **options)
     template = ["a photo of a {}."]
-    off = difference(
-        model.get_text_prototypes(processor, names, template), features(clip.get_text_features(**tokens))
-    )
+    off = difference(model.get_text_prototypes(processor, names, template), features(clip.get_text_features(**tokens)))
     print(f"{kind}: {off:.1e}")
     assert off < 1e-5
     loud = model.get_text_prototypes(processor, [name.upper() for name in names], ["A PHOTO OF A {}."])
@@ -292,6 +291,7 @@ def test_bfloat16(model: AlignZegModel) -> None:
     assert run(model, pixel_values=images).class_queries_logits.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_export(model: AlignZegModel) -> None:
     """Free batch, sides and number of classes."""
@@ -319,7 +319,7 @@ def test_a_created_checkpoint_comes_back_and_trains(
     assert f"{len(CLASSES)} classes" in capsys.readouterr().out
 
     model, processor = AutoModel.from_pretrained(output), AutoProcessor.from_pretrained(output)
-    assert processor.image_processor.image_mean == [0.4] * 3
+    assert list(processor.image_processor.image_mean) == [0.4] * 3
     built, own = build(folder)
     prototypes = model.get_text_prototypes(processor, list(CLASSES))
     torch.testing.assert_close(model.class_text_embeds, prototypes)
@@ -339,7 +339,9 @@ def test_a_created_checkpoint_comes_back_and_trains(
         assert (parameter.grad is None) == name.startswith(frozen), name
         assert parameter.grad is None or parameter.grad.isfinite().all()
     torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1).step()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name.startswith(frozen))
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items() if name.startswith(frozen)
+    )
     again = load_towers(str(output))
     assert all(torch.equal(again.weights[name], built.state_dict()[name]) for name in again.weights)
 
@@ -373,12 +375,10 @@ def test_sources_that_do_not_fit_are_named(siglip_folder: Path, tmp_path: Path) 
     siglip().save_pretrained(tmp_path / "mute")
     with pytest.raises(ValueError, match="The tokenizer in .* cannot be loaded"):
         load_towers(str(tmp_path / "mute"))
-    for kind in ("siglip", "metaclip_2"):
-        wrong = tmp_path / kind
-        random_clip(kind)[0].save_pretrained(wrong)
-        (gemma_tokenizer() if kind == "metaclip_2" else xlm_tokenizer()).save_pretrained(wrong)
+    random_clip("metaclip_2")[0].save_pretrained(tmp_path / "mixed")
+    gemma_tokenizer().save_pretrained(tmp_path / "mixed")
     with pytest.raises(ValueError, match="ends texts with the token 1, its text tower expects 2"):
-        load_towers(str(tmp_path / "metaclip_2"))
+        load_towers(str(tmp_path / "mixed"))
 
 
 @pytest.mark.parametrize(
@@ -396,11 +396,15 @@ def test_transformers_of_timm_are_refused(name: str, part: str) -> None:
 
 def test_configs_that_do_not_fit_are_named() -> None:
     vision = {"model_type": "siglip_vision_model", **VISION}
-    with pytest.raises(StrictDataclassError, match="`visual_projection` is 'identity', but .* `hidden_size` .32. is not"):
+    with pytest.raises(
+        StrictDataclassError, match="`visual_projection` is 'identity', but .* `hidden_size` .32. is not"
+    ):
         tiny_config(vision_config=vision, visual_projection="identity")
     with pytest.raises(StrictDataclassError, match="`projection_size` 32; expected `projection_dim` .24"):
         tiny_config(text_config={"model_type": "siglip_text_model", "projection_size": 32})
-    with pytest.raises(ValueError, match="`text_config` has `model_type` 'bert'; expected one of clip_text_model, meta"):
+    with pytest.raises(
+        ValueError, match="`text_config` has `model_type` 'bert'; expected one of clip_text_model, meta"
+    ):
         tiny_config(text_config={"model_type": "bert"})
     with pytest.raises(ValueError, match="`vision_use_head=False`; expected a SigLIP tower with its pooling head"):
         AlignZegModel(tiny_config(vision_config={**vision, "vision_use_head": False}))
