@@ -395,12 +395,8 @@ class AttentionPoolingRecognizer(ProposalRecognizer):
         return TowerStates({**kept, self.final: self.vision_model.post_layernorm(states)}, grid, {})
 
     def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
-        shape = (
-            pixel_values.shape[0],
-            math.prod(self.grid(pixel_values, None).size),
-            self.vision_model.head.probe.shape[-1],
-        )
-        return dict.fromkeys([*self.layers, self.final], shape)
+        cells, width = math.prod(self.grid(pixel_values, None).size), self.config.vision_config.hidden_size
+        return dict.fromkeys([*self.layers, self.final], (pixel_values.shape[0], cells, width))
 
     def maps(self, tower: TowerStates) -> dict[int, Tensor]:
         return {layer: tower.states[layer].unflatten(1, tower.grid.size) for layer in self.layers}
