@@ -9,10 +9,44 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
-from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, PreTrainedConfig, TimmWrapperConfig
+from transformers import (
+    AutoConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    MetaClip2TextConfig,
+    PreTrainedConfig,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    TimmWrapperConfig,
+)
 
 
-TOWERS = {config.model_type: config for config in (CLIPVisionConfig, TimmWrapperConfig)}
+# By the field that names them, the towers that there are, the default first.
+TOWERS: dict[str, dict[str, type[PreTrainedConfig]]] = {
+    "vision_config": {
+        config.model_type: config for config in (CLIPVisionConfig, SiglipVisionConfig, TimmWrapperConfig)
+    },
+    "text_config": {config.model_type: config for config in (CLIPTextConfig, MetaClip2TextConfig, SiglipTextConfig)},
+}
+
+
+def tower_config(name: str, value: Any, projection_dim: int) -> PreTrainedConfig:
+    """The field `name` of a config as the tower's config; a dict says by its `model_type` of which.
+
+    Raises:
+        ValueError: there is no such tower.
+    """
+    towers = TOWERS[name]
+    values = {"model_type": next(iter(towers)), **value} if isinstance(value, dict) else None
+    kind = getattr(value, "model_type", None) if values is None else values.pop("model_type")
+    if kind not in towers:
+        raise ValueError(f"`{name}` has `model_type` {kind!r}; expected one of {', '.join(towers)}.")
+    if values is None:
+        return value
+    for width in ("projection_dim", "projection_size"):
+        if hasattr(towers[kind], width):
+            values.setdefault(width, projection_dim)
+    return towers[kind](**values)
 
 
 def between(low: float, high: float = math.inf) -> Callable[[Any], None]:
@@ -44,19 +78,21 @@ class AlignZegConfig(PreTrainedConfig):
     *reconstructed* here, and `docs/experiments.md` records why each default is what it is.
 
     Args:
-        vision_config (`dict` or config, *optional*): Frozen image tower: a `CLIPVisionConfig` (default: ViT-B/16) or, for
-            convolutional towers, a `TimmWrapperConfig`. A dict says which by its `model_type`.
-        text_config (`dict` or [`CLIPTextConfig`], *optional*): Frozen text tower. Default: that of ViT-B/16.
+        vision_config (`dict` or config, *optional*): Frozen image tower: a `CLIPVisionConfig` (default: ViT-B/16), a
+            `SiglipVisionConfig` or, for convolutional towers, a `TimmWrapperConfig`. A dict says which by its `model_type`.
+        text_config (`dict` or config, *optional*): Frozen text tower: a `CLIPTextConfig` (default: that of ViT-B/16), a
+            `MetaClip2TextConfig` or a `SiglipTextConfig`.
         projection_dim (`int`, defaults to 512): Width `D` of the joint image-text space.
         visual_projection (`str`, defaults to `"linear"`): From the image tower into the joint space: `"linear"`; `"mlp"`, as
-            in some of open_clip's ConvNeXt models; or the sum of both, `"linear+mlp"`, as `scripts/pretrain_lit.py` trains.
+            in some of open_clip's ConvNeXt models; the sum of both, `"linear+mlp"`, as `scripts/pretrain_lit.py` trains; or
+            `"identity"`, as in SigLIP, whose image tower ends in the joint space.
         projection_hidden_dim (`int`, defaults to 0): Hidden width of that MLP.
         logit_scale_init_value (`float`, defaults to 4.6052): Log of the temperature `τ` (100 for OpenAI's weights).
         image_size (`int`, defaults to 640): Side of the training crops; position embeddings are learned for it and
             resampled for any other size.
         clip_input_scale (`float`, defaults to 0.5): Resolution of the image tower's input relative to the side network's.
-        clip_split_layer (`int`, *optional*, defaults to 9): Layers of a ViT before it give features, layers from it on
-            recognise proposals. Convolutional towers ignore it.
+        clip_split_layer (`int`, *optional*, defaults to 9): Layers of CLIP's ViT before it give features, layers from it
+            on recognise proposals. Other towers ignore it.
         fusion_layers (`list[int]`, defaults to `[0, 3, 6, 9]`): Hidden states of the image tower that enter the side
             network, one before each of its first blocks. For a ViT, 0 is the patch embedding; for a convolutional tower
             they are its stages from 0.
@@ -74,7 +110,8 @@ class AlignZegConfig(PreTrainedConfig):
             is the complement of all others, it counts as unseen where any class does, and no loss reads it.
         num_refinement_layers (`int`, defaults to 3): MRPE layers `L_r`.
         mutual_refinement (`bool`, defaults to `True`): MRPE's second direction, queries refine features.
-        attention_bias_dim (`int`, defaults to 32): Channels per head of the attention bias that a ViT's proposals use.
+        attention_bias_dim (`int`, defaults to 32): Channels per head of the attention bias that proposals use in
+            CLIP's ViT.
         adapter_dim (`int`, defaults to 256): Hidden width of the residual adapter on proposal embeddings.
         query_fusion (`bool`, defaults to `True`): The adapter reads the refined mask query beside the frozen embedding.
         feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES), virtual features.
@@ -106,12 +143,12 @@ class AlignZegConfig(PreTrainedConfig):
     """
 
     model_type = "alignzeg"
-    sub_configs = {"vision_config": AutoConfig, "text_config": CLIPTextConfig}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = count(512)
-    visual_projection: Literal["linear", "mlp", "linear+mlp"] = "linear"
+    visual_projection: Literal["linear", "mlp", "linear+mlp", "identity"] = "linear"
     projection_hidden_dim: int = count(0, low=0)
     logit_scale_init_value: float | int = math.log(100)
 
@@ -160,19 +197,8 @@ class AlignZegConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
             self.vision_config = {"image_size": 224, "patch_size": 16}
-        if isinstance(self.vision_config, dict):
-            values = {"model_type": "clip_vision_model", **self.vision_config}
-            kind = values.pop("model_type")
-            if kind == "clip_vision_model":
-                values.setdefault("projection_dim", self.projection_dim)
-        else:
-            values, kind = None, getattr(self.vision_config, "model_type", None)
-        if kind not in TOWERS:
-            raise ValueError(f"`vision_config` has `model_type` {kind!r}; expected one of {', '.join(TOWERS)}.")
-        if values is not None:
-            self.vision_config = TOWERS[kind](**values)
-        if self.text_config is None or isinstance(self.text_config, dict):
-            self.text_config = CLIPTextConfig(**{"projection_dim": self.projection_dim, **(self.text_config or {})})
+        self.vision_config = tower_config("vision_config", self.vision_config, self.projection_dim)
+        self.text_config = tower_config("text_config", self.text_config or {}, self.projection_dim)
         self.fusion_layers = list(self.fusion_layers)
         self.unseen_labels = list(self.unseen_labels or [])
         names = [field.name for field in fields(self)]
@@ -190,7 +216,7 @@ class AlignZegConfig(PreTrainedConfig):
 
     @property
     def is_convolutional(self) -> bool:
-        """Whether the image tower is convolutional; otherwise it is CLIP's ViT."""
+        """Whether the image tower is convolutional; otherwise it is a ViT."""
         return self.vision_config.model_type == "timm_wrapper"
 
     @property
@@ -217,6 +243,8 @@ class AlignZegConfig(PreTrainedConfig):
         blocks = self.num_hidden_layers + self.num_refinement_layers
         ratio = self.patch_size / self.mask_stride
         stride = (32 if self.is_convolutional else self.vision_config.patch_size) / max(self.clip_input_scale, 1e-6)
+        width = getattr(self.vision_config, "hidden_size", None)
+        text_width = getattr(self.text_config, "projection_size", self.projection_dim)
         checks = {
             f"`fusion_layers` has {len(self.fusion_layers)} entries, but one enters before each of the {blocks} blocks "
             "(`num_hidden_layers` + `num_refinement_layers`): drop some or add blocks.": len(self.fusion_layers)
@@ -232,13 +260,18 @@ class AlignZegConfig(PreTrainedConfig):
             f"`clip_input_scale` is {self.clip_input_scale}; a cell of the image tower must cover a whole number of input "
             "pixels (0.5 and 1.0 always do).": self.clip_input_scale > 0 and abs(stride - round(stride)) < 1e-6,
             f"`projection_hidden_dim` is {self.projection_hidden_dim} with the `visual_projection` "
-            f"{self.visual_projection!r}; an MLP needs a width of at least 1.": self.visual_projection == "linear"
+            f"{self.visual_projection!r}; an MLP needs a width of at least 1.": "mlp" not in self.visual_projection
             or self.projection_hidden_dim > 0,
+            f"`visual_projection` is 'identity', but the image tower's `hidden_size` ({width}) is not `projection_dim` "
+            f"({self.projection_dim}): name a projection.": self.visual_projection != "identity"
+            or width == self.projection_dim,
+            f"`text_config` has the `projection_size` {text_width}; expected `projection_dim` ({self.projection_dim}), as "
+            "both towers end in the joint space.": text_width == self.projection_dim,
             f"`held_out_fraction` is {self.held_out_fraction}; use a share of the seen classes above 0 and below 1.": 0
             < self.held_out_fraction
             < 1,
         }
-        if not self.is_convolutional:
+        if self.vision_config.model_type == "clip_vision_model":
             depth, split = self.vision_config.num_hidden_layers, self.clip_split_layer or 0
             checks[
                 f"`clip_split_layer` is {self.clip_split_layer}; expected 1..{depth - 1}: features come from the layers of "

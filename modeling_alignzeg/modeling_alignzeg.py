@@ -144,6 +144,12 @@ class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
         "CLIPTextEmbeddings",
         "CLIPVisionEmbeddings",
         "CLIPEncoderLayer",
+        "MetaClip2TextEmbeddings",
+        "MetaClip2EncoderLayer",
+        "SiglipTextEmbeddings",
+        "SiglipVisionEmbeddings",
+        "SiglipEncoderLayer",
+        "AlignZegPoolingHead",
         "AlignZegTimmModel",
         "AlignZegEncoderLayer",
         "AlignZegRefinementLayer",
@@ -325,8 +331,9 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         )
 
     def clip_hidden_states(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[int, Tensor]:
-        """The frozen tower's hidden states that the model reads, by layer: `(B, 1 + P, Dv)` of a ViT, `(B, c, h, w)` of a
-        convolutional tower. [`forward`] takes them instead of running the tower. Arguments as there."""
+        """The frozen tower's hidden states that the model reads, by layer: `(B, 1 + P, Dv)` of CLIP's ViT, `(B, P, Dv)` of
+        SigLIP's, `(B, c, h, w)` of a convolutional tower. [`forward`] takes them instead of running the tower. Arguments as
+        there."""
         images = self._prepare_images(pixel_values, pixel_mask)
         return self.recognizer.hidden_states(images.pixel_values, images.content).states
 

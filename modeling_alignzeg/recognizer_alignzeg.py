@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, TimmWrapperModel
+from transformers import CLIPVisionModel, SiglipVisionModel, TimmWrapperModel
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from .checks_alignzeg import check_tensor
 from .configuration_alignzeg import AlignZegConfig
@@ -46,6 +47,16 @@ class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
         return True
 
 
+class AlignZegSiglipVisionModel(LibraryInitialization, SiglipVisionModel):
+    """SigLIP's vision tower."""
+
+    _can_record_outputs = {}
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+
 class AlignZegTimmModel(LibraryInitialization, TimmWrapperModel):
     """A convolutional tower of timm."""
 
@@ -56,9 +67,10 @@ class TowerStates(NamedTuple):
     """What the image tower gave.
 
     Attributes:
-        states: Hidden states by layer: `(B, 1 + P, Dv)` of a ViT, `(B, c, h, w)` of a convolutional tower.
+        states: Hidden states by layer: `(B, 1 + P, Dv)` of CLIP's ViT, `(B, P, Dv)` of SigLIP's, `(B, c, h, w)` of a
+            convolutional tower.
         grid: The tower's last grid.
-        keys_values: A ViT's keys and values `(B, 1 + P, Dv)` in the recognition layers that were run.
+        keys_values: Keys and values of CLIP's ViT `(B, 1 + P, Dv)` in the recognition layers that were run.
     """
 
     states: dict[int, Tensor]
@@ -78,7 +90,7 @@ class AlignZegVisualProjection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`(..., Dv)` to unit embeddings `(..., D)`."""
         parts = [part(features) for part in (self.linear, self.mlp) if part is not None]
-        return F.normalize(sum(parts), dim=-1)
+        return F.normalize(sum(parts) if parts else features, dim=-1)
 
 
 class ProposalRecognizer(nn.Module, ABC):
@@ -156,6 +168,20 @@ class ProposalRecognizer(nn.Module, ABC):
                 )
         states = {layer: values.to(pixel_values.dtype) for layer, values in states.items()}
         return TowerStates(states, self.grid(pixel_values, content), {})
+
+
+def embed_patches(embeddings: nn.Module, pixels: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """Patches of a ViT as tokens `(B, P, Dv)`; `table (P0, Dv)`, position embeddings of a square, is resampled to `grid`."""
+    side = int(round(table.shape[0] ** 0.5))
+    position = resample(to_map(table[None], (side, side)), Grid((side, side)), grid, mode="bicubic")
+    return to_tokens(embeddings.patch_embedding(pixels) + position)
+
+
+def claimed_shares(masks: Tensor, grid: Grid) -> Tensor:
+    """How much of each cell of `grid` the proposals claim, `(B, N, h, w)`, by their mask logits `(B, N, ·, ·)`."""
+    inside = masks.detach().float().sigmoid()
+    # The pixels that a proposal claims; where it claims none, all that it leans to.
+    return grid.clear(F.adaptive_avg_pool2d(inside * (inside > 0.5) + 1e-4 * inside, grid.size))
 
 
 # --- CLIP's ViT: shadow tokens ---------------------------------------------------------------------------------------
@@ -272,9 +298,7 @@ class ShadowTokenRecognizer(ProposalRecognizer):
         embeddings, grid = self.vision_model.embeddings, self.grid(pixel_values, content)
         pixels = self.scaled(pixel_values, embeddings.patch_size).to(embeddings.patch_embedding.weight.dtype)
         table = embeddings.position_embedding.weight
-        side = int(round((table.shape[0] - 1) ** 0.5))
-        position = resample(to_map(table[None, 1:], (side, side)), Grid((side, side)), grid, mode="bicubic")
-        tokens = to_tokens(embeddings.patch_embedding(pixels) + position)
+        tokens = embed_patches(embeddings, pixels, table[1:], grid)
         first = (embeddings.class_embedding + table[0]).expand(tokens.shape[0], 1, -1)
         states = self.vision_model.pre_layrnorm(torch.cat([first, tokens], 1))
         mask = grid.key_mask(states.dtype)
@@ -321,6 +345,72 @@ class ShadowTokenRecognizer(ProposalRecognizer):
             layer = self.vision_model.encoder.layers[index]
             shadow = shadow_layer(layer, shadow, tower.states[index], bias, tower.keys_values.get(index))
         return self.visual_projection(self.vision_model.post_layernorm(shadow))
+
+
+# --- SigLIP's ViT: attention pooling ---------------------------------------------------------------------------------
+
+
+class AlignZegPoolingHead(SiglipMultiheadAttentionPoolingHead):
+    """SigLIP's attention pooling: one learned query, the probe, reads the patches, for each proposal with a bias."""
+
+    def forward(self, states: Tensor, bias: Tensor) -> Tensor:
+        """Patches `(B, P, Dv)` and an additive `bias (B, N, P)` on the probe's attention to pooled states `(B, N, Dv)`."""
+        probes = self.probe.expand(*bias.shape[:2], -1)
+        bias = bias.repeat_interleave(self.attention.num_heads, 0)  # (B·heads, N, P)
+        pooled, _ = self.attention(probes, states, states, attn_mask=bias, need_weights=False)
+        return pooled + self.mlp(self.layernorm(pooled))
+
+
+class AttentionPoolingRecognizer(ProposalRecognizer):
+    """SigLIP's own pooling head reads each proposal: a patch counts as much as the proposal claims of it.
+
+    A share `w` multiplies the patch's part in the head's softmax, as the bias `log w`. A proposal that claims everything
+    has the embedding that SigLIP gives the image.
+    """
+
+    def __init__(self, config: AlignZegConfig):
+        super().__init__(config)
+        vision = config.vision_config
+        if not vision.vision_use_head:
+            raise ValueError(
+                "`vision_config` has `vision_use_head=False`; expected a SigLIP tower with its pooling head, which reads "
+                "the proposals. Take the tower of a whole SigLIP."
+            )
+        self.vision_model = AlignZegSiglipVisionModel._from_config(vision)
+        self.vision_model.head = AlignZegPoolingHead(vision)
+        self.visual_projection = AlignZegVisualProjection(config, vision.hidden_size)
+        self.levels = {layer: Level(self.stride, vision.hidden_size) for layer in range(vision.num_hidden_layers)}
+        self.final = vision.num_hidden_layers  # after the layers: what the head pools
+        self.layers = sorted({*config.fusion_layers})
+
+    def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
+        embeddings, grid = self.vision_model.embeddings, self.grid(pixel_values, content)
+        pixels = self.scaled(pixel_values, embeddings.patch_size).to(embeddings.patch_embedding.weight.dtype)
+        states = embed_patches(embeddings, pixels, embeddings.position_embedding.weight, grid)
+        mask, kept = grid.key_mask(states.dtype), {}
+        for index, layer in enumerate(self.vision_model.encoder.layers):
+            if index in self.layers:
+                kept[index] = states
+            states = layer(states, mask)
+        return TowerStates({**kept, self.final: self.vision_model.post_layernorm(states)}, grid, {})
+
+    def expected_shapes(self, pixel_values: Tensor) -> dict[int, tuple[int, ...]]:
+        cells, width = math.prod(self.grid(pixel_values, None).size), self.config.vision_config.hidden_size
+        return dict.fromkeys([*self.layers, self.final], (pixel_values.shape[0], cells, width))
+
+    def maps(self, tower: TowerStates) -> dict[int, Tensor]:
+        return {layer: tower.states[layer].unflatten(1, tower.grid.size) for layer in self.layers}
+
+    def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
+        return self.pool(tower, claimed_shares(proposals.masks, tower.grid))
+
+    def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
+        states = tower.states[self.final]
+        inside = inside.flatten(2).float()
+        bias = inside.clamp(min=torch.finfo(inside.dtype).tiny).log().to(states.dtype)  # (B, N, P)
+        if tower.grid.content is not None:  # also where a proposal claims nothing at all
+            bias = bias.masked_fill(~tower.grid.mask().flatten(1)[:, None], torch.finfo(bias.dtype).min)
+        return self.visual_projection(self.vision_model.head(states, bias))
 
 
 # --- convolutional towers: mask pooling ------------------------------------------------------------------------------
@@ -379,10 +469,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         return {layer: tower.states[layer].permute(0, 2, 3, 1) for layer in self.layers}
 
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
-        inside = proposals.masks.detach().float().sigmoid()
-        # The pixels that a proposal claims; where it claims none, all that it leans to.
-        inside = F.adaptive_avg_pool2d(inside * (inside > 0.5) + 1e-4 * inside, tower.grid.size)
-        return self.pool(tower, tower.grid.clear(inside))
+        return self.pool(tower, claimed_shares(proposals.masks, tower.grid))
 
     def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
         features = tower.states[self.final]
@@ -402,5 +489,6 @@ class MaskPoolingRecognizer(ProposalRecognizer):
 
 RECOGNIZERS: dict[str, Callable[[AlignZegConfig], ProposalRecognizer]] = {
     "clip_vision_model": ShadowTokenRecognizer,
+    "siglip_vision_model": AttentionPoolingRecognizer,
     "timm_wrapper": MaskPoolingRecognizer,
 }

@@ -6,25 +6,42 @@ from collections import OrderedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, MetaClip2TextModel, PreTrainedModel, SiglipTextModel
 
 from .checks_alignzeg import check_tensor
 from .configuration_alignzeg import AlignZegConfig
 from .processing_alignzeg import check_classes, get_templates, phrase_table
 
 
+TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
+    "clip_text_model": CLIPTextModel,
+    "metaclip_2_text_model": MetaClip2TextModel,
+    "siglip_text_model": SiglipTextModel,
+}
 PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
 
 
 class AlignZegTextEncoder(nn.Module):
-    """CLIP's text tower and projection."""
+    """CLIP's text tower and projection.
+
+    SigLIP's tower has its projection inside. It reads a text at the last place and has no mask: padding, up to a length
+    that is always the same, is part of the text.
+    """
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.config = config
-        self.text_model = CLIPTextModel._from_config(config.text_config)
-        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        text = config.text_config
+        self.text_model = TEXT_TOWERS[text.model_type]._from_config(text)
+        self.fixed_length = text.max_position_embeddings if text.model_type == "siglip_text_model" else None
+        self.text_projection: nn.Module = nn.Identity()
+        if self.fixed_length is None:
+            self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def train(self, mode: bool = True):
         return super().train(False)  # frozen: a dropout never acts
@@ -35,9 +52,10 @@ class AlignZegTextEncoder(nn.Module):
         normalized before and after; `(C, phrases, D)` of `(C, phrases, templates, L)`.
 
         Raises:
-            ValueError: they are not integers of such a shape, or `attention_mask` has another one.
+            ValueError: they are not integers of such a shape, `attention_mask` has another one, or the tower takes another
+                length only.
         """
-        device = self.text_projection.weight.device
+        device = self.device
         check_tensor("input_ids", input_ids, "whole numbers", device, PROCESSOR_HINT)
         if input_ids.ndim not in (2, 3, 4) or 0 in input_ids.shape:
             raise ValueError(
@@ -53,6 +71,13 @@ class AlignZegTextEncoder(nn.Module):
                     f"{tuple(input_ids.shape)}. {PROCESSOR_HINT}"
                 )
             mask = attention_mask.reshape(prompts.shape)
+        if self.fixed_length is not None:
+            if prompts.shape[1] != self.fixed_length:
+                raise ValueError(
+                    f"`input_ids` has texts of {prompts.shape[1]} tokens; expected {self.fixed_length}, to which SigLIP's "
+                    f"texts are padded (`padding='max_length'`). {PROCESSOR_HINT}"
+                )
+            mask = None
         pooled = self.text_model(input_ids=prompts, attention_mask=mask).pooler_output
         embeds = F.normalize(self.text_projection(pooled), dim=-1)
         shape = (*input_ids.shape[:-1], 1)[: max(2, input_ids.ndim - 1)]  # (C, templates) or (C, phrases, templates)
@@ -107,7 +132,8 @@ class AlignZegTextEncoder(nn.Module):
                 "the checkpoint or belongs to another one. Load the processor from the model's folder, or copy the file "
                 "there from the CLIP that the checkpoint was made of."
             )
-        device = self.text_projection.weight.device
-        if device.type == "meta":  # offloaded: accelerate moves the tokens to where the weights will be
-            return encoded["input_ids"], encoded["attention_mask"]
-        return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+        ids = encoded["input_ids"]
+        mask = encoded.get("attention_mask", torch.ones_like(ids))  # SigLIP's tokenizers give none
+        if self.device.type == "meta":  # offloaded: accelerate moves the tokens to where the weights will be
+            return ids, mask
+        return ids.to(self.device), mask.to(self.device)

@@ -6,8 +6,9 @@
         --output_dir checkpoints/alignzeg-b16
 
 --clip is a model name of open_clip (then --pretrained is a tag of it or a file of weights) or a folder or hub id of a
-transformers CLIP. --vocabulary is a benchmark's name, a YAML with classes and unseen classes, or names with commas.
-Trainable parts are initialised from --seed; --config takes overrides of AlignZegConfig as YAML.
+transformers CLIP, MetaCLIP 2 or SigLIP; SigLIP 2 only with one image size, not NaFlex. --vocabulary is a benchmark's name,
+a YAML with classes and unseen classes, or names with commas. Trainable parts are initialised from --seed; --config takes
+overrides of AlignZegConfig as YAML.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def main() -> None:
     options = command_parser(__doc__)
     options.add_argument(
-        "--clip", required=True, help="open_clip model name, or folder or hub id of a transformers CLIP"
+        "--clip",
+        required=True,
+        help="open_clip model name, or folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP",
     )
     options.add_argument("--pretrained", help="with open_clip, the tag or file of the weights")
     options.add_argument("--random_weights", action="store_true", help="draw the weights of an open_clip model")

@@ -1,5 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""CLIP from open_clip or transformers, always as transformers' `CLIPModel` with its `CLIPTokenizer` and normalization.
+"""CLIP from open_clip or transformers, as a model of transformers with its tokenizer and normalization.
+
+From open_clip that is always a `CLIPModel` with a `CLIPTokenizer`; transformers also has MetaCLIP 2 and SigLIP.
 
 open_clip's plain ViT families (S, M, B, L, H, g, e and bigG, with `-quickgelu`, `-plus` and `-alt`) have the towers of
 `CLIPModel` under other names. Whether the activation is QuickGELU stands in no weights file: it is taken from the
@@ -38,7 +40,21 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, ImageProcessingMixin, PreTrainedConfig
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    ImageProcessingMixin,
+    MetaClip2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipModel,
+)
+
+from .tokenization import siglip_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +80,8 @@ _PARTS = {
     "no_ln_pre": "no layer norm before the transformer (CLIPA)",
     "pool_type": "another pooling than CLIP's",
 }
+# transformers' models that have both towers. SigLIP 2 with one image size is a `siglip`, too.
+_MODELS: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "metaclip_2": MetaClip2Model, "siglip": SiglipModel}
 _FAMILIES = "open_clip's plain ViTs: ViT-S, -M, -B, -L, -H, -g, -e and -bigG, with -quickgelu, -plus and -alt"
 
 # open_clip's names to transformers'; those of the layers follow in `_names`.
@@ -96,13 +114,13 @@ _TRANSPOSED = ("visual.proj", "text_projection")
 
 def load_clip(
     source: str, pretrained: str | None = None, *, cache_dir: str | None = None
-) -> tuple[CLIPModel, CLIPTokenizer, dict[str, list[float]]]:
-    """Loads a CLIP of transformers or of open_clip.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, list[float]]]:
+    """Loads a CLIP, MetaCLIP 2 or SigLIP of transformers, or a CLIP of open_clip.
 
     Args:
         source (`str`): An open_clip model name (`"ViT-B-16"`; a folder of that name is `"./ViT-B-16"`), a repository
             of open_clip (`"hf-hub:id"`, `"local-dir:folder"` or a folder that holds an `open_clip_config.json`), or
-            the id or folder of a transformers CLIP.
+            the id or folder of a transformers model of type `clip`, `metaclip_2` or `siglip`.
         pretrained (`str`, *optional*): Weights for an open_clip model name, see [`clip_from_open_clip`].
         cache_dir (`str`, *optional*): Where downloads are kept. Default: the libraries' own caches.
 
@@ -122,7 +140,7 @@ def load_clip(
             f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is not an open_clip model name"
             f"{_suggest(source)}. A transformers CLIP brings its weights: leave `pretrained` out."
         )
-    return _clip_from_transformers(source, cache_dir)
+    return _load_from_transformers(source, cache_dir)
 
 
 def clip_from_open_clip(
@@ -438,9 +456,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _clip_from_transformers(
+def _load_from_transformers(
     source: str, cache_dir: str | None
-) -> tuple[CLIPModel, CLIPTokenizer, dict[str, list[float]]]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, list[float]]]:
     try:
         content, _ = PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)  # AutoConfig could run its code
     except OSError as error:
@@ -448,34 +466,57 @@ def _clip_from_transformers(
             f"`source` is {source!r}, which is neither an open_clip model name{_suggest(source)} nor the id or folder "
             "of a transformers CLIP that can be reached."
         ) from error
-    if content.get("model_type") != "clip":
+    kind = content.get("model_type")
+    if kind not in _MODELS:
+        variable = kind == "siglip2" and " Its images have any number of patches (NaFlex), which is not supported."
         raise ValueError(
-            f"`source` {source!r} is a transformers model of type {content.get('model_type')!r}; expected a whole "
-            "CLIP, of type 'clip', such as 'openai/clip-vit-base-patch16'."
+            f"`source` {source!r} is a transformers model of type {kind!r}; expected a whole CLIP, of type "
+            f"{', '.join(map(repr, _MODELS))}, such as 'openai/clip-vit-base-patch16' or "
+            f"'google/siglip2-base-patch16-224'.{variable or ''}"
         )
-    model, loading = CLIPModel.from_pretrained(
+    model, loading = _MODELS[kind].from_pretrained(
         source, cache_dir=cache_dir, dtype=torch.float32, output_loading_info=True
     )
     if loading["missing_keys"]:
         raise ValueError(f"The weights in {source!r} lack {_listed(sorted(loading['missing_keys']))}.")
+    tokenizer = _tokenizer_from_transformers(source, kind, model.config.text_config, cache_dir)
 
-    tokenizer, text = CLIPTokenizer.from_pretrained(source, cache_dir=cache_dir), model.config.text_config
-    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id  # 2: an old mistake in many configs
+    normalization = _normalization({} if kind != "siglip" else {"mean": [0.5] * 3, "std": [0.5] * 3})
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(source, cache_dir=cache_dir)
+    except OSError:
+        logger.warning(
+            f"{source} has no image processor: images are normalized with the mean {normalization['image_mean']} and the "
+            f"deviation {normalization['image_std']}, which are usual for a {kind}."
+        )
+    else:
+        normalization = {key: list(processor.get(key) or value) for key, value in normalization.items()}
+    return model.eval(), tokenizer, normalization
+
+
+def _tokenizer_from_transformers(
+    source: str, kind: str, text: PreTrainedConfig, cache_dir: str | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in `source`, for the text tower of a model of type `kind`.
+
+    Raises:
+        ValueError: there is none, or it does not fit the tower.
+    """
+    try:
+        tokenizer = (CLIPTokenizer if kind == "clip" else AutoTokenizer).from_pretrained(source, cache_dir=cache_dir)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"The tokenizer in {source!r} cannot be loaded: {error}") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
+    if kind == "siglip":
+        return siglip_tokenizer(tokenizer)
+    # 2: for a `clip`, an old mistake in many configs
+    end = text.vocab_size - 1 if kind == "clip" and text.eos_token_id == 2 else text.eos_token_id
     if tokenizer.eos_token_id != end:  # CLIPTokenizer loads without its files, too, and then knows two tokens
         raise ValueError(
             f"The tokenizer in {source!r} ends texts with the token {tokenizer.eos_token_id}, its text tower expects "
             f"{end}: the tokenizer's files are missing or another model's."
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
-
-    normalization = _normalization({})
-    try:
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(source, cache_dir=cache_dir)
-    except OSError:
-        logger.warning(f"{source} has no image processor: images are normalized with OpenAI's mean and deviation.")
-    else:
-        normalization = {key: list(processor.get(key) or value) for key, value in normalization.items()}
-    return model.eval(), tokenizer, normalization
+    return tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------- small helpers

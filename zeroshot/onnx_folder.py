@@ -448,8 +448,14 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
 
     Raises:
         ImportError: `onnx` or `onnxscript` is missing.
-        ValueError: The image processor has a setting that ONNX lacks, or a folder cannot be written.
+        ValueError: The image processor has a setting that ONNX lacks, a folder cannot be written, or the text tower takes
+            texts of one length only.
     """
+    if model.text_encoder.fixed_length is not None:
+        raise ValueError(
+            "A folder cannot be exported on SigLIP, whose texts are all padded to one length. Export to a file, such as "
+            "model.onnx, and the text prototypes with `--prototypes`."
+        )
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:

@@ -30,7 +30,7 @@ class ModelSettings:
 
     Attributes:
         checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; `clip` and `config` are then ignored.
-        clip: A CLIP to start from: a folder or hub id of a transformers CLIP, or a model name of open_clip.
+        clip: A CLIP to start from: folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP, or a name of open_clip.
         pretrained: With open_clip, the tag or file of the weights.
         random_weights: With open_clip, draw the weights instead: for tests of size and speed, not for training.
         config: Overrides of `AlignZegConfig`, by name.

@@ -1,15 +1,15 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers of the small text towers that this repository trains."""
+"""Tokenizers of the small text towers that this repository trains, and what SigLIP needs of its own."""
 
 from __future__ import annotations
 
 import json
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 
 def build_tokenizer(texts: list[str], model_max_length: int, vocab_size: int = 4096) -> CLIPTokenizer:
@@ -33,3 +33,21 @@ def build_tokenizer(texts: list[str], model_max_length: int, vocab_size: int = 4
             merges.append(tuple(pair))
     ids = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=model_max_length)
+
+
+def siglip_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer` with all that SigLIP's text tower needs, in the files that it saves: lower case, no attention mask, and
+    padding at the right up to `model_max_length`, which `AlignZegProcessor` finds there.
+
+    SigLIP's first tokenizer lowers texts itself. That of SigLIP 2, Gemma's, does not.
+    """
+    if hasattr(tokenizer, "backend_tokenizer"):
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        steps = [normalizers.Lowercase(), *filter(None, [backend.normalizer])]
+        backend.normalizer = normalizers.Sequence(steps)
+        length, special = tokenizer.model_max_length, tokenizer.special_tokens_map
+        tokenizer = TokenizersBackend(tokenizer_object=backend, model_max_length=length, **special)
+    options = {"padding": "max_length", "padding_side": "right", "model_input_names": ["input_ids"]}
+    tokenizer.padding_side, tokenizer.model_input_names = "right", ["input_ids"]
+    tokenizer.init_kwargs.update(options)
+    return tokenizer

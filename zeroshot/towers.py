@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The frozen parts of an AlignZeg, by the names that `AlignZegModel` gives them: image tower, text tower, projections.
 
-They come from a CLIP of transformers, from any open_clip model whose image tower is a plain ViT or a convolutional network
-of timm (ConvNeXt and others), from `scripts/pretrain_lit.py`, or from another AlignZeg checkpoint.
+They come from a CLIP, MetaCLIP 2 or SigLIP of transformers, from any open_clip model whose image tower is a plain ViT or a
+convolutional network of timm (ConvNeXt and others), from `scripts/pretrain_lit.py`, or from another AlignZeg checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegModel
 
@@ -89,6 +89,7 @@ def load_towers(
     if is_open_clip:
         found = look_up(source, pretrained, cache_dir)
         if "timm_model_name" in found.cfg["vision_cfg"]:
+            check_timm_tower(found.cfg["vision_cfg"])  # before anything is downloaded
             weights = None if found.fetch is None else load_weights(Path(found.fetch()))
             return timm_towers(found.cfg, found.normalization, weights)
     elif (Path(source) / LIT_INFO).is_file():
@@ -104,13 +105,16 @@ def layers_of_vit(depth: int) -> dict[str, Any]:
     return {"clip_split_layer": split_layer, "fusion_layers": sorted({split_layer * step // 3 for step in range(4)})}
 
 
-def clip_towers(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, normalization: dict[str, Any]) -> Towers:
-    """Those of a `CLIPModel`."""
+def clip_towers(clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, normalization: dict[str, Any]) -> Towers:
+    """Those of a `CLIPModel`, `MetaClip2Model` or `SiglipModel`."""
+    vision, text, is_siglip = clip.config.vision_config, clip.config.text_config, clip.config.model_type == "siglip"
     config = {
-        **layers_of_vit(clip.config.vision_config.num_hidden_layers),
-        "vision_config": {**clip.config.vision_config.to_dict(), "model_type": "clip_vision_model"},
-        "text_config": clip.config.text_config.to_dict(),
-        "projection_dim": clip.config.projection_dim,
+        **layers_of_vit(vision.num_hidden_layers),
+        # MetaCLIP 2 has CLIP's image tower.
+        "vision_config": {**vision.to_dict(), "model_type": vision.model_type if is_siglip else "clip_vision_model"},
+        "text_config": text.to_dict(),
+        "projection_dim": text.projection_size if is_siglip else clip.config.projection_dim,
+        "visual_projection": "identity" if is_siglip else "linear",
         "logit_scale_init_value": float(clip.logit_scale.detach()),
     }
     places = {
@@ -121,7 +125,7 @@ def clip_towers(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, normalizati
         "logit_scale": "logit_scale",
     }
     weights = {
-        name + key.removeprefix(prefix): value
+        name + key.removeprefix(prefix): value.squeeze() if key == "logit_scale" else value  # (1,) in SigLIP
         for key, value in clip.state_dict().items()
         for prefix, name in places.items()
         if key.startswith(prefix)
@@ -175,6 +179,30 @@ def lit_towers(folder: Path) -> Towers:
     return Towers(config, weights, CLIPTokenizer.from_pretrained(folder), normalization)
 
 
+def check_timm_tower(vision: Mapping[str, Any]) -> None:
+    """
+    Args:
+        vision: The `vision_cfg` of an open_clip model with an image tower of timm.
+
+    Raises:
+        ValueError: the tower is known not to be convolutional, or has a head that cannot be converted.
+    """
+    kind, pool = vision.get("timm_proj", "linear"), vision.get("timm_pool", "avg")
+    if pool in ("token", "map"):
+        advice = "Choose one of open_clip's plain ViTs or a ConvNeXt."
+        if pool == "map":
+            advice = "SigLIP comes from transformers: name such a model, as 'google/siglip2-base-patch16-224' is."
+        raise ValueError(
+            f"The open_clip model has timm's image tower {vision['timm_model_name']!r}, a transformer (as EVA and SigLIP "
+            f"are); of timm's towers, expected a convolutional one. {advice}"
+        )
+    if kind not in ("linear", "mlp") or vision.get("timm_proj_bias") or pool not in ("", "avg"):
+        raise ValueError(
+            f"The open_clip model has the image projection {kind!r} and pooling {pool!r}; expected a linear or mlp "
+            "projection without bias, after average pooling."
+        )
+
+
 def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: dict[str, Tensor] | None) -> Towers:
     """Those of an open_clip model with a convolutional image tower of timm.
 
@@ -184,19 +212,9 @@ def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: 
         weights: open_clip's; `None` draws them.
 
     Raises:
-        ValueError: the tower is not convolutional, or has a head or a text tower that cannot be converted.
+        ValueError: the text tower cannot be converted.
     """
-    vision, dim = cfg["vision_cfg"], cfg["embed_dim"]
-    kind = vision.get("timm_proj", "linear")
-    if (
-        kind not in ("linear", "mlp")
-        or vision.get("timm_proj_bias")
-        or vision.get("timm_pool", "avg") not in ("", "avg")
-    ):
-        raise ValueError(
-            f"The open_clip model has the image projection {kind!r} and pooling {vision.get('timm_pool')!r}; expected "
-            "a linear or mlp projection without bias, after average pooling."
-        )
+    vision, dim, kind = cfg["vision_cfg"], cfg["embed_dim"], cfg["vision_cfg"].get("timm_proj", "linear")
     text_config = clip_text_config(cfg)
     tokenizer = clip_tokenizer_from_open_clip(text_config.max_position_embeddings)
     config = {
