@@ -125,8 +125,8 @@ def test_names_are_cleaned_and_stay_in_order() -> None:
         (["cat", "dog", " cat"], "Class names 0 and 2 are both 'cat'"),
         (["cat", 3], "Class name 1 is 3, a int"),
         ([None], "Class name 0 is None"),
-        (7, "came as a int"),
-        ({"cat", "dog"}, "came as a set, which has no order"),
+        (7, "are of type int"),
+        ({"cat", "dog"}, "are a set, which has no order"),
     ],
 )
 def test_bad_names_are_answered_with_a_sentence(processor: AlignZegProcessor, names: object, message: str) -> None:
@@ -248,7 +248,7 @@ def test_arguments_reach_their_parts(processor: AlignZegProcessor) -> None:
 def test_missing_inputs_are_answered_with_a_sentence(processor: AlignZegProcessor) -> None:
     with pytest.raises(ValueError, match="Pass `images`, `text`"):
         processor()
-    with pytest.raises(ValueError, match="`segmentation_maps` came without `images`"):
+    with pytest.raises(ValueError, match="`segmentation_maps` is given without `images`"):
         processor(text=["cat"], segmentation_maps=[np.zeros((3, 3))])
 
 
