@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Draws docs/results/overview.png: scenes of the test split, their labels, what a checkpoint makes of them, unseen-ness.
+"""Draws docs/results/overview.png: scenes of the test split, their labels, predictions and unseen scores.
 
 python scripts/draw_overview.py --model .
 """
@@ -14,7 +14,7 @@ def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--scenes", type=integers, default=[3, 7, 12, 21], help="positions in the test split")
-    options.add_argument("--output", default="docs/results/overview.png", help="picture to write")
+    options.add_argument("--output", default="docs/results/overview.png", help="image to write")
     args = options.parse_args()
     from zeroshot.evaluation.overview import draw_overview
 

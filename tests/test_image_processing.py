@@ -310,7 +310,7 @@ def truncated(mode: str = "RGB") -> Image.Image:
     ("images", "options", "message"),
     [
         ([], {}, "`images` is empty"),
-        (None, {}, "holds a NoneType"),
+        (None, {}, "contains a NoneType"),
         ({"image": 1}, {}, "holds a dict"),
         ([[1, 2], [3, 4]], {}, "holds a int"),
         (np.zeros(5), {}, r"of shape \(5,\)"),

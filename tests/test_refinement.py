@@ -148,6 +148,6 @@ def test_scripts(tmp_path: Path) -> None:
             maps.append(np.asarray(label))
     assert maps[0].shape == maps[1].shape and not np.array_equal(*maps)
     result = run("scripts/predict.py", "--dataset", "embedded_scenes", "--model", checkpoint, "--refine")
-    assert result.returncode == 2 and "`--refine` does not go with `--dataset`" in result.stderr
+    assert result.returncode == 2 and "`--refine` cannot be combined with `--dataset`" in result.stderr
     result = run("scripts/evaluate.py", "--model", checkpoint, "--refine", "--flip")
-    assert result.returncode == 1 and "`--refine` does not go with `--flip`" in result.stderr
+    assert result.returncode == 1 and "`--refine` cannot be combined with `--flip`" in result.stderr
