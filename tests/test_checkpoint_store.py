@@ -597,7 +597,7 @@ def test_atomic_file(tmp_path: Path) -> None:
     [
         ("fifo", "not a regular file"),
         ("folder", "is a folder"),
-        ("file/new.json", "is a file where"),
+        ("file/new.json", "is a file, not"),
         ("link", "is a folder"),
     ],
 )

@@ -311,8 +311,8 @@ def truncated(mode: str = "RGB") -> Image.Image:
     [
         ([], {}, "`images` is empty"),
         (None, {}, "contains a NoneType"),
-        ({"image": 1}, {}, "holds a dict"),
-        ([[1, 2], [3, 4]], {}, "holds a int"),
+        ({"image": 1}, {}, "contains a dict"),
+        ([[1, 2], [3, 4]], {}, "contains a int"),
         (np.zeros(5), {}, r"of shape \(5,\)"),
         (np.zeros((0, 4, 3), np.uint8), {}, r"`images\[0\]` .* no pixels"),
         ([PICTURE, Image.new("RGB", (0, 5))], {}, r"`images\[1\]` .* no pixels: its size is 0 x 5"),

@@ -103,7 +103,7 @@ def test_a_trained_checkpoint_brings_its_card(
     assert "`tiny`" in text and str(tmp_path) not in text, "no paths of this machine"
     (checkpoint / "README.md").write_text(text)
     arguments = ("--model", "tester/tiny", "--checkpoint", checkpoint, "--dry_run")
-    with pytest.raises(ValueError, match="README.md has no licence yet"):
+    with pytest.raises(ValueError, match="README.md has no licence"):
         run_here(monkeypatch, *arguments)
     chosen = text.replace("license: other\nlicense_name: to-be-chosen\n", "license: mit\n")
     (checkpoint / "README.md").write_text(chosen)
@@ -158,7 +158,7 @@ def test_metadata_of_a_trained_checkpoint(model: dict, data: dict, expected: tup
         (["--model", "bad name!!"], "bad name!!"),
         (["--space", ""], "''"),
         (["--model", "tester/x", "--checkpoint", "CUT", "--card", "CARD"], "model.safetensors is damaged"),
-        (["--model", "tester/x", "--checkpoint", "LIST", "--card", "CARD"], "config.json holds [1]"),
+        (["--model", "tester/x", "--checkpoint", "LIST", "--card", "CARD"], "config.json contains [1]"),
     ],
 )
 def test_what_cannot_be_uploaded_is_named(
@@ -186,4 +186,4 @@ def test_refusals_of_the_hub_are_sentences(tmp_path: Path) -> None:
     with hub_standin() as hub:
         environment = hub.environment() | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url + "/nothing"}
         run = push("--model", "tester/alignzeg", environment=environment)
-    assert run.returncode == 1 and "the Hub refused" in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode == 1 and "the Hub rejected" in run.stderr and "Traceback" not in run.stderr

@@ -456,7 +456,7 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[1]", "null", "3"])
 def test_a_config_without_fields_is_answered_with_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(OSError, match="config.json' holds .*; expected a JSON object"):
+    with pytest.raises(OSError, match="config.json' contains .*; expected a JSON object"):
         AlignZegModel.from_pretrained(tmp_path)
 
 
@@ -516,7 +516,7 @@ def test_what_is_no_checkpoint_or_no_clone_is_refused(saved: Path, root: Path, t
         shutil.copytree(saved, damaged)
         shutil.copytree(root / "modeling_alignzeg", clone / "modeling_alignzeg")
         (damaged / name).write_text(content)
-        with pytest.raises(ValueError, match=rf"{name} (is damaged|holds \[1\])"):
+        with pytest.raises(ValueError, match=rf"{name} (is damaged|contains \[1\])"):
             install_as_root(damaged, clone)
         assert [path.name for path in clone.iterdir()] == ["modeling_alignzeg"]
 
