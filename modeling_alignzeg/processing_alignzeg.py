@@ -39,7 +39,7 @@ def check_class_names(names: Iterable[str]) -> list[str]:
     except TypeError:
         raise ValueError(f"Class names are of type {type(names).__name__}; expected a list of strings.") from None
     if not names:
-        raise ValueError("The list of class names is empty; expected at least one.")
+        raise ValueError("There are no class names; expected at least one.")
     cleaned: dict[str, int] = {}
     for position, name in enumerate(names):
         if not isinstance(name, str):

@@ -243,7 +243,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, voc):
         load_benchmark("voc2012", "empty", root)
     for folder in ("images/train2017", "annotations/train2017"):
         (tmp_path / "coco" / folder).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"train2017 holds no \.jpg"):
+    with pytest.raises(ValueError, match=r"train2017 contains no \.jpg"):
         load_benchmark("coco_stuff", "train", tmp_path / "coco")
     with pytest.raises(ValueError, match="Cannot open the part 'train' of '.*nothing'"):
         load_benchmark(str(tmp_path / "nothing"), "train")

@@ -146,7 +146,7 @@ def test_lists_divide_a_folder_into_parts(tmp_path: Path, rng: np.random.Generat
     with pytest.raises(ValueError, match="has no part 'test'; it has train, val"):
         read(tmp_path, "test")
     (tmp_path / "val.txt").write_text("d\n")
-    with pytest.raises(ValueError, match=r"val\.txt lists 'd', which is not the name"):
+    with pytest.raises(ValueError, match=r"val\.txt lists 'd', but there is no such image"):
         read(tmp_path, "val")
 
 
@@ -163,7 +163,7 @@ def test_what_does_not_pair_is_named(tmp_path: Path, rng: np.random.Generator) -
         pair_files(tmp_path / "b", "train", FolderLayout())
     add(tmp_path / "c", "images/1.jpg", "images/1.png", rng)
     (tmp_path / "c" / "labels").mkdir()
-    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have one name"):
+    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have the same name"):
         pair_files(tmp_path / "c", "train", FolderLayout())
     (tmp_path / "d" / "images").mkdir(parents=True)
     (tmp_path / "d" / "labels").mkdir()
@@ -374,7 +374,7 @@ def test_files_that_are_not_coco_are_named(tmp_path: Path, rng: np.random.Genera
         (tmp_path / "own.json").write_text(text)
         with pytest.raises(ValueError, match=r"own\.json"):
             load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="own.json"))
-    with pytest.raises(FileNotFoundError, match="None of these files exists.*train.json"):
+    with pytest.raises(FileNotFoundError, match="None of these files exist.*train.json"):
         load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="{part}.json"))
 
 
@@ -455,13 +455,13 @@ ONE, TWO, ALL = np.zeros((4, 4)), np.ones((4, 4)), np.arange(16).reshape(4, 4) %
     ("train", "validation", "split", "words"),
     [
         (np.full((4, 4), 255), ALL, {"unseen": ["sky"]}, "All pixels in `train` are unlabelled"),
-        (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "are of unseen classes, so there is nothing to learn"),
+        (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "belong to unseen classes, so there is nothing to train"),
         (ONE, ALL, {"unseen": ["sky"]}, "Seen classes without a pixel in `train`: 'car'"),
         (TWO, ALL, {}, "without a pixel in `train`: 'road', 'sky'. If 0 means unlabelled"),
         (ALL, TWO, {"unseen": ["road", "sky"]}, "0 of 2 unseen classes occur in `validation`"),
         (ALL, ONE, {"unseen": ["road", "sky"]}, "1 of 2 unseen classes occurs in `validation`"),
         (ALL, ONE, {"unseen": list(CLASSES)}, "All 3 classes of 'own' are unseen"),
-        (ALL + 1, ALL, {}, "0.png: The label map holds the raw ids [3], which"),
+        (ALL + 1, ALL, {}, "0.png: The label map contains the raw ids [3], which"),
         (ALL + 1, ALL, {}, "If 3 marks unlabelled pixels, set `ignore_index: 3`."),
         (ALL + 1, ALL, {}, "add `raw_id_map: {0: 255, 1: road, 2: car, …}` to the split"),
         (np.full((4, 4), 9), ALL, {"raw_id_map": {0: 0}}, "Add them to `raw_id_map`."),
@@ -494,7 +494,7 @@ def test_names_that_the_text_tower_does_not_tell_apart() -> None:
     angle = np.arccos([1, 0.995, 0.98])
     prototypes = torch.tensor(np.stack([np.cos(angle), np.sin(angle)], 1))  # 1 and 2: cos(0.2003 - 0.1000) = 0.995
     found = similar_names(prototypes, ("a", "b", "c"))
-    assert len(found) == 2 and "'a' and 'b' apart (cosine 0.995)" in found[0] and "'b' and 'c'" in found[1]
+    assert len(found) == 2 and "'a' and 'b' (cosine 0.995)" in found[0] and "'b' and 'c'" in found[1]
 
 
 def test_scores_say_how_many_unseen_classes_occur() -> None:

@@ -211,11 +211,11 @@ def test_yaml_splits(tmp_path: Path) -> None:
     pseudo = pseudo_unseen_split(split)
     assert set(pseudo.vocabulary) == {"grass", "background"} and pseudo.vocabulary["background"] == ["road", "wall"]
     for wrong, message in [
-        ("phrases: {tree: [oak]}", "`phrases` names 'tree', not found in `classes`"),
+        ("phrases: {tree: [oak]}", "`phrases` contains 'tree', not found in `classes`"),
         ("phrases: {sofa: couch}", "`phrases` of 'sofa' is 'couch'; expected a list"),
-        ("phrases: {sofa: []}", "expected a list of texts"),
+        ("phrases: {sofa: []}", "expected a list of strings"),
         ("phrases: {sofa: [couch, couch]}", "more than once"),
-        ("phrases: [sofa]", "expected a class name and a list of texts"),
+        ("phrases: [sofa]", "expected one class name and its list of phrases"),
     ]:
         file.write_text("classes: [sofa, grass]\n" + wrong)
         with pytest.raises(ValueError, match=message):

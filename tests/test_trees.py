@@ -225,7 +225,7 @@ DAMAGE = [
     (cut, LABEL, "cannot be decoded"),
     (wrong_size, LABEL, "52×37 pixels, its image 53×37"),
     (wrong_id, LABEL, "raw ids [21]"),
-    (colors, LABEL, "mode RGB, expected one integer id a pixel"),
+    (colors, LABEL, "mode RGB, expected one integer id per pixel"),
     (no_names, "ImageSets/Segmentation/{part}.txt", "lists no image"),
     (Path.unlink, "ImageSets/Segmentation/{part}.txt", "does not exist"),
 ]
