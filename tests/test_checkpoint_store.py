@@ -264,9 +264,9 @@ def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> No
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10) if scheduler else None
         store.load(accelerator, path, model, optimizer, cosine)
 
-    with pytest.raises(CheckpointError, match="1 trainable weights are not the same.*unused"):
+    with pytest.raises(CheckpointError, match="1 trainable weights differ.*unused"):
         load(lambda model: model.unused.requires_grad_(False))
-    with pytest.raises(CheckpointError, match="frozen weights are not those"):
+    with pytest.raises(CheckpointError, match="frozen weights differ from those"):
         load(lambda model: model.base.weight.data.add_(1))
     with pytest.raises(CheckpointError, match="The checkpoint has a scheduler and the training has none"):
         load(lambda model: None, scheduler=False)
@@ -274,7 +274,7 @@ def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> No
     optimizer.add_param_group({"params": [optimizer.param_groups[0]["params"].pop()]})
     with pytest.raises(CheckpointError, match=r"\[8\] parameters in its groups, this one has \[7, 1\]"):
         store.load(accelerator, path, model, optimizer, scheduler)
-    with pytest.raises(CheckpointError, match="parameter that is not one of the model"):
+    with pytest.raises(CheckpointError, match="parameter that is not in the model"):
         store.load(accelerator, path, toy()[0], optimizer, scheduler)
 
 
@@ -340,9 +340,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (truncate, "model.safetensors has 100 bytes instead of"),
     "flipped byte": (flip_byte, "training.safetensors has changed since it was written"),
     "missing file": (lambda p: (p / "rng-00000.safetensors").unlink(), "rng-00000.safetensors is missing"),
-    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json is not what this program"),
+    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json does not have the expected"),
     "binary manifest": (lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json is not what this"),
-    "other JSON": (lambda p: (p / "manifest.json").write_text("[1]"), "manifest.json is not what this program"),
+    "other JSON": (lambda p: (p / "manifest.json").write_text("[1]"), "manifest.json does not have the expected"),
     "nested JSON": (lambda p: (p / "manifest.json").write_text("[" * 100000), "manifest.json is not what this"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
     "wrong size": (
@@ -352,7 +352,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "file not listed": (lambda p: edit_manifest(p, lambda m: m["files"].pop("model.safetensors")), "does not list"),
     "many processes": (lambda p: edit_manifest(p, lambda m: m.update(processes=10**12)), "does not list rng-00001"),
     "other format": (lambda p: edit_manifest(p, lambda m: m.update(format=9)), "format 9"),
-    "progress nonsense": (consistent_nonsense, "progress.json is not what this program writes"),
+    "progress nonsense": (consistent_nonsense, "progress.json does not have the expected format"),
     "progress unreadable": (unreadable, "progress.json"),
     "empty folder": (empty, "manifest.json is missing"),
     "path outside": (escape, "'../other', which is outside the folder"),
@@ -389,7 +389,7 @@ def test_damage_is_named_and_the_one_before_is_used(
 def test_renamed_checkpoint_is_refused(tmp_path: Path, accelerator: Accelerator) -> None:
     store = CheckpointStore(tmp_path)
     os.rename(save_step(store, accelerator, 1), tmp_path / "step-00000007")
-    with pytest.raises(CheckpointError, match="step-00000007: manifest.json is that of step 1"):
+    with pytest.raises(CheckpointError, match="step-00000007: manifest.json belongs to step 1"):
         store.latest()
 
 
@@ -409,7 +409,7 @@ def test_rotation(tmp_path: Path, accelerator: Accelerator) -> None:
         save_step(store, accelerator, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-100000000"]
     assert store.latest() == tmp_path / "step-100000000"
-    with pytest.raises(CheckpointError, match="step-100000000, newer than the step-00000005"):
+    with pytest.raises(CheckpointError, match="step-100000000, which is newer than step-00000005"):
         save_step(store, accelerator, 5)
     truncate(tmp_path / "step-00000003")  # a damaged one is not counted among those kept
     save_step(store, accelerator, 10**8 + 1)
@@ -668,7 +668,7 @@ def test_check_finite(accelerator: Accelerator, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         assert not check_finite(accelerator, 6, {"loss": float("inf")}, [], "skip")
     assert "Step 6: loss is inf for an empty batch. The step is skipped." in caplog.text
-    with pytest.raises(ValueError, match="'stop' or 'skip', not 'ignore'"):
+    with pytest.raises(ValueError, match="expected 'stop' or 'skip'"):
         check_finite(accelerator, 5, good, [], "ignore")
 
 
@@ -692,7 +692,7 @@ def test_two_processes(tmp_path: Path) -> None:
         expected, found = (load_file(tmp_path / f"{name}-{rank}.safetensors") for name in ("whole", "resumed"))
         assert expected.keys() == found.keys()
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    with pytest.raises(CheckpointError, match="written by 2 processes and this training has 1"):
+    with pytest.raises(CheckpointError, match="written by 2 processes, but this training has 1"):
         reset()
         store = CheckpointStore(tmp_path / "run")
         store.load(make_accelerator(), store.latest(), *toy())

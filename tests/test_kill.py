@@ -301,7 +301,7 @@ def test_no_usable_checkpoint_is_an_error_without_traceback(lab: Lab, stopped: P
     training = lab.train(output.name, "one process")
     assert training.statuses() == [1]
     text = training.log.read_text()
-    assert "train.py: No checkpoint in" in text and "Put an intact copy back" in text and "Traceback" not in text
+    assert "train.py: No checkpoint in" in text and "Restore an intact copy" in text and "Traceback" not in text
 
 
 def test_another_model_is_refused(lab: Lab, stopped: Path) -> None:

@@ -137,7 +137,7 @@ def test_training_stops_with_step_term_and_images(
     with pytest.raises(FloatingPointError, match=rf"Step {BAD_STEP}: .*{words}.* for ") as error:
         broken.run()
     first, second = names[2 * BAD_STEP : 2 * BAD_STEP + 2]
-    told = str(error.value).split(" for ")[-1].split(". Look at these images")[0].split(", ")
+    told = str(error.value).split(" for ")[-1].split(". Check these images")[0].split(", ")
     assert told == ([first[1]] if fault == "cost" else first + second)
 
 
