@@ -223,7 +223,7 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
     flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", whole, "--shard_size", 4, *change]
     assert predict(monkeypatch, *flags) == 2
     printed = capsys.readouterr().err
-    assert "holds results of another run" in printed and words in printed and "--output_dir" in printed
+    assert "contains results of another run" in printed and words in printed and "--output_dir" in printed
     assert sorted(whole.glob("*")) == before
 
 
@@ -233,8 +233,8 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER/nowhere"], "Cannot open the part 'train' of '"),
         (["--dataset", "FOLDER", "--image_column", "photo"], "has no column 'photo'"),
         (["--dataset", "FOLDER", "--image_column", "photo", "--streaming"], "has no column 'photo'"),
-        (["--dataset", "FILES", "--image_column", "id"], "'id' of '.*' does not hold images"),
-        (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not hold images"),
+        (["--dataset", "FILES", "--image_column", "id"], "'id' of '.*' does not contain images"),
+        (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not contain images"),
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
         (["--dataset", "FOLDER", "--shard_size", 0], "--shard_size: expected a whole number"),

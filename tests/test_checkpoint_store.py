@@ -341,9 +341,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (flip_byte, "training.safetensors has changed since it was written"),
     "missing file": (lambda p: (p / "rng-00000.safetensors").unlink(), "rng-00000.safetensors is missing"),
     "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json does not have the expected"),
-    "binary manifest": (lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json is not what this"),
+    "binary manifest": (lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json does not have the"),
     "other JSON": (lambda p: (p / "manifest.json").write_text("[1]"), "manifest.json does not have the expected"),
-    "nested JSON": (lambda p: (p / "manifest.json").write_text("[" * 100000), "manifest.json is not what this"),
+    "nested JSON": (lambda p: (p / "manifest.json").write_text("[" * 100000), "manifest.json does not have the"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
     "wrong size": (
         lambda p: edit_manifest(p, lambda m: m["files"]["model.safetensors"].update(bytes=7)),

@@ -254,7 +254,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, voc):
         load_benchmark(str(tmp_path / "d"), "val")
     with pytest.raises(ValueError, match="no column 'label'; set `label_column` to one of image, text"):
         load_benchmark(str(tmp_path / "d"), "train")
-    with pytest.raises(ValueError, match="does not hold images"):
+    with pytest.raises(ValueError, match="does not contain images"):
         load_benchmark(str(tmp_path / "d"), "train", label_column="text")
 
 

@@ -331,7 +331,7 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         ([*PREDICT, "new", "--threshold", "7"], "`threshold` is 7.0; expected"),
         ([*PREDICT, "new", "--device", "foo"], "`--device` is 'foo', which cannot be used"),
         ([*PREDICT, "new", "--num_threads", "-3"], "expected a whole number ≥ 0, got '-3'"),
-        ([*PREDICT, "other"], "classes.json is of results with other classes"),
+        ([*PREDICT, "other"], "classes.json belongs to results with other classes"),
         (
             ["predict.py", "photo.png", "--model", "nowhere", "--output_dir", "new"],
             "`--model` is 'nowhere', but there",
@@ -364,7 +364,7 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         ([*FRESH, "new", "--config", "photo.png"], "photo.png is not UTF-8 text"),
         (["draw_examples.py", "--scan", "0"], "expected a whole number ≥ 1, got '0'"),
         (["draw_examples.py", "--count", "-1"], "expected a whole number ≥ 1, got '-1'"),
-        (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not what this script writes"),
+        (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not from this script"),
         (["draw_examples.py", "--model", "nowhere", "--output_dir", "new"], "`--model` is 'nowhere'"),
         (["draw_overview.py", "--scenes", "x"], "expected a whole number ≥ 0, got 'x'"),
         (["draw_overview.py", "--output", "o.xyz"], "`--output` is 'o.xyz'"),

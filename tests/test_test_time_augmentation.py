@@ -167,7 +167,7 @@ def test_windows_cover_a_side(length: int, window: int, stride: int, expected: l
     ("arguments", "words"),
     [
         ({"window": 0}, "`sliding_window` is 0"),
-        ({"stride": 5}, "there is no `sliding_window`"),
+        ({"stride": 5}, "`sliding_window` is missing"),
         ({"window": 64, "stride": 65}, "`stride` is 65; expected 1 to 64"),
         ({"window": 64, "stride": 0}, "`stride` is 0"),
     ],
@@ -293,7 +293,7 @@ def test_both_context_protocols_are_named(checkpoint, monkeypatch, tmp_path) -> 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--stride", "8"], "there is no `sliding_window`"),
+        (["--stride", "8"], "`sliding_window` is missing"),
         (["--shortest_edge", "0"], "--shortest_edge: expected a whole number"),
         (["--context_459_ids"], "context_459_ids"),
     ],

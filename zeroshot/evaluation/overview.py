@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The overview figure: scenes, their labels, predictions, and how unseen each pixel looks."""
+"""The overview figure: scenes, their labels, predictions and unseen scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def colored(label: np.ndarray, colors: np.ndarray) -> Image.Image:
 
 
 def name_regions(picture: Image.Image, label: np.ndarray, unseen: set[str], font) -> None:
-    """Writes the name of every large region at its most inner point; unseen classes in capitals."""
+    """Writes the name of every large region at its innermost point; unseen classes in capitals."""
     draw, scale = ImageDraw.Draw(picture), SIDE / len(label)
     for class_id in np.unique(label):
         region = label == class_id
@@ -45,9 +45,9 @@ def name_regions(picture: Image.Image, label: np.ndarray, unseen: set[str], font
 
 
 def draw_overview(source: str, scenes: list[int], output: str) -> None:
-    """Draws the `scenes` of the test split and what the checkpoint `source` predicts on them into the file `output`."""
+    """Draws the `scenes` of the test split and the predictions of the checkpoint `source` to the file `output`."""
     if Path(output).suffix not in (".png", ".jpg", ".webp"):
-        raise ValueError(f"`--output` is {output!r}; expected a name that ends in .png, .jpg or .webp.")
+        raise ValueError(f"`--output` is {output!r}; expected a file name with the extension .png, .jpg or .webp.")
     check_output(output)
     model, processor = load_checkpoint(source)
     unseen = set(load_split("embedded_scenes").unseen)
