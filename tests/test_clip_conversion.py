@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""open_clip's models, weights and tokens must survive the way into transformers; what cannot must be refused."""
+"""Conversion of open_clip's models, weights and tokens to transformers; unsupported models must raise errors."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def build(cfg: str | dict[str, Any], **options: Any) -> open_clip.CLIP:
-    """An open_clip model with random weights, also where open_clip begins with zeros and ones."""
+    """An open_clip model with random weights, also for those that open_clip initialises with zeros and ones."""
     torch.manual_seed(0)
     cfg = open_clip.get_model_config(cfg) if isinstance(cfg, str) else cfg
     cls = open_clip.CustomTextCLIP if options.pop("custom_text", False) else open_clip.CLIP
@@ -94,7 +94,7 @@ def build(cfg: str | dict[str, Any], **options: Any) -> open_clip.CLIP:
 
 @torch.no_grad()
 def assert_same(ours: CLIPModel, theirs: open_clip.CLIP, tokenizer: CLIPTokenizer, images: int = 1) -> None:
-    """Embeddings of random images and of texts, each with its own tokens, within 1e-5 of open_clip's."""
+    """Embeddings of random images and texts, each with its own tokens, are within 1e-5 of open_clip's."""
     side = ours.config.vision_config.image_size
     pixels = torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(1))
     length = tokenizer.model_max_length
@@ -400,7 +400,7 @@ def test_converted_weights_can_be_saved(tmp_path: Path) -> None:
 
 
 def class_names(count: int) -> list[str]:
-    """Strings such as class names are, and stranger: words of many scripts, numbers, punctuation, contractions."""
+    """Typical and unusual class names: words in many scripts, numbers, punctuation, contractions."""
     draw = random.Random(0)
     english = ("traffic light", "Wall-Stone", "T-shirt", "people's", "don't", "we've", "I'm", "he'll", "THEY'D", "vs.")
     punctuation = " ,.;:!?()[]{}/\\|-_+*=<>@#$%^~'\"`§°±«»…–—№"

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Any picture into pixel values, any label map into masks."""
+"""Conversion of any image to pixel values, and of any label map to masks."""
 
 import io
 import warnings
@@ -28,7 +28,7 @@ def processor() -> AlignZegImageProcessor:
 
 
 def reference(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """The pixel values of an RGB image without padding, written down once more."""
+    """The pixel values of an RGB image without padding, as a plain reference."""
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
     return ((resized / 255 - MEAN) / STD).transpose(2, 0, 1)
 
@@ -183,7 +183,7 @@ def test_a_batch_equals_its_images_alone(processor: AlignZegImageProcessor) -> N
 
 
 def variants(picture: np.ndarray) -> dict[str, object]:
-    """One RGB picture in all the forms in which it may come."""
+    """One RGB image in all supported types."""
     chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
     return {
         "hwc": picture,
@@ -371,7 +371,7 @@ def test_damaged_files_raise_nothing_but_sentences(data: bytes, cut: int, place:
         try:
             image = Image.open(io.BytesIO(content))
         except Exception:
-            return  # PIL's own answer, before it is ours to give
+            return  # PIL raises its own error first
         if image.width * image.height > 10**6:
             return
         try:
@@ -495,7 +495,7 @@ def test_bad_label_maps_are_answered_with_a_sentence(
     ],
 )
 def test_bad_settings_are_answered_with_a_sentence(options: dict[str, object], message: str) -> None:
-    """Calls are checked by transformers already, constructors are not."""
+    """Transformers checks calls, but not constructors."""
     with pytest.raises(ValueError, match=message):
         AlignZegImageProcessor(**options)(PICTURE)
 
@@ -521,7 +521,7 @@ def test_label_maps_with_an_axis_more(processor: AlignZegImageProcessor, shape: 
 def test_nested_tensors_are_lists(processor: AlignZegImageProcessor) -> None:
     images = [torch.from_numpy(PICTURE.transpose(2, 0, 1)[:, :rows].copy()) for rows in (21, 12)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a prototype
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
         nested = torch.nested.nested_tensor(images)
     expected = processor(images, return_tensors="pt").pixel_values
     assert torch.equal(processor(nested, return_tensors="pt").pixel_values, expected)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The scores against plain loops and scikit-learn, and the `evaluate` module in a process of its own."""
+"""The scores against plain loops and scikit-learn, and the `evaluate` module in a separate process."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def cases(draw):
     unseen_ids = draw(st.lists(st.integers(0, num_classes - 1), unique=True))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3))
-    used = rng.integers(1, num_classes + 1)  # often some classes occur nowhere
+    used = rng.integers(1, num_classes + 1)  # often, some classes do not occur
     references = [rng.integers(0, used, size) for size in sizes]
     predictions = [rng.integers(0, rng.integers(1, num_classes + 1), size) for size in sizes]
     for reference in references:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Folders of photographs and label maps as users have them, without a file that describes them."""
+"""User-supplied folders of photographs and label maps, without metadata files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-LAYOUTS = {  # image, label map, with the part in both
+LAYOUTS = {  # paths of image and label map, both with the part
     "folders of parts": ("{part}/images/{name}.jpg", "{part}/labels/{name}.png"),
     "parts in folders": ("Images/{part}/{name}.JPG", "Masks/{part}/{name}.png"),
     "cityscapes": ("leftImg8bit/{part}/{name}_leftImg8bit.png", "gtFine/{part}/{name}_gtFine_labelIds.png"),
@@ -94,7 +94,7 @@ def test_parts_are_found_in_every_layout(layout: str, tmp_path: Path, rng: np.ra
         }
         for part in ("train", "val")
     }
-    if layout == "cityscapes":  # what else it has in these folders
+    if layout == "cityscapes":  # its other files in these folders
         save(tmp_path / "gtFine/train/berlin/train_1_gtFine_color.png", np.zeros((4, 4, 3), np.uint8))
         (tmp_path / "gtFine/train/berlin/train_1_gtFine_polygons.json").write_text("{}")
     check(read(tmp_path, "train"), expected["train"])
@@ -272,7 +272,7 @@ def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_coco_names_count_before_ids(tmp_path: Path) -> None:
-    """COCO's PNG files count things from 0, its JSON files from 1: a shipped split for PNG files is right for both."""
+    """COCO's PNG files count things from 0, its JSON files from 1; a built-in split for PNG files works for both."""
     label = np.array([[1, 1, 0], [0, 3, 3]])  # background, person, car
     annotations = [
         {"image_id": 1, "category_id": key, "area": 2, "segmentation": {"counts": runs_of(label == value)}}
@@ -295,7 +295,7 @@ def test_coco_names_count_before_ids(tmp_path: Path) -> None:
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
-    """Lengths of runs, column by column, of absent and present pixels in turn."""
+    """Run lengths, column by column, alternating between absent and present pixels."""
     flat, counts, value = mask.T.flatten().tolist(), [0], 0
     for pixel in flat:
         if pixel != value:
@@ -315,7 +315,7 @@ def test_coco_instances(tmp_path: Path, rng: np.random.Generator, background: bo
     crowd[:, 5:] = False
     rest = 3 if background else 255
     first = np.full((12, 10), rest)
-    first[crowd], first[noise] = 2, 0  # the smaller is above the larger, crowds are below all
+    first[crowd], first[noise] = 2, 0  # smaller instances are on top, crowds at the bottom
     first[car] = 1
     label = {4: first, 9: np.full((3, 4), rest)}
     polygon = [3, 2, 9, 2, 9, 6, 3, 6]
@@ -347,7 +347,7 @@ def test_polygons_cover_the_pixels_whose_centres_they_contain(rng: np.random.Gen
 
 
 def encode(counts: list[int]) -> str:
-    """COCO's compressed run lengths, as rleToString of its C library writes them."""
+    """COCO's compressed run lengths, in the format of rleToString in its C library."""
     text = ""
     for position, count in enumerate(counts):
         value = count - counts[position - 2] if position > 2 else count
@@ -393,7 +393,7 @@ def own_tree(root: Path, labels: dict[str, list[np.ndarray]], split: dict) -> tu
 
 
 def check_data(root: Path, data: Path, split: Path, capsys, monkeypatch, *flags: str) -> tuple[str, str]:
-    """What scripts/check_data.py prints, to the terminal and as an error."""
+    """The output and error output of scripts/check_data.py."""
     command = ["check_data.py", "--data.dataset", str(data), "--data.split", str(split), *flags]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(root / "check.png"), "--images", "2"])
     with contextlib.suppress(SystemExit):

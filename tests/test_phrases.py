@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Several phrases per class: text syntax, prototypes, logits, and where they come in."""
+"""Several phrases per class: text syntax, prototypes, logits, and their use in pipeline, scripts and splits."""
 
 import json
 import subprocess

@@ -39,7 +39,7 @@ def processor(folder: str) -> AlignZegProcessor:
 
 
 def label_map(segments: list[dict[str, Any]], names: list[str]) -> np.ndarray:
-    """One map of positions in `names`, -1 where no mask is; masks must not overlap."""
+    """One map of positions in `names`, -1 where there is no mask; masks must not overlap."""
     masks = np.stack([np.asarray(segment["mask"]) for segment in segments])
     assert masks.dtype == np.uint8 and set(np.unique(masks)) <= {0, 255} and (masks > 0).sum(0).max() <= 1
     result = np.full(masks.shape[1:], -1)
@@ -146,7 +146,7 @@ def test_batches_of_images_of_any_size(
     for image, segments in zip(images, results):
         alone = segmenter(image, **options)
         assert all(segment["mask"].size == image.size for segment in segments)
-        assert np.mean(label_map(segments, NAMES) == label_map(alone, NAMES)) > 0.999  # but for ties
+        assert np.mean(label_map(segments, NAMES) == label_map(alone, NAMES)) > 0.999  # except for ties
         assert [s["label"] for s in segments] == [s["label"] for s in alone]
 
 
@@ -233,5 +233,5 @@ def test_names_are_cleaned_on_both_sides(segmenter: ZeroShotImageSegmentationPip
 
 def test_saved_pipeline_comes_back(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:
     segmenter.save_pretrained(tmp_path)
-    again = pipeline(model=str(tmp_path), trust_remote_code=True)  # the task is named in the config
+    again = pipeline(model=str(tmp_path), trust_remote_code=True)  # the config contains the task
     assert again(picture(), candidate_labels=NAMES) == segmenter(picture(), candidate_labels=NAMES)

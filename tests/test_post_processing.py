@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Model outputs into label maps, against the plain formulas."""
+"""Label maps from model outputs, against plain formulas."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def plain_scores(
     threshold: float = 0.5,
     seen: torch.Tensor = SEEN,
 ) -> torch.Tensor:
-    """The scores of all classes and the background, (C + 1, H, W), by the formula of the method, one step a line."""
+    """The scores of all classes and the background, (C + 1, H, W), by the formula of the method, one step per line."""
     logits = outputs.class_queries_logits[index].float().clone()
     for query, unseen in enumerate(outputs.unseen_logits[index].sigmoid()):
         if gamma and unseen > threshold:
@@ -57,7 +57,7 @@ def plain_scores(
 
 
 def assert_is_argmax(labels: torch.Tensor, scores: torch.Tensor) -> None:
-    """`labels` take the greatest score at every pixel; between scores equal up to rounding either will do."""
+    """`labels` have the highest score at every pixel, up to ties within rounding."""
     assert labels.dtype == torch.int64 and labels.shape == scores.shape[1:]
     taken = scores.gather(0, labels[None])[0]
     assert (scores.amax(0) - taken).max() < 1e-5
@@ -174,7 +174,7 @@ def test_tiles_and_pruning_change_nothing(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.2])
 def test_the_best_class_wins_where_every_score_is_small(penalty: float) -> None:
-    """Masks that are nearly off on one side of the image: there the classes differ by millionths."""
+    """Masks that are nearly off on one side of the image, where scores differ only by about 1e-6."""
     outputs = make_outputs(1, queries=8, classes=60, grid=(40, 40))
     outputs.masks_queries_logits[..., 20:] -= 14
     seen = torch.arange(60) % 2 == 0
@@ -257,7 +257,7 @@ VIEWS = {
 def test_label_maps_of_several_views_equal_brute_force(
     views: list, penalty: float, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All masks at full size, summed, divided by the number of views that show a pixel, argmax."""
+    """The argmax of scores from full-size masks, averaged over the views that show a pixel."""
     monkeypatch.setattr(readout_alignzeg, "TILE_PIXELS", {"cpu": tile})
     size, generator = (40, 51), torch.Generator().manual_seed(0)
     subtracted = penalty * SEEN

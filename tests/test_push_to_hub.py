@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""scripts/push_to_hub.py against a stand-in for the Hub: what arrives there is a model that loads and a Space."""
+"""scripts/push_to_hub.py against a stand-in for the Hub: it uploads a loadable model and a Space."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_model_and_space_arrive(tmp_path: Path) -> None:
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """The script in this process, where errors come as they are raised."""
+    """Runs the script in this process, so that errors are raised unchanged."""
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
     runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["main"]()
 

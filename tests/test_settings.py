@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Settings: defaults, presets over them, options over both, and an answer to every mistake."""
+"""Settings: defaults, presets, options, their precedence, and error messages."""
 
 import dataclasses
 import json

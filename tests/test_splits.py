@@ -86,7 +86,7 @@ def test_context_459_ids():
 def test_unseen_classes_across_benchmarks_are_those_whose_names_the_training_did_not_know():
     voc, coco = load_split("voc2012"), load_split("coco_stuff")
     split = split_by_training_names(voc, [name.upper() for name in coco.seen])
-    # COCO-Stuff has other words for these, or holds them back; its training does know VOC's unseen sheep and train.
+    # COCO-Stuff has other names for these, or they are unseen there; VOC's unseen sheep and train are seen in its training.
     assert split.classes == voc.classes and set(split.unseen) == {
         *("aeroplane", "cow", "diningtable", "motorbike", "pottedplant", "sofa", "tvmonitor")
     }

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The vocabulary: which classes the model knows, where their prototypes come from, and when they are made again."""
+"""The vocabulary: stored classes, computation of their prototypes, and the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> AlignZegModel:
 def plain_prototypes(
     model: AlignZegModel, processor: AlignZegProcessor, names: list[str], templates: Iterable[str]
 ) -> torch.Tensor:
-    """The prototypes by their definition, one sentence at a time."""
+    """The prototypes by definition, one sentence at a time."""
     rows = []
     for name in names:
         sentences = []
