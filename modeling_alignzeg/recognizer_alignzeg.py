@@ -306,9 +306,8 @@ class ShadowTokenRecognizer(ProposalRecognizer):
 
     def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
         inside = inside.flatten(2).float()
-        bias = inside.log().clamp(
-            min=torch.finfo(tower.states[self.split].dtype).min
-        )  # masks cells outside the region
+        # Cells outside the region are masked.
+        bias = inside.log().clamp(min=torch.finfo(tower.states[self.split].dtype).min)
         bias = bias[:, None].expand(-1, self.attention_bias.num_heads, -1, -1)
         return self._read(tower, bias, tower.states[self.split].dtype)
 

@@ -427,9 +427,7 @@ def in_child(work: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(
-                1
-            )  # waiting for the parent's OpenMP threads, which do not exist here, would never end
+            torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here, and torch would wait for them
             status = work()
         except BaseException as error:
             os.write(2, repr(error).encode())

@@ -400,9 +400,7 @@ def test_shadow_tokens_equal_a_full_sequence_with_an_explicit_mask(attention: st
             states = layer(states, mask)
         expected = clip.post_layernorm(states[:, 1 + patches :]) @ model.recognizer.visual_projection.linear.weight.T
         expected = F.normalize(expected, dim=-1)
-    torch.testing.assert_close(
-        states[:, : 1 + patches], hidden[4], rtol=1e-4, atol=1e-5
-    )  # CLS and patches are unchanged
+    torch.testing.assert_close(states[:, : 1 + patches], hidden[4], rtol=1e-4, atol=1e-5)  # the other tokens
     torch.testing.assert_close(embeds, expected, rtol=1e-4, atol=1e-5)
 
 

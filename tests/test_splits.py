@@ -204,7 +204,7 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a\n", "cannot be used"),
         ("classes: a b\n", "`classes` is 'a b'; expected a list"),
         ("classes: []\n", "`classes` is empty"),
-        ("classes: [a, no]\n", "`classes` has False at position 1.*quotes"),
+        ("classes: [a, no]\n", "`classes` has False at position 1.*quote"),
         ("classes: [a, ' ']\n", "`classes` has ' ' at position 1"),
         ("classes: [a, b, a]\n", "`classes` has 'a' more than once"),
         ("classes: [car, bus, Car]\n", "`classes` has 'car', 'Car', which differ only in case"),
@@ -213,7 +213,7 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a]\nraw_id_map: {1: a, 1: 255}\n", "'1' occurs more than once"),
         ("classes: [a]\npalette: [a]\n", r"`palette` is \['a'\]"),
         ("classes: [a]\npalette: {b: [0, 0, 0]}\n", "`palette` has 'b', which is neither in `classes`"),
-        ("classes: [a]\npalette: {a: [0, 0]}\n", r"gives 'a' the colour \[0, 0\]; expected three"),
+        ("classes: [a]\npalette: {a: [0, 0]}\n", r"maps 'a' to the colour \[0, 0\]; expected three"),
         ("classes: [a]\npalette: {a: [0, 0, 256]}\n", "expected three of 0..255"),
         (
             "classes: [a, b]\npalette: {a: [0, 0, 1], b: [[1, 1, 1], [0, 0, 1]]}\n",

@@ -84,9 +84,8 @@ def export_onnx(model: AlignZegModel, path: str | Path) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(
-        prefix=".partial", dir=path.parent
-    ) as folder:  # the ONNX file refers to the weights by file name
+    # A folder, because the ONNX file refers to the weights by file name.
+    with TemporaryDirectory(prefix=".partial", dir=path.parent) as folder:
         program.save(str(Path(folder) / path.name), external_data=size > 1.9e9)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
             os.replace(file, path.parent / file.name)

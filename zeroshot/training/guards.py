@@ -67,9 +67,7 @@ class SignalStop:
             self.requested, self.received, self._since = True, number, time.monotonic()
             name = signal.Signals(number).name
             with suppress(OSError):  # logging is not safe here
-                os.write(
-                    2, f"{name}: stopping after this step, with a checkpoint; repeat to stop immediately.\n".encode()
-                )
+                os.write(2, f"{name}: stopping after this step, with a checkpoint; repeat to stop now.\n".encode())
         elif time.monotonic() - self._since > SECOND_SIGNAL_AFTER:
             self.__exit__(None, None, None)
             signal.raise_signal(number)

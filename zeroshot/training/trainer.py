@@ -326,9 +326,7 @@ class Trainer:
                 checked["gradient norm"] = norm
         if not check_finite(accelerator, self.step, checked, names, settings.on_nan):
             self.optimizer.zero_grad()
-            if (
-                accelerator.scaler is not None and broken is None
-            ):  # it has unscaled these gradients and needs its update
+            if accelerator.scaler is not None and broken is None:  # it has unscaled these gradients
                 accelerator.scaler.update()
             self.scheduler.step()
             return None
