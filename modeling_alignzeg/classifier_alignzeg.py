@@ -133,7 +133,7 @@ class AlignZegFeatureExpansion(nn.Module):
         """`L_vir`, the mean over all processes of
 
         - `"frozen"`: `τ·(1 − cos(x̃, x̂))`, which ties a virtual feature to its frozen embedding;
-        - `"semantic"`: cross-entropy towards its own virtual prototype, among those of all virtual features, the seen
+        - `"semantic"`: cross-entropy towards its own virtual prototype, among all virtual prototypes, the seen
           classes and the background;
         - `"reserve"`: cross-entropy towards the background among the seen classes and the background.
 

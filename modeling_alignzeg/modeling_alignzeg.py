@@ -407,7 +407,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         # Training samples new points, mixtures and held-out classes in every step; evaluation always samples the same
         # ones, so that the losses of two checkpoints are comparable.
         generator = None if self.training else torch.Generator(seen.device).manual_seed(0)
-        # The training vocabulary holds seen classes only, and no loss reads the unclaimed region.
+        # The training vocabulary contains seen classes only, and no loss uses the unclaimed region.
         queries = slice(config.num_queries)
         frozen_logits, prototypes = frozen_logits[:, queries, seen], vocabulary.prototypes[seen]
         seen_and_background = torch.cat([seen, seen.new_ones(1)])

@@ -83,7 +83,7 @@ def draw_overlay(
         max_size: Maximum width and height of the overlay without its legend; larger images are scaled down.
 
     Raises:
-        ValueError: `label` does not contain integers, or its size differs from that of `image`.
+        ValueError: `label` does not contain integers, or it differs in size from `image`.
     """
     label = np.asarray(label)
     if label.dtype.kind not in "iu" or label.shape != image.size[::-1]:
@@ -138,7 +138,7 @@ def draw_unseen_map(image: Image.Image, unseen: np.ndarray, max_size: int | None
     Scores are quantized to 256 steps. `max_size` is as in [`draw_overlay`].
 
     Raises:
-        ValueError: `unseen` contains NaN, or its size differs from that of `image`.
+        ValueError: `unseen` contains NaN, or it differs in size from `image`.
     """
     unseen = np.asarray(unseen)
     if unseen.shape != image.size[::-1] or np.isnan(unseen).any():

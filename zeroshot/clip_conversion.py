@@ -336,7 +336,7 @@ def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> S
         if pretrained is not None:
             raise ValueError(
                 f"`pretrained` is {pretrained!r}, but the weights are in {model_name!r}: leave `pretrained` out, or "
-                "give the name of a model that open_clip knows."
+                "pass the name of an open_clip model."
             )
         return _look_up_repository(model_name, cache_dir)
     cfg = _named_cfg(model_name)
@@ -371,7 +371,7 @@ def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> S
 
 
 def _look_up_repository(name: str, cache_dir: str | None) -> Source:
-    """The same for a repository on the hub or a folder that holds open_clip's config and the weights."""
+    """As [`look_up`], for a Hub repository or a folder with open_clip's config and weights."""
     if name.startswith(HUB):
         model_id = name.removeprefix(HUB)
         fetch = partial(download_pretrained_from_hf, model_id, cache_dir=cache_dir)

@@ -121,7 +121,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).resolve()
     if any(place.resolve().is_relative_to(path) for place in (Path.cwd(), Path(os.path.expanduser("~")))):
-        raise ValueError(f"{path} would be replaced with all it holds: name a new folder inside it instead.")
+        raise ValueError(f"{path} would be replaced with everything in it: choose a new folder inside it instead.")
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, but a folder is to be written there: remove it or choose another name.")
     partial = begin_folder(path)

@@ -280,7 +280,7 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
 
 
 def split_by_training_names(split: SegmentationSplit, names: Sequence[str]) -> SegmentationSplit:
-    """`split` with the classes as unseen whose names a training did not contain, for cross-dataset evaluation.
+    """`split`, in which the unseen classes are those that a training did not contain, for cross-dataset evaluation.
 
     Args:
         split: The benchmark for evaluation.
@@ -289,7 +289,7 @@ def split_by_training_names(split: SegmentationSplit, names: Sequence[str]) -> S
     known = {name.casefold() for name in names}
     unseen = tuple(name for name in split.classes if name.casefold() not in known)
     note = (
-        f"classes count as unseen where the training did not know their names: {len(unseen)} of {len(split.classes)}"
+        f"classes count as unseen if the training did not contain their names: {len(unseen)} of {len(split.classes)}"
     )
     return replace(split, unseen=unseen, protocol="; ".join(filter(None, (split.protocol, note))))
 
