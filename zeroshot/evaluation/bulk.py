@@ -48,7 +48,7 @@ RUN = "run.json"
 
 
 def start_bulk() -> Accelerator:
-    """The accelerator of a run in which processes synchronize only at the end, without a timeout."""
+    """The accelerator of a run in which processes synchronize only at the end, with a timeout of 90 days."""
     return start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=90))])
 
 
