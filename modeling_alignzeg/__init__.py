@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""AlignZeg for Transformers. Importing it makes transformers' Auto classes know AlignZeg, without remote code."""
+"""AlignZeg for Transformers. Importing it registers AlignZeg with transformers' Auto classes; no remote code is needed."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoProcessor
 

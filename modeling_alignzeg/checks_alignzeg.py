@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Whether an argument is a tensor that the model can read. Only types are looked at, never values: what runs on a GPU
-need not wait, and exported and compiled models stay in one piece."""
+"""Type checks for tensor arguments. Values are never read: that would synchronize with the GPU and break the graph of
+exported and compiled models."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def check_tensor(name: str, value: Any, kind: str, device: torch.device | None =
     """
     Args:
         kind: One of `KINDS`.
-        device: Where it will be used: a tensor on `meta`, which has no values, goes with a model on `meta` only.
-        hint: What to do, a sentence.
+        device: Device of the model; a tensor on `meta`, which has no values, is accepted only by a model on `meta`.
+        hint: A sentence that says what to do.
 
     Raises:
         ValueError: `value` is not a dense tensor of this kind.

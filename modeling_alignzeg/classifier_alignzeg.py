@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""GEPC, the generalization-enhanced proposal classification: an adapter, several background prototypes (BDS) and virtual
+"""GEPC, generalization-enhanced proposal classification: an adapter, several background prototypes (BDS) and virtual
 features (FES)."""
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .loss_alignzeg import ProposalMatch, SegmentationTargets, classification_lo
 
 
 def class_logits(embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
-    """`τ·cos` of unit embeddings `(..., D)` and prototypes `(C, D)`, or `(C, K, D)`: the nearest of K; `(..., C)`."""
+    """`τ·cos` of unit embeddings `(..., D)` and prototypes `(C, D)`, or the nearest of `(C, K, D)`; `(..., C)`."""
     logits = scale * embeds @ prototypes.flatten(0, -2).T
     return logits if prototypes.ndim == 2 else logits.unflatten(-1, prototypes.shape[:2]).amax(-1)
 
@@ -22,7 +22,7 @@ def class_logits(embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Tensor:
 class Classification(NamedTuple):
     """
     Attributes:
-        inputs: What the adapter read, frozen embeddings first: `(B, N, D or D + d)`.
+        inputs: Inputs of the adapter, frozen embeddings first: `(B, N, D or D + d)`.
         embeds: Unit embeddings `(B, N, D)`.
         logits: `(B, N, C + 1)`, scaled by the temperature; the background comes last.
     """
@@ -44,9 +44,9 @@ class Cells(NamedTuple):
 
 
 class AlignZegAdapter(nn.Module):
-    """Trainable end of frozen embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
+    """Residual adapter of frozen embeddings: `x <- x̂ + MLP(x̂, q)`; the identity at the start of training.
 
-    With `query_fusion` the MLP reads the refined mask query `q` beside the frozen embedding `x̂`.
+    With `query_fusion`, the MLP also takes the refined mask query `q`.
     """
 
     def __init__(self, config: AlignZegConfig, query_fusion: bool):
@@ -57,7 +57,7 @@ class AlignZegAdapter(nn.Module):
         self.mlp = AlignZegMLP(inputs, config.adapter_dim, config.projection_dim)
 
     def inputs(self, embeds: Tensor, queries: Tensor) -> Tensor:
-        """Unit embeddings `(..., D)` and refined queries `(..., d)` to what [`forward`] reads, embeddings first."""
+        """Concatenates unit embeddings `(..., D)` and refined queries `(..., d)` into the input of [`forward`]."""
         return embeds if self.query_norm is None else torch.cat([embeds, self.query_norm(queries)], -1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class AlignZegBackgroundPrototypes(nn.Module):
 
 class AlignZegFeatureExpansion(nn.Module):
     """Feature expansion strategy (FES): Manifold Mixup of matched proposals of different classes,
-    `x̃ = λ·x_i + (1−λ)·x_j` with `λ` uniform, and what the mixtures are trained towards (`feature_expansion_target`)."""
+    `x̃ = λ·x_i + (1−λ)·x_j` with `λ` uniform, and their training target (`feature_expansion_target`)."""
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
@@ -101,13 +101,13 @@ class AlignZegFeatureExpansion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            inputs: `(M, D or D + d)`, what the adapter reads: frozen embeddings first.
+            inputs: `(M, D or D + d)`, inputs of the adapter, frozen embeddings first.
             classes: `int64 (M,)`.
             prototypes: `(S, D)`.
             generator: Source of partners and mixing weights; default torch's own.
 
         Returns:
-            Mixed inputs `(V, D or D + d)`, their embeddings of unit length, and virtual prototypes `(V, D)`.
+            Mixed inputs `(V, D or D + d)`, whose embeddings have unit length, and virtual prototypes `(V, D)`.
         """
         partner = torch.randperm(len(classes), generator=generator, device=classes.device)
         mixing = torch.rand(len(classes), 1, generator=generator, device=classes.device).to(inputs.dtype)
@@ -132,8 +132,8 @@ class AlignZegFeatureExpansion(nn.Module):
     ) -> Tensor:
         """`L_vir`, the mean over all processes of
 
-        - `"frozen"`: `τ·(1 − cos(x̃, x̂))`, a virtual feature stays where the frozen tower has it;
-        - `"semantic"`: cross-entropy towards its own virtual prototype, among those of all virtual features, the seen
+        - `"frozen"`: `τ·(1 − cos(x̃, x̂))`, which ties a virtual feature to its frozen embedding;
+        - `"semantic"`: cross-entropy towards its own virtual prototype, among all virtual prototypes, the seen
           classes and the background;
         - `"reserve"`: cross-entropy towards the background among the seen classes and the background.
 
@@ -192,7 +192,7 @@ class AlignZegProposalClassifier(nn.Module):
         scale: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`L_ce`, `L_vir` and `L_reg`; classes, logits and prototypes are those of the seen classes alone."""
+        """`L_ce`, `L_vir` and `L_reg`; classes, logits and prototypes cover the seen classes only."""
         loss_class = classification_loss(proposals.logits, masks, targets, match, self.no_object_weight)
         loss_virtual = loss_class.new_zeros(())
         if self.feature_expansion is not None:
@@ -212,7 +212,7 @@ class AlignZegProposalClassifier(nn.Module):
 
 class AlignZegCellClassifier(nn.Module):
     """Class logits of the image tower's own cells, for the read-out: an adapter of their frozen embeddings, trained on the
-    labels of the cells. With FES mixtures of cells stay where the frozen tower has them. Not part of the paper."""
+    labels of the cells. FES ties mixtures of cells to their frozen embeddings. Not part of the paper."""
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
@@ -221,7 +221,7 @@ class AlignZegCellClassifier(nn.Module):
         self.feature_expansion = AlignZegFeatureExpansion(config) if config.feature_expansion else None
 
     def forward(self, frozen_embeds: Tensor, prototypes: Tensor, scale: Tensor) -> Cells:
-        """Unit embeddings `(B, h, w, D)` and prototypes, as of [`class_logits`]."""
+        """Classifies unit embeddings `(B, h, w, D)`; prototypes as for [`class_logits`]."""
         logits = class_logits(self.adapter(frozen_embeds), prototypes, scale)
         return Cells(frozen_embeds, logits.permute(0, 3, 1, 2))
 
@@ -233,7 +233,7 @@ class AlignZegCellClassifier(nn.Module):
         scale: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Cross-entropy of the cells that a class fills by more than half, and `L_vir` of their mixtures.
+        """Cross-entropy of cells that are more than half covered by one class, and `L_vir` of their mixtures.
 
         Args:
             frozen_embeds: `(B, h, w, D)`; the grid covers the images of `targets`, padding included.

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of AlignZeg: the one place where a default lives."""
+"""Configuration of AlignZeg, the only place that defines defaults."""
 
 import difflib
 import math
@@ -73,13 +73,13 @@ class AlignZegConfig(PreTrainedConfig):
     r"""
     Configuration of an [`AlignZegModel`].
 
-    The defaults are the full-size model: CLIP ViT-B/16 seeing 320 of 640 pixels, a side network of SAN's width and 100
-    queries. The paper (arXiv 2404.05667) publishes neither code nor hyper-parameters; what it leaves open is
-    *reconstructed* here, and `docs/experiments.md` records why each default is what it is.
+    The defaults are the full-size model: CLIP ViT-B/16 at 320 pixels for an input of 640, a side network of SAN's width
+    and 100 queries. The paper (arXiv 2404.05667) publishes neither code nor hyper-parameters; missing details are
+    *reconstructed* here, and `docs/experiments.md` gives the reason for each default.
 
     Args:
         vision_config (`dict` or config, *optional*): Frozen image tower: a `CLIPVisionConfig` (default: ViT-B/16), a
-            `SiglipVisionConfig` or, for convolutional towers, a `TimmWrapperConfig`. A dict says which by its `model_type`.
+            `SiglipVisionConfig` or, for convolutional towers, a `TimmWrapperConfig`. In a dict, `model_type` selects the class.
         text_config (`dict` or config, *optional*): Frozen text tower: a `CLIPTextConfig` (default: that of ViT-B/16), a
             `MetaClip2TextConfig` or a `SiglipTextConfig`.
         projection_dim (`int`, defaults to 512): Width `D` of the joint image-text space.
@@ -88,11 +88,11 @@ class AlignZegConfig(PreTrainedConfig):
             `"identity"`, as in SigLIP, whose image tower ends in the joint space.
         projection_hidden_dim (`int`, defaults to 0): Hidden width of that MLP.
         logit_scale_init_value (`float`, defaults to 4.6052): Log of the temperature `τ` (100 for OpenAI's weights).
-        image_size (`int`, defaults to 640): Side of the training crops; position embeddings are learned for it and
-            resampled for any other size.
+        image_size (`int`, defaults to 640): Side of the training crops. Position embeddings are learned at this size and
+            interpolated for others.
         clip_input_scale (`float`, defaults to 0.5): Resolution of the image tower's input relative to the side network's.
-        clip_split_layer (`int`, *optional*, defaults to 9): Layers of CLIP's ViT before it give features, layers from it
-            on recognise proposals. Other towers ignore it.
+        clip_split_layer (`int`, *optional*, defaults to 9): Layers of CLIP's ViT before this index provide features; this
+            layer and the later ones recognise proposals. Other towers ignore it.
         fusion_layers (`list[int]`, defaults to `[0, 3, 6, 9]`): Hidden states of the image tower that enter the side
             network, one before each of its first blocks. For a ViT, 0 is the patch embedding; for a convolutional tower
             they are its stages from 0.
@@ -100,8 +100,8 @@ class AlignZegConfig(PreTrainedConfig):
         hidden_size (`int`, defaults to 240): Width `d` of the side network.
         num_hidden_layers (`int`, defaults to 2): Self-attention layers of its image encoder.
         num_attention_heads (`int`, defaults to 6): Attention heads of the side network.
-        sequence_reduction_ratio (`int`, defaults to 2): Side of the blocks of tokens whose means are the keys and values
-            of those self-attention layers; 1 for every token.
+        sequence_reduction_ratio (`int`, defaults to 2): Keys and values of those self-attention layers are means over
+            blocks of this many tokens per side; 1 disables the reduction.
         intermediate_size (`int`, defaults to 480): Width of its feed-forward layers.
         mask_stride (`int`, defaults to 4): Stride of the predicted masks; a power-of-two fraction of `patch_size`.
         mask_dim (`int`, defaults to 64): Channels of the mask features.
@@ -113,14 +113,13 @@ class AlignZegConfig(PreTrainedConfig):
         attention_bias_dim (`int`, defaults to 32): Channels per head of the attention bias that proposals use in
             CLIP's ViT.
         adapter_dim (`int`, defaults to 256): Hidden width of the residual adapter on proposal embeddings.
-        query_fusion (`bool`, defaults to `True`): The adapter reads the refined mask query beside the frozen embedding.
-        feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES), virtual features.
-        feature_expansion_target (`str`, defaults to `"frozen"`): What a virtual feature is trained towards:
-            `"frozen"`, itself before the adapter; `"semantic"`, its own virtual prototype; `"reserve"`, the background
-            side.
-        background_diversity (`bool`, defaults to `True`): GEPC's background diversity strategy (BDS); off: one
-            background prototype and no regularizer.
-        num_background_prototypes (`int`, defaults to 8): Prototypes `K` with BDS.
+        query_fusion (`bool`, defaults to `True`): Feed the adapter the refined mask query as well as the frozen embedding.
+        feature_expansion (`bool`, defaults to `True`): GEPC's feature expansion strategy (FES): virtual features.
+        feature_expansion_target (`str`, defaults to `"frozen"`): Training target of a virtual feature: `"frozen"`, the
+            feature before the adapter; `"semantic"`, its own virtual prototype; `"reserve"`, the background.
+        background_diversity (`bool`, defaults to `True`): GEPC's background diversity strategy (BDS). Without it, there is
+            one background prototype and no regularizer.
+        num_background_prototypes (`int`, defaults to 8): Number of background prototypes `K` with BDS.
         bias_correction (`bool`, defaults to `True`): PBC, the class indicator `φ_bc`.
         indicator_dim (`int`, defaults to 64): Hidden width of the indicator.
         held_out_fraction (`float`, defaults to 0.25): Share of the seen classes treated as unseen in every
@@ -131,15 +130,15 @@ class AlignZegConfig(PreTrainedConfig):
         virtual_weight, diversity_weight, indicator_weight (`float`, default to 1.0): Weights of `L_vir`, `L_reg`, `L_bc`.
         cell_weight (`float`, defaults to 1.0): Weight of the loss on a convolutional tower's own cells.
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
-            takes every cell of the mask grid.
+            uses every cell of the mask grid.
         template_set (`str`, defaults to `"vild"`): Prompt templates of the stored vocabulary.
-        prototypes_per_class (`int`, defaults to 1): Prototypes that the stored vocabulary has for every class; the nearest
-            counts. `set_vocabulary` sets it.
-        unseen_labels (`list[str]`, *optional*): Names in `id2label` that count as unseen.
+        prototypes_per_class (`int`, defaults to 1): Prototypes per class in the stored vocabulary; the nearest one counts.
+            `set_vocabulary` sets it.
+        unseen_labels (`list[str]`, *optional*): Class names in `id2label` that count as unseen.
 
     Raises:
-        StrictDataclassError: a value is of another type or outside its range, or two of them contradict each other; the
-            message names them. A misspelt name causes a warning.
+        StrictDataclassError: a value has the wrong type or is out of range, or two values contradict each other; the
+            message names the fields. A misspelt field causes a warning.
     """
 
     model_type = "alignzeg"
@@ -226,7 +225,7 @@ class AlignZegConfig(PreTrainedConfig):
 
     @property
     def size_divisor(self) -> int:
-        """Inputs are padded to a multiple of it, so that both token grids divide the image."""
+        """Inputs are padded to a multiple of this, so that both token grids divide the image."""
         return math.lcm(self.patch_size, self.clip_stride)
 
     @classmethod
@@ -234,12 +233,12 @@ class AlignZegConfig(PreTrainedConfig):
         values = super()._dict_from_json_file(json_file)
         if not isinstance(values, dict):
             raise OSError(
-                f"'{json_file}' holds {str(values)[:40]}; expected a JSON object with AlignZegConfig's fields."
+                f"'{json_file}' contains {str(values)[:40]}; expected a JSON object with AlignZegConfig's fields."
             )
         return values
 
     def validate_architecture(self) -> None:
-        """Fields that have to fit each other."""
+        """Checks fields that must be consistent with each other."""
         blocks = self.num_hidden_layers + self.num_refinement_layers
         ratio = self.patch_size / self.mask_stride
         stride = (32 if self.is_convolutional else self.vision_config.patch_size) / max(self.clip_input_scale, 1e-6)
@@ -255,8 +254,8 @@ class AlignZegConfig(PreTrainedConfig):
             >= 0,
             f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
             f"({self.num_attention_heads}).": self.hidden_size % self.num_attention_heads == 0,
-            f"`mask_stride` is {self.mask_stride}; `patch_size` ({self.patch_size}) must be 1, 2, 4, … times as "
-            "large.": ratio >= 1 and math.log2(ratio).is_integer(),
+            f"`mask_stride` is {self.mask_stride}; `patch_size` ({self.patch_size}) must be `mask_stride` times a power of "
+            "two.": ratio >= 1 and math.log2(ratio).is_integer(),
             f"`clip_input_scale` is {self.clip_input_scale}; a cell of the image tower must cover a whole number of input "
             "pixels (0.5 and 1.0 always do).": self.clip_input_scale > 0 and abs(stride - round(stride)) < 1e-6,
             f"`projection_hidden_dim` is {self.projection_hidden_dim} with the `visual_projection` "
@@ -274,8 +273,8 @@ class AlignZegConfig(PreTrainedConfig):
         if self.vision_config.model_type == "clip_vision_model":
             depth, split = self.vision_config.num_hidden_layers, self.clip_split_layer or 0
             checks[
-                f"`clip_split_layer` is {self.clip_split_layer}; expected 1..{depth - 1}: features come from the layers of "
-                "the image tower before it, recognition from the others."
+                f"`clip_split_layer` is {self.clip_split_layer}; expected 1..{depth - 1}: layers before it provide "
+                "features, the others recognise proposals."
             ] = 0 < split < depth
             checks[
                 f"`fusion_layers` is {self.fusion_layers}; expected layers below {depth}: the last layer of the image tower "
@@ -286,7 +285,7 @@ class AlignZegConfig(PreTrainedConfig):
                 raise ValueError(message)
 
     def validate_labels(self) -> None:
-        """Class names."""
+        """Checks `id2label` and `unseen_labels`."""
         for index, (key, name) in enumerate(self.id2label.items()):
             if int(key) != index or not isinstance(name, str):
                 raise ValueError(
@@ -297,7 +296,7 @@ class AlignZegConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(
                 f"`unseen_labels` contains {unknown[0]!r}, which is not one of the {len(self.id2label)} names in "
-                "`id2label`; a class that is misspelt here would count as seen."
+                "`id2label`; a misspelt class would count as seen."
             )
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images and label maps into model inputs.
+"""Converts images and label maps to model inputs.
 
-Reading images of all kinds is in images_alignzeg.py; the way back, from outputs to label maps, in
-post_processing_alignzeg.py.
+images_alignzeg.py reads images of all kinds; post_processing_alignzeg.py converts outputs to label maps.
 """
 
 import math
@@ -26,7 +25,7 @@ from .images_alignzeg import binary_masks, flatten_images, flatten_maps, resize_
 from .post_processing_alignzeg import AlignZegPostProcessing
 
 
-LARGEST_INPUT = 2**28  # pixels of a model input, which are 3 GiB
+LARGEST_INPUT = 2**28  # pixels of a model input: 3 GiB
 
 
 # --- arguments -------------------------------------------------------------------------------------------------
@@ -44,7 +43,7 @@ def _check_lengths(name: str, size: SizeDict) -> None:
 
 
 def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> tuple[int, int]:
-    """Height and width after resizing; the aspect ratio is kept as far as no side falls below `size_divisor`."""
+    """Height and width after resizing; the aspect ratio is kept unless a side would fall below `size_divisor`."""
     _check_lengths("size", size)
     if size.height and size.width:
         return size.height, size.width
@@ -70,8 +69,8 @@ def _output_size(height: int, width: int, size: SizeDict, size_divisor: int) -> 
 def _check_pixels(name: str, size: tuple[int, int]) -> None:
     if math.prod(size) > LARGEST_INPUT:
         raise ValueError(
-            f"`{name}` makes an input of {size[0]} x {size[1]} pixels; expected at most {LARGEST_INPUT}. Choose a smaller "
-            "one, or segment the image in parts."
+            f"`{name}` gives an input of {size[0]} x {size[1]} pixels; expected at most {LARGEST_INPUT}. Choose a smaller "
+            "value, or segment the image in parts."
         )
 
 
@@ -80,11 +79,11 @@ def _padded_size(
 ) -> tuple[int, int]:
     """Height and width of a batch of images of shape (height, width, channels)."""
     if len({shape[2] for shape in shapes}) > 1:
-        raise ValueError("The `images` have different numbers of channels; set `do_convert_rgb=True`.")
+        raise ValueError("The `images` have different channel counts; set `do_convert_rgb=True`.")
     height, width = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     if not do_pad:
         if len(set(shapes)) > 1:
-            raise ValueError("The `images` have different sizes, which need `do_pad=True` to become one batch.")
+            raise ValueError("The `images` have different sizes; set `do_pad=True` to batch them.")
         return height, width
     if pad_size is None:
         return -(-height // size_divisor) * size_divisor, -(-width // size_divisor) * size_divisor
@@ -119,7 +118,7 @@ class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor (`int`, *optional*, defaults to 32):
         Padded height and width are multiples of it.
     ignore_index (`int`, *optional*, defaults to 255):
-        Label of pixels that belong to no class; `None` takes every label for a class.
+        Label of unlabelled pixels; with `None`, every label is a class.
     correction_gamma (`float`, *optional*, defaults to 1.0), correction_threshold (`float`, *optional*, defaults to 0.7):
         Predictive bias correction in post-processing.
     dense_weight (`float`, *optional*, defaults to 0.5):
@@ -139,30 +138,30 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
 
     Args:
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
-            Make three channels of any mode; see [`to_rgb`] for transparency, 16-bit images and EXIF orientation.
+            Convert any mode to RGB; see [`to_rgb`] for transparency, 16-bit images and EXIF orientation.
         do_resize (`bool`, *optional*, defaults to `True`):
             Resize to `size`.
         size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 640, "longest_edge": 2560}`):
-            The aspect ratio is kept. The longer side is at most `longest_edge` (four times `shortest_edge` where it is
-            not given), also for images of 1 x N pixels, whose short side then becomes `size_divisor`. An `int` is a
+            The aspect ratio is kept. The longer side is at most `longest_edge` (default: four times `shortest_edge`).
+            For very long images, such as 1 x N pixels, the short side is then at least `size_divisor`. An `int` is a
             `shortest_edge`; `height` and `width`, or `max_height` and `max_width`, work too.
         resample (`int`, *optional*, defaults to bicubic):
-            Filter of PIL. Label maps always take the nearest pixel.
+            PIL resampling filter. Label maps always use nearest neighbour.
         do_rescale (`bool`, *optional*, defaults to `True`):
-            Multiply the 8-bit values by `rescale_factor`. Switched off, values keep the range in which they came.
+            Multiply the 8-bit values by `rescale_factor`. If `False`, values keep their original range.
         rescale_factor (`float`, *optional*, defaults to 1/255):
             See `do_rescale`.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Subtract `image_mean`, divide by `image_std`.
         image_mean, image_std (`list[float]`, *optional*):
-            CLIP's own by default.
+            Default: the mean and standard deviation of OpenAI's CLIP.
         do_pad (`bool`, *optional*, defaults to `True`):
             Pad with zeros at the bottom and the right to a multiple of `size_divisor` and to the largest image of the
-            batch, or to `pad_size`. Switched off, all images must come out equally large.
+            batch, or to `pad_size`. If `False`, all images must have the same size after resizing.
         size_divisor (`int`, *optional*, defaults to 32):
             See `do_pad`.
         ignore_index (`int`, *optional*, defaults to 255):
-            Label of pixels that belong to no class.
+            Label of unlabelled pixels.
         correction_gamma (`float`, *optional*, defaults to 1.0):
             Predictive bias correction (PBC): how much the logits of seen classes are lowered in proposals that look
             unseen. The right value depends on the temperature; `scripts/calibrate.py` chooses it for a checkpoint.
@@ -170,7 +169,7 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
             Proposals whose probability of being unseen exceeds it are corrected.
         dense_weight (`float`, *optional*, defaults to 0.5):
             Weight `a`, from 0 to 1, of the cells of a convolutional image tower against the proposals in
-            `score = proposals^(1 - a) · cells^a`. Without effect on a ViT.
+            `score = proposals^(1 - a) · cells^a`. No effect on a ViT.
     """
 
     valid_kwargs = AlignZegImageProcessorKwargs
@@ -204,13 +203,13 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
         **kwargs: Unpack[AlignZegImageProcessorKwargs],
     ) -> BatchFeature:
         r"""
-        Images, and optionally their label maps, into model inputs.
+        Converts images, and optionally their label maps, to model inputs.
 
         Args:
             images: an image or any nesting of images: PIL of any mode, paths, NumPy arrays or torch tensors of shape
                 (height, width), (height, width, channels) or (channels, height, width), or batches of them. Integers
                 are 0 to 255 (uint16: 0 to 65535), floats 0 to 1 or 0 to 255. EXIF orientation is applied to PIL
-                images: their label map, and `target_sizes` afterwards, are those of the upright image.
+                images: label maps and `target_sizes` must match the upright image.
             segmentation_maps: one map of class ids per image, of the image's own height and width: PIL (L, P, I, I;16)
                 or an array of whole numbers.
             kwargs: any argument of the constructor, for this call only.
@@ -221,12 +220,12 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
             - **pixel_values** -- (batch, 3, height, width), float32.
             - **pixel_mask** -- (batch, height, width), int64: 1 on the image, 0 on padding.
             - **mask_labels** -- with `segmentation_maps`: per image (classes present, height, width), float32, 0 or 1;
-              empty where the map holds nothing but `ignore_index`.
+              empty if the map contains only `ignore_index`.
             - **class_labels** -- with `segmentation_maps`: per image (classes present,), int64, ascending.
 
         Raises:
-            ValueError: an image cannot be read, is empty or holds values outside its range; a label map does not fit
-                its image. The message names the image.
+            ValueError: an image cannot be read, is empty or has values out of range, or a label map does not match its
+                image. The message gives the position of the image.
         """
         _check_pairs(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
@@ -270,7 +269,7 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
         maps = None if segmentation_maps is None else flatten_maps(segmentation_maps, len(images))
         if maps is not None and len(maps) != len(images):
             raise ValueError(
-                f"There are {len(maps)} `segmentation_maps` for {len(images)} `images`; expected one each."
+                f"There are {len(maps)} `segmentation_maps` for {len(images)} `images`; expected one per image."
             )
 
         arrays, factors, labels = [], [], []
@@ -304,7 +303,7 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
         if not np.isfinite(largest).all():
             raise ValueError(
                 f"`rescale_factor` {rescale_factor}, `image_mean` {image_mean} and `image_std` {image_std} give pixels that "
-                "float32 does not hold; expected values such as 1/255, 0.5 and 0.25."
+                "float32 cannot represent; expected values such as 1/255, 0.5 and 0.25."
             )
         pixel_values = np.zeros((len(arrays), channels, height, width), dtype=np.float32)
         pixel_mask = np.zeros((len(arrays), height, width), dtype=np.int64)
@@ -316,7 +315,7 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
                 values[channel][inside] -= np.float32(mean[channel] / std[channel])
 
         features = BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
-        if maps is not None:  # lists, because images have different numbers of classes
+        if maps is not None:  # lists, because the number of classes differs between images
             wrap = torch.from_numpy if return_tensors == "pt" else np.asarray
             pairs = [binary_masks(label, height, width, ignore_index) for label in labels]
             features["mask_labels"] = [wrap(masks) for masks, _ in pairs]

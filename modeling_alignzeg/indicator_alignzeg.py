@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""PBC, predictive bias correction: the class indicator `φ_bc`. What its logits do to class scores is in the read-out."""
+"""PBC, predictive bias correction: the class indicator `φ_bc`. The read-out applies its logits to the class scores."""
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,11 @@ UNCLAIMED_LOGIT = 20.0  # sigmoid(20) rounds to 1.0 in float32
 
 
 class AlignZegClassIndicator(nn.Module):
-    """Does a proposal show an unseen class?
+    """Predicts whether a proposal shows an unseen class.
 
-    Where an embedding lies says nothing about seen or unseen; what it resembles does. So the indicator reads, from the
-    logits before and after the adapter: the best seen class, the margin of the best other candidate over it, the
-    entropy over seen classes, and the background.
+    The position of an embedding says nothing about seen or unseen; its similarity to the prototypes does. So the inputs
+    are statistics of the logits before and after the adapter: the best seen class, the margin of the best unseen
+    candidate over it, the entropy over the seen classes, and the background.
     """
 
     num_statistics = 7
@@ -31,21 +31,21 @@ class AlignZegClassIndicator(nn.Module):
 
     @staticmethod
     def statistics(frozen_logits: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
-        """Relative evidence for "unseen".
+        """Statistics of the logits that indicate an unseen class.
 
         Args:
             frozen_logits: `(..., C)` class logits of the frozen embedding.
             logits: `(..., C + 1)` logits of the adapted embedding, the background last.
-            seen: `bool (C,)`, classes that count as seen; all others are candidates for "unseen".
+            seen: `bool (C,)`, classes that count as seen; all others are unseen candidates.
 
         Returns:
-            `(..., 7)`, of the order of one.
+            `(..., 7)`, on the order of one.
         """
         parts = []
         for values in (frozen_logits.float(), logits[..., :-1].float()):
             seen_values = values.masked_fill(~seen, -1e4)
             best_seen = seen_values.amax(-1)
-            # Without a candidate nothing can be unseen: the margin is that of a class opposite to the embedding.
+            # Without a candidate nothing can be unseen: use the margin of a class opposite to the embedding.
             best_other = torch.where((~seen).any(), values.masked_fill(seen, -1e4).amax(-1), -100.0)
             distribution = seen_values.log_softmax(-1)
             entropy = -(distribution.exp() * distribution).sum(-1)
@@ -54,7 +54,7 @@ class AlignZegClassIndicator(nn.Module):
         return torch.stack(parts, -1)
 
     def score(self, frozen_logits: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
-        """Logits `(...)` of "unseen"; arguments as for [`statistics`]. No gradient reaches them."""
+        """Logits `(...)` of "unseen". Arguments as for [`statistics`]; they receive no gradient."""
         statistics = self.statistics(frozen_logits.detach(), logits.detach(), seen)
         return self.mlp(statistics.to(logits.dtype))[..., 0]  # not the dtype of the weights, which may be quantized
 
@@ -63,15 +63,15 @@ class AlignZegClassIndicator(nn.Module):
         scores = self.score(frozen_logits, logits, seen)
         if not self.config.unclaimed_proposal:
             return scores
-        # Queries learned to claim what is seen: what they leave is not.
+        # Queries learned to claim seen classes, so the unclaimed region counts as unseen.
         last = scores[:, -1:].masked_fill((~seen).any(), UNCLAIMED_LOGIT)
         return torch.cat([scores[:, :-1], last], 1)
 
     def loss(
         self, frozen_logits: Tensor, logits: Tensor, classes: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """PBC's training episode: some seen classes are left out of "seen" and play the unseen candidates. `L_bc` is the
-        binary cross-entropy in which proposals of both kinds weigh the same.
+        """PBC's training episode: a random part of the seen classes is treated as unseen. `L_bc` is a binary cross-entropy
+        in which both kinds of proposals have the same total weight.
 
         Args:
             frozen_logits: `(M, S)` logits of matched proposals over the seen classes, before the adapter.

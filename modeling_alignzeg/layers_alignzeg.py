@@ -1,9 +1,9 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Grids over padded batches, and the attention and MLP layers that all parts share.
+"""Grids over padded batches, and shared attention and MLP layers.
 
-A batch of images of different sizes is padded at the bottom and right. `content (B, 2)` holds each image's own height and
-width in pixels; every step treats what lies outside as absent, so that padding never changes a result. `content=None` means
-that no grid has a cell without content, and nothing needs to be masked.
+A batch of images of different sizes is padded at the bottom and right. `content (B, 2)` is the height and width of each
+image in pixels, without padding. Every step masks the padding, so that it never changes a result. `content=None` means that
+every cell of every grid has content and nothing needs to be masked.
 """
 
 from typing import NamedTuple
@@ -26,11 +26,11 @@ class Grid(NamedTuple):
     content: Tensor | None = None
 
     def cells(self) -> Tensor | None:
-        """Rows and columns of each image that hold content, `(B, 2)`; `None`: all of them."""
+        """Numbers of rows and columns with content per image, `(B, 2)`; `None`: all of them."""
         return None if self.content is None else torch.ceil(self.content / self.stride)
 
     def mask(self) -> Tensor | None:
-        """Whether the cells hold content: `bool (B, h, w)`; `None`: all of them do."""
+        """Whether each cell has content: `bool (B, h, w)`; `None`: all cells have."""
         return None if self.content is None else content_mask(self.content, self.size, self.stride)
 
     def key_mask(self, dtype: torch.dtype) -> Tensor | None:
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
         return hidden.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
 
     def clear(self, values: Tensor) -> Tensor:
-        """`values (B, c, h, w)` with zeros where there is no content."""
+        """`values (B, c, h, w)` with zeros on padding."""
         return values if self.content is None else values * self.mask()[:, None].to(values.dtype)
 
     def coarser(self, ratio: int) -> "Grid":
@@ -67,7 +67,7 @@ def to_tokens(values: Tensor) -> Tensor:
 
 
 def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear") -> Tensor:
-    """`values (B or 1, c, h, w)` on `source` at the cells of `target`, content on content."""
+    """Resizes `values (B or 1, c, h, w)` from the grid `source` to `target`, aligning their content."""
     if source.content is None and target.content is None:
         if not torch.compiler.is_compiling() and values.shape[-2:] == tuple(target.size):
             return values
@@ -79,7 +79,7 @@ def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear")
         position = (
             (torch.arange(length, device=values.device) + 0.5) * cells[0][:, axis, None] / cells[1][:, axis, None]
         )
-        if mode == "bilinear":  # the outermost content cell is repeated, as at the border of an unpadded grid
+        if mode == "bilinear":  # repeat the outermost content cell, as at the border of an unpadded grid
             position = position.clamp(max=cells[0][:, axis, None] - 0.5)
         axes.append(position * (2 / values.shape[-2 + axis]) - 1)
     batch = max(axes[0].shape[0], axes[1].shape[0])
@@ -89,8 +89,8 @@ def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear")
 
 
 def pool_cells(values: Tensor, ratio: int, grid: Grid) -> Tensor:
-    """Means over the content of the `ratio x ratio` blocks of `values (B, c, h, w)` on `grid`."""
-    if grid.content is None:  # blocks that reach over the border are means of what lies inside
+    """Mean over the content of each `ratio x ratio` block of `values (B, c, h, w)` on `grid`."""
+    if grid.content is None:  # blocks that cross the border average only the cells inside
         return F.avg_pool2d(values, ratio, ceil_mode=True)
     weight = grid.mask()[:, None].to(values.dtype)
     total, share = (F.avg_pool2d(states, ratio, ceil_mode=True) for states in (values * weight, weight))

@@ -2,12 +2,13 @@
 """Targets, matching, and the mask and class terms of `L = L_bc + λ1·L_ce + λ2·L_mask + λ3·L_vir + λ4·L_reg`.
 
 `L_vir` and `L_reg` are in classifier_alignzeg.py, `L_bc` in indicator_alignzeg.py. Every function here is vectorised over
-images, proposals and targets; only scipy's assignment loops over images. Unlabelled pixels (unseen classes, void, clutter,
-padding) take no part in matching, in the mask loss or in sampling, but for those near a labelled object: they are not part
-of it (`SegmentationTargets.reach`), so that no proposal learns to stay off what is unlabelled everywhere.
+images, proposals and targets; only scipy's assignment loops over images. Unlabelled pixels (such as unseen classes, clutter
+or padding) are left out of matching, mask loss and sampling. The exception are unlabelled pixels near a labelled object:
+they are negatives of that object only (`SegmentationTargets.reach`), so no proposal learns to avoid unlabelled regions in
+general.
 
-Sums are divided by counts over *all* processes, so that two processes with half the batch each take the step that one
-process with the whole batch takes.
+Sums are divided by counts over *all* processes, so that two processes with half a batch each take the same step as one
+process with the whole batch.
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,9 @@ except ImportError:  # inference does not need it
     linear_sum_assignment = None
 
 
-REACH_MARGIN = 0.25  # how far an object's reach goes beyond its bounding box, as a share of the box's sides
+REACH_MARGIN = 0.25  # margin of an object's reach around its bounding box, as a share of the box's sides
 OVERSAMPLE_RATIO, IMPORTANCE_SAMPLE_RATIO = 3.0, 0.75  # PointRend (Kirillov et al., 2020), as in Mask2Former
-IGNORED_SHARE = 0.5  # an unmatched proposal with more of its mask on unlabelled pixels takes no part in the class term
+IGNORED_SHARE = 0.5  # unmatched proposals with more of their mask on unlabelled pixels are left out of the class term
 
 
 @dataclass
@@ -55,10 +56,10 @@ class SegmentationTargets:
 
 
 def compared_points(labelled: Tensor, reach: Tensor, points: Tensor, width: int) -> Tensor:
-    """Which points count when a mask is compared with a target: labelled ones and those in the target's reach.
+    """Whether each point counts in the comparison of a mask with a target: if it is labelled or in the target's reach.
 
     Args:
-        labelled: `bool (..., P)` or broadcastable, of the points.
+        labelled: `bool (..., P)` or broadcastable, whether the points are labelled.
         reach: `int64 (..., 4)`, see [`SegmentationTargets`].
         points: `int64 (..., P)` into the flattened image of `width`.
     """
@@ -68,7 +69,7 @@ def compared_points(labelled: Tensor, reach: Tensor, points: Tensor, width: int)
 
 
 def target_reach(masks: Tensor, content: Tensor | None, margin: float = REACH_MARGIN) -> Tensor:
-    """Where an unlabelled pixel is a negative of a target: `int64 (batch, targets, 4)`.
+    """Rectangles in which unlabelled pixels are negatives of a target: `int64 (batch, targets, 4)`.
 
     Args:
         masks: `bool (batch, targets, height, width)`.
@@ -83,7 +84,7 @@ def target_reach(masks: Tensor, content: Tensor | None, margin: float = REACH_MA
         first = hits.int().argmax(-1)
         last = hits.shape[-1] - hits.flip(-1).int().argmax(-1)
         extra = ((last - first) * margin).ceil().long()
-        there = hits.any(-1)  # a target without pixels reaches nothing
+        there = hits.any(-1)  # a target without pixels has no reach
         spans += [(first - extra).clamp(min=0) * there, (last + extra).minimum(limit) * there]
     return torch.stack(spans, -1)
 
@@ -108,18 +109,18 @@ class ProposalMatch:
 
 
 class MatchingCostError(FloatingPointError):
-    """A matching cost is not finite. With several processes all of them raise it together, so that none waits.
+    """A matching cost is not finite. All processes raise this error together, so that none waits for another.
 
     Attributes:
-        costs: The first value that is not finite of each term, by name; empty where only other processes have one.
-        images: Indices of the images in this process's batch that have one.
+        costs: The first non-finite value of each term, by name; empty if only other processes have one.
+        images: Indices of the images in this process's batch that have a non-finite cost.
     """
 
     def __init__(self, costs: dict[str, float], images: list[int]):
         self.costs, self.images = costs, images
         where = f"Matching of image {', '.join(map(str, images))} in the batch" if images else "Another process"
         super().__init__(
-            f"{where} met a cost that is not finite (term: {', '.join(costs) or 'see there'}). The masks or class "
+            f"{where} has a cost that is not finite (term: {', '.join(costs) or 'see that process'}). The masks or class "
             "logits diverged: lower the learning rate, clip gradients or train in bf16/fp32."
         )
 
@@ -131,18 +132,18 @@ def stack_targets(
     seen_class_mask: Tensor,
     content: Tensor | None = None,
 ) -> SegmentationTargets:
-    """Stacks per-image labels. The training vocabulary holds seen classes only: `classes` are numbered among them.
+    """Stacks per-image labels. The training vocabulary contains seen classes only; `classes` are indices into it.
 
     Args:
         mask_labels: For each image `(targets_i, height, width)`, bool or {0, 1}; a semantic label map split by class.
         class_labels: For each image `int64 (targets_i,)`, indices into the text prototypes.
-        size: Height and width to which all masks are padded (bottom, right) with "no label".
-        seen_class_mask: `bool (classes,)`; labels may name seen classes only.
+        size: Height and width to which all masks are padded (bottom, right) with unlabelled pixels.
+        seen_class_mask: `bool (classes,)`; labels may contain seen classes only.
         content: `(batch, 2)` height and width of the images inside the padding; default all.
 
     Raises:
-        ValueError: lists of different length, entries that are no tensors or hold other numbers, masks that do not fit,
-            or a class id that is unknown or unseen.
+        ValueError: the lists differ in length, an entry is not a tensor of the right type and shape, or a class id is
+            unknown or unseen.
     """
     if len(mask_labels) != len(class_labels):
         raise ValueError(
@@ -169,8 +170,8 @@ def stack_targets(
     if wrong.any():
         raise ValueError(
             f"`class_labels` contains class id {int(ids[wrong][0])}, which is not among the {num_classes} classes of the "
-            "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; turn everything "
-            "else into the ignore index before masks are made."
+            "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; set all other "
+            "labels to `ignore_index` before masks are made."
         )
     classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
     if classes.shape[1] == 0:  # no image has any label
@@ -187,15 +188,15 @@ def stack_targets(
 
 
 def sample_labelled_points(labelled: Tensor, num_points: int, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform draws from the labelled pixels of each image.
+    """Samples labelled pixels of each image uniformly.
 
     Args:
         labelled: `bool (batch, height, width)`.
-        num_points: Draws per image, with replacement.
-        generator: Source of the draws; default torch's own.
+        num_points: Samples per image, with replacement.
+        generator: Random generator; default: torch's own.
 
     Returns:
-        `int64 (batch, num_points)`, indices into the flattened image; 0 where an image has no labelled pixel.
+        `int64 (batch, num_points)`, indices into the flattened image; 0 if an image has no labelled pixel.
     """
     cumulative = labelled.flatten(1).cumsum(1)
     total = cumulative[:, -1:]
@@ -209,9 +210,9 @@ class PointSample(NamedTuple):
 
     Attributes:
         points: `int64 (batch, P)` candidates, indices into the flattened image.
-        num_uncertain: In the mask loss each proposal keeps this many of the candidates, those it is least certain about
+        num_uncertain: In the mask loss, each proposal keeps this many candidates, the ones it is least certain about
             (PointRend); `None` keeps all.
-        num_random: The last `num_random` candidates are kept in any case.
+        num_random: The last `num_random` candidates are always kept.
     """
 
     points: Tensor
@@ -220,7 +221,7 @@ class PointSample(NamedTuple):
 
     @property
     def for_matching(self) -> Tensor:
-        """As many of the candidates as the mask loss reads."""
+        """As many of the candidates as the mask loss uses."""
         count = self.points.shape[1] if self.num_uncertain is None else self.num_uncertain + self.num_random
         return self.points[:, :count]
 
@@ -228,7 +229,7 @@ class PointSample(NamedTuple):
 def sample_points(
     targets: SegmentationTargets, mask_size: tuple[int, int], num_points: int | None, generator: torch.Generator | None
 ) -> PointSample:
-    """`num_points` pixels per proposal that count for a target, or with `None` the centres of all mask cells."""
+    """Samples `num_points` pixels per proposal among those that count for a target; `None`: centres of all mask cells."""
     size, device = targets.labelled.shape[-2:], targets.labelled.device
     if num_points is None:
         return PointSample(cell_centres(mask_size, size, device).expand(len(targets.labelled), -1))
@@ -294,7 +295,7 @@ def match_proposals(
         class_logits: `(B, N, C + 1)`, background last.
         targets: Labels of the batch.
         points: `int64 (B, P)` pixels at which masks are compared; points on unlabelled pixels do not count.
-        weights: Of the class, mask and dice costs.
+        weights: Weights of the class, mask and dice costs.
 
     Raises:
         MatchingCostError: a cost of this or another process is not finite; the message names the term and the image.
@@ -310,7 +311,7 @@ def match_proposals(
 
     scores = class_logits.float().softmax(-1)
     class_cost = -scores.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1))
-    # Cross-entropy against 0; against 1 it is smaller by the logit itself. A target's own pixels always count.
+    # Cross-entropy with target 0, minus the logit where the target is 1. A target's own pixels always count.
     entropy = F.softplus(predicted) @ valid.mT - predicted @ truth.mT
     mask_cost = entropy / valid.sum(-1)[:, None].clamp(min=1)
     probability = predicted.sigmoid()
@@ -334,7 +335,7 @@ def match_proposals(
 
 
 def count_over_processes(count: Tensor) -> Tensor:
-    """Mean of `count` over all processes, at least a millionth: what a process divides its own sum by."""
+    """Mean of `count` over all processes, at least 1e-6; each process divides its own sum by it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         count = count.clone()
         torch.distributed.all_reduce(count)
@@ -384,8 +385,9 @@ def classification_loss(
 ) -> Tensor:
     """Weighted cross-entropy over the seen classes and the background (`L_ce`).
 
-    A matched proposal's target is its class, an unmatched one's the background with weight `no_object_weight`. An
-    unmatched proposal that lies mostly on unlabelled pixels may cover an unseen object: it takes no part.
+    The target of a matched proposal is its class. The target of an unmatched one is the background, with weight
+    `no_object_weight`. An unmatched proposal that is mostly on unlabelled pixels may cover an unseen object and is left
+    out.
     """
     with torch.no_grad():
         target = torch.full(class_logits.shape[:2], class_logits.shape[-1] - 1, device=class_logits.device)
@@ -400,5 +402,5 @@ def classification_loss(
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Mean of `values (V,)` over all processes; 0 where there is none."""
+    """Mean of `values (V,)` over all processes; 0 without values."""
     return values.sum() / count_over_processes(torch.tensor(float(len(values)), device=values.device))

@@ -7,17 +7,17 @@
          │                                                                    │
          └─ side_network: stem ─ encoder ─ MRPE ─ masks ◄──────────────────────┤
                 │ proposals: queries and masks                                │
-                └─ recognizer: how proposals are read from the tower ◄─────────┘
+                └─ recognizer: proposal embeddings from the tower ◄────────────┘
                         │ frozen embeddings
                         └─ classifier (GEPC): adapter, text and background prototypes, virtual features ── class logits
                                 │
                                 └─ indicator (PBC): statistics of the logits ── unseen logits
 
-A convolutional tower's own cells have a classifier too, whose logits the read-out weighs in.
+A convolutional tower's own cells have a classifier too; the read-out combines its logits with those of the proposals.
 
-Shapes: `B` images of `H x W` pixels; `N` proposals, with `config.unclaimed_proposal` the last of them is what no query
-claims; side network of width `d` on a grid of `T = h·w` tokens; image tower of width `Dv` on a grid of `P` cells; joint
-space of width `D`; `C` classes.
+Shapes: `B` images of `H x W` pixels; `N` proposals (with `config.unclaimed_proposal`, the last one is the region that no
+    query claims); side network of width `d` on a grid of `T = h·w` tokens; image tower of width `Dv` on a grid of `P` cells;
+    joint space of width `D`; `C` classes.
 """
 
 import math
@@ -69,10 +69,10 @@ class AlignZegOutput(ModelOutput):
     Output of [`AlignZegModel`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): The objective, when labels were given.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): The total loss, if labels are given.
         loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator, loss_cells
-            (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a part that is
-            switched off. `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
+            (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a disabled part.
+            `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
         masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
             the input padded to a multiple of `config.size_divisor`.
         class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Temperature-scaled class logits, the
@@ -80,18 +80,18 @@ class AlignZegOutput(ModelOutput):
         unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
         dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Temperature-scaled class logits of the
-            cells of a convolutional image tower; the read-out weighs them against the proposals.
+            cells of a convolutional image tower; the read-out combines them with the proposals.
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in the joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.
         seen_class_mask (`torch.LongTensor` of shape `(B, C)`): 1 for classes that count as seen, 0 for unseen ones. The
-            same for every image; with the batch in front, so that pipelines and data parallelism can split and join it.
+            same for every image; the batch axis lets pipelines and data parallelism split and join it.
         auxiliary_masks_queries_logits (`tuple(torch.FloatTensor)`, *optional*): Mask logits of the MRPE layers before
             the last, with `output_auxiliary_logits=True`.
         last_hidden_state (`torch.FloatTensor` of shape `(B, T, d)`): Refined features of the side network.
         queries_hidden_state (`torch.FloatTensor` of shape `(B, num_queries, d)`): Refined mask queries.
-        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Of the side network's image encoder, with
-            `output_hidden_states=True` and `output_attentions=True`.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): Hidden states and attentions of the side
+            network's image encoder, with `output_hidden_states=True` and `output_attentions=True`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -122,7 +122,7 @@ class ImageInputs(NamedTuple):
 
     Attributes:
         pixel_values: `(B, 3, H, W)`; sides are multiples of `config.size_divisor`, padding is zero.
-        content: `(B, 2)`, see [`Grid`]; `None` where no grid has a cell without content.
+        content: `(B, 2)`, see [`Grid`]; `None` if every cell of every grid has content.
         content_sizes: `(B, 2)` height and width of the images in pixels.
     """
 
@@ -190,10 +190,10 @@ class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
 
 class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
     r"""
-    AlignZeg with all its parts. The image and text towers are frozen and carry no gradient; everything else is trainable.
+    The AlignZeg model. The image and text towers are frozen and receive no gradient; everything else is trainable.
 
-    The vocabulary, `config.id2label` and its text prototypes, is stored with the weights, so that the model runs on
-    images alone. Other class names are an argument of a call:
+    The vocabulary (`config.id2label` and its text prototypes) is stored with the weights, so the model runs on images
+    alone. Pass other classes per call:
 
         prototypes = model.get_text_prototypes(processor, ["red striped", "blue dotted"])
         outputs = model(**processor(images=image, return_tensors="pt"), text_prototypes=prototypes)
@@ -210,26 +210,26 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         self.cell_classifier = AlignZegCellClassifier(config) if config.is_convolutional else None
         self.register_buffer("class_text_embeds", self._placeholder_prototypes())
         self.register_buffer("seen_class_mask", self._seen_classes_of_config())
-        self.size_divisor = config.size_divisor  # torch.compile takes numbers of a module as constants
+        self.size_divisor = config.size_divisor  # torch.compile treats numbers of a module as constants
         self.freeze_clip()
         self.post_init()
 
     def freeze_clip(self) -> None:
-        """Takes the towers, their projections and the temperature out of training."""
+        """Freezes the towers, their projections and the temperature."""
         for part in (*self.recognizer.frozen_parts(), self.text_encoder):
             part.requires_grad_(False).train(False)
         self.logit_scale.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`], which makes every loaded weight trainable: the towers stay frozen."""
+        """As [`PreTrainedModel.from_pretrained`], which makes every weight trainable; freezes the towers again."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_clip()
         return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As [`PreTrainedModel.save_pretrained`]. The folder loads with AutoModelForSemanticSegmentation too, and with the
-        pipeline: what is imported here travels along."""
+        """As [`PreTrainedModel.save_pretrained`]. Also adds the code of the pipeline, so that the folder loads with
+        `pipeline` and AutoModelForSemanticSegmentation."""
         from .pipeline_alignzeg import ZeroShotImageSegmentationPipeline
 
         self.config.auto_map = {
@@ -276,16 +276,16 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
             pixel_mask: `(B, H, W)`, 1 on the image, 0 on padding at the bottom and right.
             mask_labels: For each image `(n, H, W)`, one binary mask per class in it. Pixels in no mask are unlabelled.
             class_labels: For each image `int64 (n,)`, indices into the text prototypes.
-            text_prototypes: Unit vectors `(C, D)`, or `(C, K, D)`, several per class, of which the nearest counts; with
-                labels `(C, D)`. Default the stored vocabulary's.
+            text_prototypes: Unit vectors `(C, D)`, or `(C, K, D)` with K per class, of which the nearest counts. A loss
+                needs `(C, D)`. Default: the stored vocabulary's.
             input_ids, attention_mask: Tokenized class prompts `(C, L)`, `(C, templates, L)` or `(C, phrases, templates,
                 L)`, instead of prototypes.
             seen_class_mask: `bool (C,)`, which classes count as seen. Default: the vocabulary's; with other classes, all.
-            clip_hidden_states: What [`clip_hidden_states`] gave for these pixels earlier.
+            clip_hidden_states: Result of [`clip_hidden_states`] for these pixels, used instead of running the tower.
             output_auxiliary_logits: Whether to return the masks of the MRPE layers before the last.
 
         Raises:
-            ValueError: an argument is missing or does not fit; the message names it.
+            ValueError: an argument is missing or has the wrong type or shape; the message names it.
         """
         images = self._prepare_images(pixel_values, pixel_mask)
         vocabulary = self._prepare_vocabulary(text_prototypes, input_ids, attention_mask, seen_class_mask)
@@ -364,17 +364,17 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
             full = torch.tensor([size], device=pixel_values.device).expand(batch, -1)
             return ImageInputs(pixel_values.to(dtype), None, full)
         content = torch.stack([pixel_mask.any(2).sum(1), pixel_mask.any(1).sum(1)], 1)
-        # Padding is zero, whatever the caller left there.
+        # Zero the padding, whatever its values were.
         pixel_values = pixel_values.masked_fill(~content_mask(content, size)[:, None], 0).to(dtype)
         return ImageInputs(pixel_values, content if self._has_empty_cells(content, size) else None, content)
 
     def _has_empty_cells(self, content: Tensor, size: tuple[int, int]) -> bool:
-        """Whether a cell of some grid holds no content at all; compiled models always mask."""
+        """Whether any grid has a cell without content; always true in compiled models."""
         if torch.compiler.is_compiling():
             return True
         smallest, stride = content.amin(0).tolist(), self.config.mask_stride
         if min(smallest) == 0:
-            raise ValueError("`pixel_mask` marks an image of the batch as nothing but padding; leave that image out.")
+            raise ValueError("`pixel_mask` marks an image of the batch as padding only; leave that image out.")
         return any(math.ceil(side / stride) * stride < padded for side, padded in zip(smallest, size))
 
     @staticmethod
@@ -384,7 +384,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         """Whether labels were given."""
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask_labels", "class_labels")[:: -1 if mask_labels is None else 1]
-            raise ValueError(f"`{missing}` is missing beside `{given}`; a loss needs both, no loss needs neither.")
+            raise ValueError(f"`{given}` is given without `{missing}`; pass both to compute a loss, or neither.")
         for name, labels in (("mask_labels", mask_labels), ("class_labels", class_labels)):
             if not isinstance(labels, (list, tuple, Tensor, type(None))):
                 raise ValueError(f"`{name}` is a {type(labels).__name__}; expected a list with one tensor per image.")
@@ -392,7 +392,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
                 raise ValueError(f"`{name}` has {len(labels)} entries for {batch} images; pass one for each image.")
         if mask_labels is not None and vocabulary.prototypes.ndim == 3:
             raise ValueError(
-                "A loss needs one prototype per class, and there are several; use "
+                "A loss needs one prototype per class, but there are several; use "
                 "`get_text_prototypes(..., phrase_pooling='mean')`."
             )
         return mask_labels is not None
@@ -411,10 +411,10 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
     ) -> dict[str, Tensor]:
         config, seen, content = self.config, vocabulary.seen, images.content
         targets = stack_targets(*labels, tuple(images.pixel_values.shape[-2:]), seen, content)
-        # Training draws points, mixtures and held-out classes anew in every step; evaluation draws the same ones each
-        # time, so that losses of two checkpoints can be compared.
+        # Training samples new points, mixtures and held-out classes in every step; evaluation always samples the same
+        # ones, so that the losses of two checkpoints are comparable.
         generator = None if self.training else torch.Generator(seen.device).manual_seed(0)
-        # The training vocabulary holds seen classes only, and no loss reads the unclaimed region.
+        # The training vocabulary contains seen classes only, and no loss uses the unclaimed region.
         queries = slice(config.num_queries)
         frozen_logits, prototypes = frozen_logits[:, queries, seen], vocabulary.prototypes[seen]
         seen_and_background = torch.cat([seen, seen.new_ones(1)])
@@ -425,8 +425,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         )
         masks_per_layer, visible = proposals.masks_per_layer, proposals.masks_per_layer[-1]
         if content is not None:
-            # What a proposal covers of the padding does not count as unlabelled, and points between the last cell of
-            # content and the padding see the former alone.
+            # Padding covered by a proposal does not count as unlabelled, and points between the last cell of content and
+            # the padding interpolate content only.
             filled = torch.ceil(content / config.mask_stride).long()
             visible = visible.masked_fill(~content_mask(filled, visible.shape[-2:])[:, None], -1e4)
             masks_per_layer = [repeat_border(masks, filled) for masks in masks_per_layer]

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Photos and class names in, one mask per class out."""
+"""Pipeline from photos and class names to one mask per class."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SEGMENT_OPTIONS = ("score_threshold", "mask_threshold", "overlap_mask_area_thres
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
     r"""
-    Semantic, panoptic or instance segmentation by class names that are given with the image.
+    Semantic, panoptic or instance segmentation with class names given per image.
 
     ```python
     segmenter = pipeline("zero-shot-image-segmentation", model="path/to/alignzeg", trust_remote_code=True)
@@ -42,39 +42,39 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         Segments one image, or each of several.
 
         Args:
-            images: PIL images, paths or addresses; of any mode and size, also within one batch.
+            images: PIL images, paths or URLs; mode and size may differ within a batch.
             candidate_labels (`list[str]`, *optional*): Distinct class names, or a dictionary with several phrases for a
                 class, see [`AlignZegModel.get_text_prototypes`]; or one string, see [`read_classes`].
-            unseen_labels (`list[str]`, *optional*): Those of them that count as unseen; default: for the checkpoint's
-                own vocabulary those of the checkpoint, for other names none.
+            unseen_labels (`list[str]`, *optional*): The class names that count as unseen. Default: the checkpoint's for
+                its own vocabulary, none for other names.
             template_set (`str` or `list[str]`, *optional*): Prompt templates; default: the checkpoint's.
-            phrase_pooling (`str`, defaults to `"max"`): How several phrases make a class: `"max"` or `"mean"`.
+            phrase_pooling (`str`, defaults to `"max"`): How to combine several phrases of a class: `"max"` or `"mean"`.
             subtask (`str`, defaults to `"semantic"`): `"semantic"`, `"panoptic"` or `"instance"`.
             gamma, threshold (`float`, *optional*): Predictive bias correction; default: the checkpoint's.
             score_threshold, mask_threshold, overlap_mask_area_threshold (`float`, *optional*): For panoptic segments and
                 instances: `threshold` and the others of [`AlignZegImageProcessor.post_process_panoptic_segmentation`].
-            labels_to_fuse (`list[str]`, *optional*): Class names that have one panoptic segment per image.
-            none_of_these (`bool`, defaults to `False`): Leave pixels that resemble no class out of all masks.
+            labels_to_fuse (`list[str]`, *optional*): Class names whose panoptic segments are fused into one per image.
+            none_of_these (`bool`, defaults to `False`): Exclude pixels that resemble no class from all masks.
             batch_size, num_workers, timeout: See [`Pipeline`]; `timeout` is for images from the web.
 
         Returns:
-            A list with one entry for each class that occurs, in the order of the class names, or one for each segment or
-            instance, for each image:
+            For each image, a list with one entry per class that occurs, in the order of the class names, or one per
+            segment or instance:
 
             - **label** (`str`) -- The class name, as [`check_class_names`] reads it.
-            - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere. Those of
+            - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere. Masks of
               instances may overlap.
-            - **score** (`float`) -- From 0 to 1: how probable the class is for the proposals that cover its mask.
+            - **score** (`float`) -- Probability of the class, averaged over the proposals that cover its mask; 0 to 1.
 
         Raises:
-            ValueError: `candidate_labels` or `unseen_labels` do not fit, there is no image, or one cannot be read.
+            ValueError: `candidate_labels` or `unseen_labels` are invalid, or an image is missing or cannot be read.
         """
         if isinstance(images, (list, tuple)) and not images:
             raise ValueError("`images` is empty; expected at least one image.")
         return super().__call__(images, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Writes the model, the processor and their code; the folder loads as this pipeline again."""
+        """Writes the model, the processor and their code to a folder that loads as this pipeline."""
         self.processor.save_pretrained(save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
 
@@ -120,12 +120,12 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     def preprocess(self, image: Image.Image | str | os.PathLike, timeout: float | None = None) -> dict[str, Any]:
         if not isinstance(image, (str, os.PathLike, Image.Image)):
-            raise ValueError(f"The image is a {type(image).__name__}; expected a PIL image, a path or an address.")
+            raise ValueError(f"The image is a {type(image).__name__}; expected a PIL image, a path or a URL.")
         try:
             image = to_rgb(image if isinstance(image, Image.Image) else open_any(os.fspath(image), timeout))
         except ValueError as error:
             raise ValueError(f"The image cannot be used: {error}.") from error
-        # Not as bare tensors: the pipeline's own batching takes images of one size only.
+        # Not as bare tensors: the pipeline's own batching requires images of one size.
         features = self.processor.image_processor(images=image, return_tensors="pt")
         return {"features": features, "target_size": (image.height, image.width)}
 
@@ -160,7 +160,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             unseen_labels = config.unseen_labels if classes is None else []
         unknown = [name for name in unseen_labels if name not in names]
         if unknown:
-            raise ValueError(f"`unseen_labels` names {unknown[0]!r}, which is not among the {len(names)} class names.")
+            raise ValueError(
+                f"`unseen_labels` contains {unknown[0]!r}, which is not among the {len(names)} class names."
+            )
         vocabulary["seen_class_mask"] = torch.tensor([name not in unseen_labels for name in names], device=self.device)
         outputs = self.model(
             pixel_values=stack("pixel_values").to(self.dtype), pixel_mask=stack("pixel_mask"), **vocabulary

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Model outputs into label maps, panoptic segments and instances: the half of the image processor that follows the model.
+"""Converts model outputs to label maps, panoptic segments and instances: the part of the image processor after the model.
 
-The arithmetic is in readout_alignzeg.py; here are the arguments, their checks and what is returned.
+The computation is in readout_alignzeg.py; this file checks arguments and builds the results.
 """
 
 import math
@@ -31,11 +31,11 @@ from .readout_alignzeg import (
 )
 
 
-LARGEST_MAP = 2**31  # pixels of a label map, which are 16 GiB
+LARGEST_MAP = 2**31  # pixels of a label map: 16 GiB
 
 
 class AlignZegPostProcessing:
-    """What [`AlignZegImageProcessor`] does after the model; the defaults of the correction are its attributes."""
+    """Mixin of [`AlignZegImageProcessor`] for post-processing; its attributes are the defaults of the correction."""
 
     correction_gamma: float
     correction_threshold: float
@@ -83,41 +83,41 @@ class AlignZegPostProcessing:
         images: ImageInput | None = None,
     ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput] | tuple[list, list[torch.Tensor] | None]:
         r"""
-        Model outputs into label maps of the images' own sizes.
+        Converts model outputs to label maps of the images' own sizes.
 
-        `score(class, pixel) = Σ_n p(class|n) · σ(mask_n(pixel))`, the background dropped, is computed on the grid of
-        the masks and resized bilinearly; cells of a convolutional tower have their share (`dense_weight`); the best class
-        wins. No network runs here: call it again on the same outputs with another `gamma` or `target_sizes`.
+        `score(class, pixel) = Σ_n p(class|n) · σ(mask_n(pixel))`, without the background, is computed on the mask grid,
+        combined with the cells of a convolutional tower (`dense_weight`) and resized bilinearly; the best class wins. No
+        network runs here: call it again on the same outputs with another `gamma` or `target_sizes`.
 
         Args:
-            outputs: [`AlignZegOutput`]; read are `masks_queries_logits`, `class_queries_logits`, and, where they are there,
+            outputs: [`AlignZegOutput`]. Uses `masks_queries_logits`, `class_queries_logits`, and, if present,
                 `unseen_logits`, `dense_logits`, `seen_class_mask` and `content_sizes`.
-            target_sizes: (height, width) of each upright image, at most 2**31 pixels. Without it the maps have the size
+            target_sizes: (height, width) of each upright image, at most 2**31 pixels. Without it, the maps have the size
                 of the mask grid, padding included.
             return_segmentation_scores: Also return the scores of all classes at full size, float32 (classes, height,
                 width).
-            seen_class_mask: (classes,), bool; True for classes seen in training. Default: that of `outputs`.
-            gamma: How much the logits of seen classes are lowered in proposals that look unseen; 0 switches the
-                correction off. Default: `correction_gamma`.
+            seen_class_mask: (classes,), bool; True for classes seen in training. Default: `outputs.seen_class_mask`.
+            gamma: Amount by which the logits of seen classes are lowered in proposals that look unseen; 0 disables the
+                correction. Default: `correction_gamma`.
             threshold: Proposals whose probability of being unseen exceeds it are corrected, 0 to 1. Default:
                 `correction_threshold`.
-            seen_penalty: Subtracted from the scores of all seen classes at every pixel: the blind baseline of ZegCLIP
-                (Zhou et al., CVPR 2023). Use it with `gamma=0`.
-            none_of_these: Let the background compete too; its pixels get `none_index`.
+            seen_penalty: Constant subtracted from the scores of all seen classes at every pixel: the blind baseline of
+                ZegCLIP (Zhou et al., CVPR 2023). Use it with `gamma=0`.
+            none_of_these: Include the background among the candidates; its pixels get `none_index`.
             none_index: Label of pixels that are none of the classes.
-            return_unseen_scores: Also return how unseen each pixel looks, `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with
+            return_unseen_scores: Also return unseen scores per pixel, `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with
                 `u_n = σ(unseen_logits_n)`.
-            images: The images, of their target sizes, whose edges move the borders between classes ([`refine_scores`]).
-                Returned scores stay as they are.
+            images: The images at their target sizes; class borders are aligned with their edges ([`refine_scores`]).
+                Returned scores are not refined.
 
         Returns:
             A list of int64 label maps (height, width), on the device of `outputs`; with `return_segmentation_scores` a
-            list of [`SemanticSegmentationPostProcessorOutput`]. With `return_unseen_scores` a pair: that list, and a list
-            of float32 maps (height, width), 0 to 1, or `None` where `outputs` hold no `unseen_logits`.
+            list of [`SemanticSegmentationPostProcessorOutput`]. With `return_unseen_scores`, a pair: that list, and a list
+            of float32 maps (height, width), 0 to 1, or `None` if `outputs` have no `unseen_logits`.
 
         Raises:
-            ValueError: `target_sizes` does not fit the batch, an argument is out of its range, or asks for what
-                `outputs` do not hold.
+            ValueError: `target_sizes` does not match the batch, an argument is out of range, or it needs values that
+                `outputs` do not contain.
         """
         batch_size, classes = _check_outputs(outputs)
         targets = _check_target_sizes(target_sizes, batch_size) or [None] * batch_size
@@ -182,20 +182,20 @@ class AlignZegPostProcessing:
         correction_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         r"""
-        Model outputs into segments that do not overlap, as [`Mask2FormerImageProcessor`] returns them.
+        Converts model outputs to segments that do not overlap, in the format of [`Mask2FormerImageProcessor`].
 
         A pixel belongs to the proposal with the greatest `p(class|n) · σ(mask_n(pixel))`. Proposals whose best class is the
-        background take no part, so `label_id` is always one of the classes. The unclaimed region, the last proposal of a
-        model with `config.unclaimed_proposal`, may consist of several pieces: it is stuff, one segment like the others.
-        The cells of a convolutional tower have no share. AlignZeg learns one mask per class and image: objects of one
-        class are apart only as far as the proposals separate them.
+        background are left out, so `label_id` is always one of the classes. The unclaimed region, the last proposal of a
+        model with `config.unclaimed_proposal`, is one stuff segment and may consist of several pieces. The cells of a
+        convolutional tower are not used. AlignZeg learns one mask per class and image, so objects of one class are
+        separated only if the proposals separate them.
 
         Args:
             outputs: See [`post_process_semantic_segmentation`].
-            threshold: Proposals whose best class is not more probable than this are dropped, 0 to 1.
-            mask_threshold: Pixels at which the mask is below it are not in the segment, 0 to 1.
+            threshold: Proposals whose best class has at most this probability are dropped, 0 to 1.
+            mask_threshold: Pixels with a lower mask value are not in the segment, 0 to 1.
             overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1.
-            label_ids_to_fuse: Classes whose segments become one per image, such as grass and sky.
+            label_ids_to_fuse: Classes whose segments are fused into one per image, such as grass and sky.
             target_sizes: See [`post_process_semantic_segmentation`].
             seen_class_mask, gamma: See there: predictive bias correction.
             correction_threshold: Its `threshold`.
@@ -203,12 +203,12 @@ class AlignZegPostProcessing:
         Returns:
             For each image a dictionary:
 
-            - **segmentation** -- int32 (height, width): ids of segments; 0 where no segment is.
+            - **segmentation** -- int32 (height, width): ids of segments; 0 where there is none.
             - **segments_info** -- for each segment `id` (from 1 on), `label_id`, `was_fused` (whether the class is one of
               `label_ids_to_fuse`) and `score`, the probability of the class, of a fused segment the highest of its parts.
 
         Raises:
-            ValueError: an argument is out of its range, or does not fit `outputs`.
+            ValueError: an argument is out of range or does not match `outputs`.
         """
         _, classes = _check_outputs(outputs)
         fused = _check_label_ids(label_ids_to_fuse, classes)
@@ -249,32 +249,33 @@ class AlignZegPostProcessing:
         correction_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         r"""
-        Model outputs into instances, as [`Mask2FormerImageProcessor`] returns them.
+        Converts model outputs to instances, in the format of [`Mask2FormerImageProcessor`].
 
-        As for [`post_process_panoptic_segmentation`], but whole masks may overlap, the unclaimed region, which is no
-        object, is left out, and `score` is `p(class|n) · mean of σ(mask_n) over the mask`.
+        Differs from [`post_process_panoptic_segmentation`]: whole masks may overlap, the unclaimed region is left out
+        because it is not an object, and `score` is `p(class|n) · mean of σ(mask_n) over the mask`.
 
         Args:
-            outputs, target_sizes, seen_class_mask, gamma, correction_threshold: See there.
+            outputs, target_sizes, seen_class_mask, gamma, correction_threshold: See
+                [`post_process_panoptic_segmentation`].
             threshold: Instances with a lower score are dropped, 0 to 1.
-            mask_threshold: A pixel is in a mask above it, 0 to 1.
-            overlap_mask_area_threshold: An instance of whose mask more certain ones leave less than this share is dropped, 0
-                to 1. 0 keeps all, as average precision needs them.
-            return_coco_annotation: Whole masks as COCO's uncompressed run-length codes, `{"size", "counts"}`, one per
-                instance.
-            return_binary_maps: Whole masks, bool (instances, height, width).
+            mask_threshold: Pixels with a higher mask value are in the mask, 0 to 1.
+            overlap_mask_area_threshold: An instance is dropped if instances with higher scores leave less than this share
+                of its mask, 0 to 1. 0 keeps all, as average precision requires.
+            return_coco_annotation: Return whole masks in COCO's uncompressed run-length encoding, `{"size", "counts"}`, one
+                per instance.
+            return_binary_maps: Return whole masks, bool (instances, height, width).
 
         Returns:
             For each image a dictionary:
 
-            - **segmentation** -- int32 (height, width): ids of instances, of the most certain where several overlap; -1
-              where none is. Or the masks, in the order of the ids.
-            - **segments_info** -- for each instance, the most certain first, `id` (from 0 on), `label_id`, `was_fused`
-              (False) and `score`.
+            - **segmentation** -- int32 (height, width): ids of instances; the highest score wins where several overlap; -1
+              where there is none. Or the masks, in the order of the ids.
+            - **segments_info** -- for each instance, by descending score, `id` (from 0), `label_id`, `was_fused` (False) and
+              `score`.
 
         Raises:
-            ValueError: an argument is out of its range, or does not fit `outputs`; or both `return_coco_annotation` and
-                `return_binary_maps` are on.
+            ValueError: an argument is out of range or does not match `outputs`, or both `return_coco_annotation` and
+                `return_binary_maps` are set.
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("`return_coco_annotation` and `return_binary_maps` are both on; choose one of them.")
@@ -320,7 +321,7 @@ class AlignZegPostProcessing:
 
 
 def _check_outputs(outputs: Any) -> tuple[int, int]:
-    """Batch size and number of classes of model outputs, whose parts have to fit each other."""
+    """Checks that the shapes of model outputs are consistent; returns batch size and number of classes."""
     shapes = {
         "masks_queries_logits": ("batch", "queries", "height", "width"),
         "class_queries_logits": ("batch", "queries", "classes + 1"),
@@ -334,7 +335,7 @@ def _check_outputs(outputs: Any) -> tuple[int, int]:
         if value is None and name in ("masks_queries_logits", "class_queries_logits"):
             raise ValueError(
                 f"`outputs` is a {type(outputs).__name__} without `masks_queries_logits` and `class_queries_logits`; "
-                "expected what the model returns."
+                "expected the model's output."
             )
         if value is None:
             continue
@@ -345,11 +346,11 @@ def _check_outputs(outputs: Any) -> tuple[int, int]:
         if len(axes) != value.ndim or expected != tuple(value.shape) or 0 in expected[1:]:
             raise ValueError(
                 f"`outputs.{name}` has shape {tuple(value.shape)}; expected ({', '.join(map(str, axes))}) with no empty "
-                "axis, and batch and queries the same in all outputs."
+                "axis, and the same batch and queries in all outputs."
             )
     classes = lengths["classes + 1"] - 1
     if classes == 0:
-        raise ValueError("`outputs.class_queries_logits` has the background alone; expected at least one class.")
+        raise ValueError("`outputs.class_queries_logits` has only the background; expected at least one class.")
     return lengths["batch"], classes
 
 
@@ -366,18 +367,18 @@ def _check_target_sizes(target_sizes: Any, batch_size: int) -> list[tuple[int, i
         )
     if any(height * width > LARGEST_MAP for height, width in sizes):
         raise ValueError(
-            f"`target_sizes` is {target_sizes}; expected at most {LARGEST_MAP} pixels an image. Segment it in parts, or "
+            f"`target_sizes` is {target_sizes}; expected at most {LARGEST_MAP} pixels per image. Segment it in parts, or "
             "enlarge the label map afterwards."
         )
     return sizes
 
 
 def _check_guides(images: Any, sizes: list[tuple[int, int]] | None) -> list[Image.Image]:
-    """The images that label maps of these sizes are refined with, as RGB."""
+    """The images that guide the refinement of label maps of these sizes, as RGB."""
     images = flatten_images(images)
     if sizes is None or len(images) != len(sizes):
         raise ValueError(
-            f"There are {len(images)} `images` and {len(sizes or ())} `target_sizes`; expected one each for every image."
+            f"There are {len(images)} `images` and {len(sizes or ())} `target_sizes`; expected one of each per image."
         )
     guides = []
     for index, (image, size) in enumerate(zip(images, sizes)):
@@ -428,8 +429,8 @@ def _check_label_ids(label_ids: Any, classes: int) -> set[int]:
 
 
 def _check_seen_class_mask(outputs: Any, classes: int, mask: Any) -> torch.Tensor | None:
-    """`bool (classes,)`: the argument, or what the model says; `None` where neither does."""
-    if mask is None:  # the model's comes once for each image
+    """`bool (classes,)`: the argument, or else the mask in `outputs`; `None` without either."""
+    if mask is None:  # the mask in `outputs` is repeated for each image
         mask = getattr(outputs, "seen_class_mask", None)
         mask = mask[0] if mask is not None and mask.ndim == 2 and len(mask) else mask
     else:
@@ -450,12 +451,10 @@ def _check_seen_class_mask(outputs: Any, classes: int, mask: Any) -> torch.Tenso
 
 
 def _penalties(seen_penalty: Any, seen_class_mask: torch.Tensor | None, classes: int) -> torch.Tensor:
-    """What is subtracted from the scores of all classes and the background, `(classes + 1,)`."""
+    """Constants subtracted from the scores of all classes and the background, `(classes + 1,)`."""
     penalty = torch.zeros(classes + 1)
     if _number("seen_penalty", seen_penalty) != 0:
         if seen_class_mask is None:
-            raise ValueError(
-                "`seen_penalty` needs `seen_class_mask`: pass it, or outputs of a model that knows its split."
-            )
+            raise ValueError("`seen_penalty` needs `seen_class_mask`: pass it, or outputs that contain it.")
         penalty[:-1] = seen_class_mask.to(penalty) * seen_penalty
     return penalty

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images and class names in, model inputs out."""
+"""Converts images and class names to model inputs."""
 
 import os
 import unicodedata
@@ -16,28 +16,28 @@ from .visualization_alignzeg import class_colors
 
 
 def check_class_names(names: Iterable[str]) -> list[str]:
-    """Class names as the model reads them, in the caller's order.
+    """Cleans and checks class names, and keeps their order.
 
-    Runs of whitespace and control characters become one space, and none are left at the ends; lone surrogates, which
-    no tokenizer takes, become U+FFFD. Everything else stays: case, any script, emoji, any length. Two names are the
-    same if they are equal after that; names that differ only in case are allowed, although CLIP's tokenizer cannot
-    tell them apart.
+    Runs of whitespace and control characters become one space and are stripped at the ends; lone surrogates, which
+    no tokenizer accepts, become U+FFFD. Nothing else changes: case, any script, emoji, any length. Names that are equal
+    after cleaning are duplicates. Names that differ only in case are allowed, although CLIP's tokenizer cannot
+    distinguish them.
 
     Args:
         names: distinct names, or one name as a string.
 
     Raises:
-        ValueError: there are no names, they have no order, or one is empty, occurs twice or is not a string. The
-            message says which.
+        ValueError: there are no names, they are a set, or one is empty, a duplicate or not a string. The message says
+            which.
     """
     if isinstance(names, str):
         names = [names]
     if isinstance(names, (set, frozenset)):
-        raise ValueError("Class names came as a set, which has no order, and their ids are positions; pass a list.")
+        raise ValueError("Class names are a set, which has no order, but ids are positions in them; pass a list.")
     try:
         names = list(names)
     except TypeError:
-        raise ValueError(f"Class names came as a {type(names).__name__}; expected a list of strings.") from None
+        raise ValueError(f"Class names are of type {type(names).__name__}; expected a list of strings.") from None
     if not names:
         raise ValueError("There are no class names; expected at least one.")
     cleaned: dict[str, int] = {}
@@ -54,17 +54,17 @@ def check_class_names(names: Iterable[str]) -> list[str]:
             raise ValueError(f"Class name {position} is {name!r}, which is empty; remove it or write a name.")
         if text in cleaned:
             raise ValueError(
-                f"Class names {cleaned[text]} and {position} are both {text!r}; every name may occur once. Remove one."
+                f"Class names {cleaned[text]} and {position} are both {text!r}; names must be unique. Remove one."
             )
         cleaned[text] = position
     return list(cleaned)
 
 
 def check_classes(classes: Iterable[str] | Mapping[str, str | Iterable[str]]) -> dict[str, list[str]]:
-    """The phrases of every class: `{"sofa": ["sofa", "couch"], "grass": ["grass"]}`, as [`check_class_names`] reads them.
+    """Phrases per class, cleaned by [`check_class_names`]: `{"sofa": ["sofa", "couch"], "grass": ["grass"]}`.
 
     Args:
-        classes: Class names, each its own phrase, or a dictionary that has one or several phrases for every class name.
+        classes: Class names, each its own phrase, or a dictionary from class names to one or several phrases.
 
     Raises:
         ValueError: As [`check_class_names`], or a phrase is in two classes.
@@ -88,7 +88,7 @@ def check_classes(classes: Iterable[str] | Mapping[str, str | Iterable[str]]) ->
 
 
 def read_classes(text: str) -> dict[str, list[str]]:
-    """Classes in one string: `"sofa|couch, grass, background: road|ground"` are `{"sofa": ["sofa", "couch"],
+    """Parses classes in one string: `"sofa|couch, grass, background: road|ground"` gives `{"sofa": ["sofa", "couch"],
     "grass": ["grass"], "background": ["road", "ground"]}`. A trailing comma is ignored.
 
     Raises:
@@ -103,7 +103,7 @@ def read_classes(text: str) -> dict[str, list[str]]:
 
 
 def phrase_table(classes: dict[str, list[str]]) -> list[list[int]]:
-    """Positions of every class's phrases in the list of all phrases; the first again where others have more."""
+    """Positions of each class's phrases in the list of all phrases, padded with the first one to equal length."""
     longest, start, rows = max(map(len, classes.values())), 0, []
     for phrases in classes.values():
         rows.append([*range(start, start + len(phrases)), *[start] * (longest - len(phrases))])
@@ -112,7 +112,7 @@ def phrase_table(classes: dict[str, list[str]]) -> list[list[int]]:
 
 
 def check_unseen_names(names: Iterable[str] | None) -> list[str]:
-    """As [`check_class_names`], but there may be none."""
+    """As [`check_class_names`], but the list may be empty."""
     return [] if names is None or (isinstance(names, Sized) and len(names) == 0) else check_class_names(names)
 
 
@@ -120,7 +120,7 @@ def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:
     """The sentences of a template set, each with `{}` where the class name goes.
 
     Args:
-        template_set: a name in `TEMPLATE_SETS`, or the sentences themselves.
+        template_set: a name in `TEMPLATE_SETS`, or a list of sentences.
 
     Raises:
         ValueError: the name is unknown, there is no sentence, or one has no `{}`.
@@ -147,7 +147,7 @@ def get_templates(template_set: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _nested(values: list, shape: list[int]) -> list:
-    """`values` as lists of lists of this shape."""
+    """`values` as nested lists of this shape."""
     for length in shape[:0:-1]:
         values = [values[start : start + length] for start in range(0, len(values), length)]
     return values
@@ -155,19 +155,19 @@ def _nested(values: list, shape: list[int]) -> list:
 
 class AlignZegProcessor(ProcessorMixin):
     r"""
-    One object for both inputs of [`AlignZegModel`]: an [`AlignZegImageProcessor`] and the tokenizer of its CLIP.
+    Prepares both inputs of [`AlignZegModel`] with an [`AlignZegImageProcessor`] and the tokenizer of its CLIP.
 
     Args:
         image_processor ([`AlignZegImageProcessor`]):
-            Prepares images and reads out label maps.
+            Prepares images and converts outputs to label maps.
         tokenizer ([`PreTrainedTokenizerBase`]):
             The tokenizer of the checkpoint's CLIP.
         template_set (`str` or `list[str]`, *optional*, defaults to `"single"`):
-            Sentences into which class names are put: `"single"`, `"vild"`, `"imagenet"`, or own ones with a `{}`.
+            Prompt templates: `"single"`, `"vild"`, `"imagenet"`, or a list of sentences with `{}` for the class name.
     """
 
-    # Prompts are padded to the longest, and cut where the text tower ends; the end token, from which CLIP reads the
-    # sentence, is kept.
+    # Prompts are padded to the longest and truncated to the text tower's context length; the end token, at which CLIP
+    # pools the text, is kept.
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, image_processor=None, tokenizer=None, template_set: str | list[str] = "single"):
@@ -183,7 +183,7 @@ class AlignZegProcessor(ProcessorMixin):
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         r"""
-        Images, class names and label maps into model inputs.
+        Converts images, class names and label maps to model inputs.
 
         Args:
             images: see [`AlignZegImageProcessor`].
@@ -194,22 +194,22 @@ class AlignZegProcessor(ProcessorMixin):
                 processor or the tokenizer.
 
         Returns:
-            [`BatchFeature`] with what was asked for:
+            [`BatchFeature`] with, for the given inputs:
 
             - **input_ids**, **attention_mask** -- (classes, length) for one template, (classes, templates, length) for
-              several; (classes, phrases, templates, length) where a class has several phrases, with the first phrase
-              again where others have more.
+              several; (classes, phrases, templates, length) if a class has several phrases, with the first phrase
+              repeated for classes with fewer.
             - **pixel_values**, **pixel_mask**, **mask_labels**, **class_labels** -- see [`AlignZegImageProcessor`].
 
         Raises:
-            ValueError: neither images nor text came, or [`check_class_names`], [`get_templates`] or the image
-                processor raise one.
+            ValueError: neither images nor text is given, or [`check_class_names`], [`get_templates`] or the image
+                processor raises one.
         """
         template_set = kwargs.pop("template_set", None)
         if images is None and text is None:
             raise ValueError("Pass `images`, `text` (the class names), or both.")
         if images is None and segmentation_maps is not None:
-            raise ValueError("`segmentation_maps` came without `images`; pass both.")
+            raise ValueError("`segmentation_maps` is given without `images`; pass both.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         features = {}
         if text is not None:
@@ -219,7 +219,7 @@ class AlignZegProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     def encode_class_names(self, names: list[str], template_set: str | list[str] | None = None) -> BatchFeature:
-        """`input_ids` and `attention_mask` of class names as torch tensors, as [`__call__`] makes them of `text`."""
+        """`input_ids` and `attention_mask` of class names as torch tensors, as [`__call__`] returns them for `text`."""
         return self(text=names, template_set=template_set, return_tensors="pt")
 
     def _encode(self, names: Any, template_set: str | list[str] | None, **text_kwargs: Any) -> dict[str, Any]:
@@ -228,7 +228,7 @@ class AlignZegProcessor(ProcessorMixin):
         table = phrase_table(classes)
         everything = [phrase for phrases in classes.values() for phrase in phrases]
         prompts = [template.replace("{}", everything[i]) for row in table for i in row for template in templates]
-        # A name that spells a special token is text like any other.
+        # A name that spells a special token is ordinary text.
         encoded = self.tokenizer(prompts, split_special_tokens=True, **text_kwargs)
         shape = [len(table)]
         if len(table[0]) > 1:
@@ -244,13 +244,13 @@ class AlignZegProcessor(ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Writes processor, tokenizer and this code to a folder; see [`ProcessorMixin.save_pretrained`]."""
-        # A fast tokenizer remembers truncation and padding of its last call, and would save them as its defaults.
+        # A fast tokenizer would save the truncation and padding of its last call as its defaults.
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
             backend.no_truncation()
             backend.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        vars(self).pop("auto_map", None)  # belongs to the file; a processor that is loaded from it has none either
+        vars(self).pop("auto_map", None)  # only in the file; a processor loaded from it has no such attribute either
         return files
 
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,7 +267,7 @@ class AlignZegProcessor(ProcessorMixin):
 
     @staticmethod
     def class_colors(class_names: list[str]) -> np.ndarray:
-        """One colour per class name, `uint8 (C, 3)`, the same for a name in every list as far as they can differ."""
+        """One colour per class name, `uint8 (C, 3)`; a name has the same colour in every list unless colours collide."""
         return class_colors(class_names)
 
 

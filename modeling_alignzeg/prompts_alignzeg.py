@@ -1,10 +1,10 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Prompt templates: the sentences into which a class name is put before CLIP's text tower reads it."""
+"""Prompt templates: sentences with a slot for the class name, for CLIP's text tower."""
 
-# The one sentence that CLIP's authors suggest (Radford et al., 2021).
+# The default template of CLIP's authors (Radford et al., 2021).
 SINGLE = ("a photo of a {}.",)
 
-# ViLD (Gu et al., 2022), the fourteen that SAN and its relatives use for segmentation.
+# The 14 templates of ViLD (Gu et al., 2022), which SAN and similar methods use for segmentation.
 VILD = (
     "a photo of a {}.",
     "This is a photo of a {}",
@@ -22,7 +22,7 @@ VILD = (
     "There is a large {} in the scene.",
 )
 
-# The eighty of CLIP's ImageNet evaluation (Radford et al., 2021), in the order of open_clip.
+# The 80 templates of CLIP's ImageNet evaluation (Radford et al., 2021), in open_clip's order.
 IMAGENET = (
     "a bad photo of a {}.",
     "a photo of many {}.",

@@ -1,10 +1,10 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The read-out: predictive bias correction, the sum over proposals, the weighting with the image tower's own cells, the
-resize to the image's own size and the argmax; and proposals one by one, as instances and panoptic segments.
+resize to the image size and the argmax; and the conversion of proposals to instances and panoptic segments.
 
-The sum over proposals is linear in the masks, so a view of an image (all of it, or a window, perhaps mirrored) is a list of
-proposals with their own way from their mask grid to the pixels of the label map; a plain image is one view. Scores of all
-classes at full size are never held: label maps are made tile by tile, from the classes that can win there.
+The sum over proposals is linear in the masks. So a view of an image (all of it or a window, possibly mirrored) is a list of
+proposals with matrices that resize their mask grid to the label map; a plain image is one view. The scores of all classes
+at full size are never in memory: label maps are made tile by tile, from the classes that can win there.
 """
 
 import math
@@ -16,26 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-# Tiles have at most this many output pixels and cells of the mask grid per side, and no step of a tile holds more than
-# WORKSPACE numbers (32 MiB). Small tiles leave few classes in the race, large ones launch fewer kernels, which is what
-# counts on a GPU.
+# Tiles have at most this many output pixels and cells of the mask grid per side, and no step of a tile stores more than
+# WORKSPACE numbers (32 MiB). Small tiles have few candidate classes; large ones launch fewer kernels, which matters on a
+# GPU.
 WORKSPACE = 2**23
 TILE_PIXELS, TILE_CELLS = {"cpu": 128, "other": 256}, {"cpu": 16, "other": 32}
-DENSE_SHARPNESS = 0.5  # factor of the cells' logits: one cell is less certain than a whole region
+DENSE_SHARPNESS = 0.5  # factor on the cells' logits: one cell is less certain than a whole region
 LEADERS = 8  # classes of a tile that are scored before the others are ruled out
-REFINED_PIXELS = 4  # pixels per mask cell and axis at which label maps are refined,
-REFINED_STEPS, REFINED_DILATIONS = 10, (1, 2, 4)  # which then reach over one mask cell, and
-REFINED_CONTRAST = 0.3  # smaller: edges stop more
+REFINED_PIXELS = 4  # resolution of the refinement of label maps, in pixels per mask cell and axis
+REFINED_STEPS, REFINED_DILATIONS = 10, (1, 2, 4)  # together they reach beyond one mask cell
+REFINED_CONTRAST = 0.3  # smaller values: edges block more
 
 
 class Dense(NamedTuple):
-    """What the image tower's own cells say about one view.
+    """Class scores of the image tower's own cells for one view.
 
     Attributes:
         scores: Class probabilities of the cells, `(C, h, w)`; with the background `(C + 1, h, w)`.
-        rows: `(H, h)`: interpolates them at the rows of the label map; 0 outside of the view.
-        columns: `(W, w)`, the same.
-        weight: Their weight `a` in `score = proposals^(1 - a) · cells^a`.
+        rows: `(H, h)`: interpolates the scores at the rows of the label map; 0 outside the view.
+        columns: `(W, w)`, likewise.
+        weight: Weight `a` of the scores in `score = proposals^(1 - a) · cells^a`.
     """
 
     scores: Tensor
@@ -45,14 +45,14 @@ class Dense(NamedTuple):
 
 
 class View(NamedTuple):
-    """The proposals of one view of an image, and where they lie.
+    """The proposals of one view of an image, and their resize to the label map.
 
     Attributes:
         probabilities: `(N, C)`, or `(N, C + 1)` with the background, see [`class_probabilities`].
         masks: `(N, h, w)`, 0 to 1.
-        rows: `(H, h)`: interpolates the mask grid at the rows of the label map; 0 outside of the view.
-        columns: `(W, w)`, the same.
-        dense: The tower's own cells, where they have a weight.
+        rows: `(H, h)`: interpolates the mask grid at the rows of the label map; 0 outside the view.
+        columns: `(W, w)`, likewise.
+        dense: The tower's own cells, if they have a weight.
     """
 
     probabilities: Tensor
@@ -62,7 +62,7 @@ class View(NamedTuple):
     dense: Dense | None = None
 
     def classes(self, which: int | Tensor) -> "View":
-        """The view with the first `which` classes alone, or with those of these ids."""
+        """The view restricted to the first `which` classes, or to the classes with these ids."""
         ids = slice(which) if isinstance(which, int) else which
         dense = self.dense and self.dense._replace(scores=self.dense.scores[ids])
         return self._replace(probabilities=self.probabilities[:, ids], dense=dense)
@@ -75,11 +75,11 @@ def class_probabilities(
     gamma: float | Tensor = 0.0,
     threshold: float | Tensor = 0.5,
 ) -> Tensor:
-    """What each proposal shows, after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
+    """Class probabilities of each proposal after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
 
     Where a proposal's probability of being unseen, `sigmoid(unseen_logits)`, exceeds `threshold`, the logits of its seen
-    classes are lowered by `gamma` before the softmax. `gamma=0`, a vocabulary without an unseen class, or a missing
-    `unseen_logits` or `seen_class_mask` leave the plain softmax, to the bit.
+    classes are lowered by `gamma` before the softmax. With `gamma=0`, a vocabulary without unseen classes, or a missing
+    `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain softmax.
 
     Args:
         class_queries_logits: `(..., N, C + 1)`, scaled by the temperature; the background comes last.
@@ -100,7 +100,7 @@ def class_probabilities(
 
 
 def cell_probabilities(dense_logits: Tensor) -> Tensor:
-    """Class probabilities of the cells, float32, of their logits; both `(..., C, h, w)`."""
+    """Class probabilities of the cells, float32, from their logits; both `(..., C, h, w)`."""
     return (DENSE_SHARPNESS * dense_logits.float()).softmax(-3)
 
 
@@ -114,18 +114,19 @@ def resize_matrix(
     """Bilinear interpolation along one axis as a matrix: `target_values = matrix @ source_values`.
 
     Equal to `torch.nn.functional.interpolate(..., mode="bilinear", align_corners=False)` of the first `content`
-    samples; `content` may be a fraction, for images whose border falls inside a cell of the grid.
+    samples; `content` may be fractional, for images whose border falls inside a cell of the grid.
 
     Args:
         source: Length of the axis.
-        target: Wanted length.
-        content: How much of the axis, from its start, shows the image; all of it by default.
-        window: Start and length of the part of the image that the axis shows, and length of the whole image, in one unit.
-        is_flipped: Whether the axis shows it mirrored.
+        target: Length of the result.
+        content: Length of the image content, from the start of the axis; all of it by default.
+        window: Start and length of the part of the image that the axis shows, and length of the whole image, in the same
+            unit.
+        is_flipped: Whether the axis shows the image mirrored.
 
     Returns:
         `(target, source)`, float32, on the CPU; the weights of a row are not negative and sum to one, or are all zero
-        outside of the window.
+        outside the window.
     """
     content = float(source if content is None else min(max(content, 1e-6), source))
     start, length, whole = window or (0, target, target)
@@ -155,22 +156,24 @@ def image_view(
     """One image of a batch as a view.
 
     Args:
-        outputs: Of the model.
+        outputs: Outputs of the model.
         probabilities: `(N, C + 1)` of this image, or `(N, C)`.
-        size: Height and width of the label map; `None`: those of the mask grid, padding included.
+        size: Height and width of the label map; `None`: the size of the mask grid, padding included.
         dense_weight: Weight of `outputs.dense_logits`, from 0 to 1.
         windows, is_flipped: See [`resize_matrix`]; for rows and columns.
 
     Raises:
-        ValueError: the outputs hold NaN, or `content_sizes` is not finite.
+        ValueError: the outputs contain NaN, or `content_sizes` is not finite.
     """
     masks = outputs.masks_queries_logits[index].float().sigmoid()
     if masks.isnan().any() or probabilities.isnan().any():
-        raise ValueError(f"`outputs` hold NaN for image {index}; try float32, or check the checkpoint.")
+        raise ValueError(f"`outputs` contain NaN for image {index}; try float32, or check the checkpoint.")
     grid, sizes = masks.shape[-2:], getattr(outputs, "content_sizes", None)
     content = grid if sizes is None or size is None else sizes[index].tolist()
     if not all(map(math.isfinite, content)):
-        raise ValueError(f"`outputs.content_sizes` is {content} for image {index}; expected cells of the mask grid.")
+        raise ValueError(
+            f"`outputs.content_sizes` is {content} for image {index}; expected finite numbers of mask cells."
+        )
     windows, flips = windows or (None, None), (False, is_flipped)
 
     def matrices(cells):  # of a grid that covers the same image as the masks
@@ -182,7 +185,7 @@ def image_view(
     if dense_logits is None or dense_weight == 0:
         return view
     scores = cell_probabilities(dense_logits[index])
-    if probabilities.shape[1] > len(scores):  # cells do not know the background: they prefer it to no class
+    if probabilities.shape[1] > len(scores):  # cells have no background score: use the one that favours no class
         scores = torch.cat([scores, scores.amax(0, keepdim=True)])
     return view._replace(dense=Dense(scores, *matrices(scores.shape[1:]), dense_weight))
 
@@ -203,15 +206,15 @@ def class_scores(view: View, penalty: Tensor) -> Tensor:
 
 
 def unseen_scores(view: View, unseen_logits: Tensor) -> Tensor:
-    """How unseen each pixel looks: `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with `u_n = σ(unseen_logits_n)`; `(H, W)`."""
+    """Unseen score per pixel: `Σ_n u_n·σ(mask_n) / Σ_n σ(mask_n)` with `u_n = σ(unseen_logits_n)`; `(H, W)`."""
     unseen = torch.einsum("q,qhw->hw", unseen_logits.float().sigmoid(), view.masks)
     unseen = unseen / view.masks.sum(0).clamp(min=1e-12)
     return view.rows.to(unseen) @ unseen @ view.columns.to(unseen).T
 
 
 def segment_score(view: View, region: Tensor, label: int) -> float:
-    """How probable class `label` is for the proposals that cover `region`, `bool (H, W)`; from 0 to 1."""
-    # How much of the region each proposal covers, at full resolution: the adjoint of the masks' resize.
+    """Probability of class `label`, averaged over the proposals that cover `region`, `bool (H, W)`; 0 to 1."""
+    # Each proposal's coverage of the region at full resolution: the adjoint of the masks' resize.
     covered = torch.einsum(
         "qhw,hw->q", view.masks, view.rows.T.to(view.masks) @ region.float() @ view.columns.to(view.masks)
     )
@@ -222,8 +225,8 @@ class Segments(NamedTuple):
     """Some proposals of a view.
 
     Attributes:
-        proposals, labels, scores: Per segment: the proposal, its class, and how certain it is, 0 to 1.
-        map: `int32 (H, W)`: positions in these lists; -1 where no segment is.
+        proposals, labels, scores: Per segment: the proposal, its class, and its score, 0 to 1.
+        map: `int32 (H, W)`: positions in these lists; -1 where there is no segment.
     """
 
     proposals: list[int]
@@ -240,9 +243,10 @@ def proposal_mask(view: View, proposal: int) -> Tensor:
 def panoptic_segments(view: View, threshold: float, mask_threshold: float, overlap: float) -> Segments:
     """Proposals as segments that do not overlap, in the order of the proposals.
 
-    A proposal takes part if its most probable class is not the background and has a probability above `threshold`, its
-    score. The one with the greatest `score · mask` has a pixel, if its mask reaches `mask_threshold` there. A proposal that
-    keeps no more than the share `overlap` of its mask is dropped, and nobody gets its pixels.
+    A proposal takes part if its most probable class is not the background and the probability of that class, its score,
+    is above `threshold`. A pixel goes to the proposal with the greatest `score · mask`, if its mask reaches
+    `mask_threshold` there. A proposal that keeps no more than the share `overlap` of its mask is dropped, and its pixels
+    stay without a segment.
     """
     best_scores, best_labels = view.probabilities.max(-1)
     kept = (best_labels < view.probabilities.shape[1] - 1) & (best_scores > threshold)
@@ -270,11 +274,11 @@ def panoptic_segments(view: View, threshold: float, mask_threshold: float, overl
 def instance_segments(
     view: View, proposals: int, threshold: float, mask_threshold: float, overlap: float
 ) -> tuple[Segments, list[Tensor]]:
-    """The first `proposals` of a view as instances, most certain first, and their whole masks, `bool (H, W)`.
+    """The first `proposals` of a view as instances, highest score first, and their whole masks, `bool (H, W)`.
 
-    The score is `p(class) · mean of the mask over its pixels`, those above `mask_threshold`; among all pairs of a proposal
-    and a class, as many as there are proposals take part. A pixel is the most certain instance's. An instance is dropped if
-    its score is below `threshold`, or if it keeps less than the share `overlap` of its mask.
+    The score is `p(class) · mean of the mask over its pixels`, those above `mask_threshold`. Of all pairs of a proposal
+    and a class, the best ones take part, as many as there are proposals. A pixel goes to the instance with the highest
+    score. An instance is dropped if its score is below `threshold` or it keeps less than the share `overlap` of its mask.
     """
     probabilities = view.probabilities[:proposals, :-1]
     scores, pairs = probabilities.flatten().topk(proposals)
@@ -304,7 +308,7 @@ def instance_segments(
 
 
 def run_lengths(mask: Tensor) -> dict[str, list[int]]:
-    """COCO's uncompressed run-length code of `bool (H, W)`: `size`, and `counts` of 0s and 1s in turn, by columns."""
+    """COCO's uncompressed run-length encoding of `bool (H, W)`: `size`, and alternating `counts` of 0s and 1s by columns."""
     pixels = mask.T.flatten()
     changes = (pixels[1:] != pixels[:-1]).nonzero()[:, 0] + 1
     ends = torch.cat([changes, changes.new_full((1,), len(pixels))])
@@ -316,7 +320,7 @@ def label_map(views: list[View], penalty: Tensor | None = None) -> Tensor:
     """The class with the greatest score at every pixel: the mean over the views that show it, less `penalty`.
 
     Args:
-        views: Of one image; together they cover it.
+        views: Views of one image that together cover it.
         penalty: `(C,)`, subtracted from the scores.
 
     Returns:
@@ -374,10 +378,10 @@ def refined_map(view: View, labels: Tensor, image: Tensor, penalty: Tensor) -> T
     Only the classes of `labels` take part.
 
     Args:
-        view: Of the resolution of `image`, which may be lower than that of `labels`.
+        view: View with the resolution of `image`, which may be lower than that of `labels`.
         labels: `int64 (H, W)`, from [`label_map`].
         image: `(3, h, w)`.
-        penalty: `(C,)`, as there.
+        penalty: `(C,)`, as for [`label_map`].
     """
     present = labels.unique()
     scores = refine_scores(class_scores(view.classes(present), penalty[present]), image)
@@ -392,7 +396,7 @@ def refined_map(view: View, labels: Tensor, image: Tensor, penalty: Tensor) -> T
 
 
 def _tiles(matrices: list[Tensor], device: torch.device) -> Iterator[slice]:
-    """Cuts an axis of the label map into tiles that neither have too many pixels nor read too many cells of a view."""
+    """Cuts an axis of the label map into tiles with a bounded number of pixels and of mask cells per view."""
     kind = "cpu" if device.type == "cpu" else "other"
     length, step = len(matrices[0]), TILE_PIXELS[kind]
     for matrix in matrices:
@@ -402,7 +406,7 @@ def _tiles(matrices: list[Tensor], device: torch.device) -> Iterator[slice]:
 
 
 class _Part(NamedTuple):
-    """What a view contributes to a tile: probabilities `(C, N)`, cells `(N, h, w)`, rows `(H, h)`, columns `(W, w)`."""
+    """The part of a view in a tile: probabilities `(C, N)`, cells `(N, h, w)`, rows `(H, h)`, columns `(W, w)`."""
 
     probabilities: Tensor
     cells: Tensor
@@ -411,7 +415,7 @@ class _Part(NamedTuple):
     dense: Dense | None
 
     def bound(self, largest: bool) -> Tensor:
-        """Per class, `(C,)`: what no score of the tile exceeds, or the score of mean cells."""
+        """Per class, `(C,)`: an upper bound of its scores in the tile, or the score of the mean cell."""
         reduce = (lambda cells: cells.amax((1, 2))) if largest else (lambda cells: cells.mean((1, 2)))
         scores = self.probabilities @ reduce(self.cells)
         return scores if self.dense is None else _weighted(scores, reduce(self.dense.scores), self.dense.weight)
@@ -427,7 +431,7 @@ class _Part(NamedTuple):
 
 
 def _cut(values: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`values (n, h, w)` that a tile reads through its `rows (H, h)` and `columns (W, w)`, and what is left of these."""
+    """The part of `values (n, h, w)` that the `rows (H, h)` and `columns (W, w)` of a tile use, and the reduced matrices."""
     matrices, cells = [], []
     for matrix in (rows, columns):
         used = matrix.any(0).nonzero()[:, 0]
@@ -449,8 +453,8 @@ def _parts(views: list[View], tables: list[Tensor], rows: slice, columns: slice)
 def _winners(parts: list[_Part], penalty: Tensor) -> Tensor:
     """The best class of each pixel of a tile, `(H, W)`.
 
-    The classes that are expected to win are scored first. What they reach is a floor: another class stays in the race only
-    if its bound for the whole tile reaches it. In a tile class c scores at most `Σ_n p(c|n)·max(mask_n)`.
+    The classes that are expected to win are scored first. Their scores are a lower bound: another class remains a
+    candidate only if its upper bound for the tile, `Σ_n p(c|n)·max(mask_n)`, reaches it.
     """
     upper = torch.stack([part.bound(largest=True) for part in parts]).amax(0) - penalty
     expected = torch.stack([part.bound(largest=False) for part in parts]).mean(0) - penalty

@@ -1,9 +1,9 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The proposal recognizer: the frozen image tower, and how the embedding of a proposal is read from it.
+"""The proposal recognizer: the frozen image tower, and the computation of proposal embeddings from it.
 
 Every recognizer has the same interface: `levels` (hidden states that the side network may fuse), `hidden_states` (the
-tower's forward pass), `maps` (those hidden states as maps), `forward` (proposal embeddings) and `pool` (embeddings of given
-regions). To add a tower, write one more subclass of [`ProposalRecognizer`] and enter it into `RECOGNIZERS`.
+    tower's forward pass), `maps` (those hidden states as maps), `forward` (proposal embeddings) and `pool` (embeddings
+    of given regions). To add a tower, write a subclass of [`ProposalRecognizer`] and add it to `RECOGNIZERS`.
 """
 
 import math
@@ -24,11 +24,11 @@ from .side_network_alignzeg import Level, Proposals
 
 
 class LibraryInitialization:
-    """A model outside of transformers whose weights are initialised like one inside.
+    """Makes transformers initialise a custom model's weights like those of a built-in model.
 
-    For custom code, transformers passes over modules that hold no tensor of their own, because such code may write
-    tensors in place. AlignZeg's `_init_weights` never does, and the adapter and CLIP's attention and MLPs are such
-    modules.
+    In custom code, transformers skips modules without tensors of their own, because their initialisation may write
+    tensors in place. AlignZeg's `_init_weights` never does, and it must reach such modules: the adapter, and CLIP's
+    attention and MLPs.
     """
 
     @classmethod
@@ -37,13 +37,13 @@ class LibraryInitialization:
 
 
 class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
-    """CLIP's vision tower. Its hidden states and attentions are not those that AlignZeg returns."""
+    """CLIP's vision tower. AlignZeg does not return its hidden states and attentions."""
 
     _can_record_outputs = {}
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # Transformers guesses from the source of this file, where [`AlignZegAttentionBias`] is not an attention layer.
+        # Transformers guesses this from the source of this file, where [`AlignZegAttentionBias`] is not an attention layer.
         return True
 
 
@@ -64,7 +64,7 @@ class AlignZegTimmModel(LibraryInitialization, TimmWrapperModel):
 
 
 class TowerStates(NamedTuple):
-    """What the image tower gave.
+    """Outputs of the image tower.
 
     Attributes:
         states: Hidden states by layer: `(B, 1 + P, Dv)` of CLIP's ViT, `(B, P, Dv)` of SigLIP's, `(B, c, h, w)` of a
@@ -79,7 +79,7 @@ class TowerStates(NamedTuple):
 
 
 class AlignZegVisualProjection(nn.Module):
-    """Features of the image tower into the joint space, see `config.visual_projection`."""
+    """Projects features of the image tower into the joint space, see `config.visual_projection`."""
 
     def __init__(self, config: AlignZegConfig, width: int):
         super().__init__()
@@ -101,7 +101,7 @@ class ProposalRecognizer(nn.Module, ABC):
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.config = config
-        # torch.compile takes numbers of a module as constants, those of a config as variables.
+        # torch.compile treats numbers of a module as constants, those of a config as variables.
         self.stride, self.input_scale = config.clip_stride, config.clip_input_scale
 
     def frozen_parts(self) -> list[nn.Module]:
@@ -118,7 +118,7 @@ class ProposalRecognizer(nn.Module, ABC):
         return Grid(tuple(side // self.stride for side in pixel_values.shape[-2:]), self.stride, content)
 
     def scaled(self, pixel_values: Tensor, patch: int) -> Tensor:
-        """Pixels at the tower's own resolution, `patch` of them per side of a cell."""
+        """Resizes pixels to the tower's resolution, with `patch` pixels per side of a cell."""
         if self.input_scale == 1:
             return pixel_values
         size = [side // self.stride * patch for side in pixel_values.shape[-2:]]
@@ -138,22 +138,22 @@ class ProposalRecognizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tower: TowerStates, proposals: Proposals) -> Tensor:
-        """Unit embeddings of the proposals, `(B, N, D)`. Masks are read, never trained: they stay class-agnostic."""
+        """Unit embeddings of the proposals, `(B, N, D)`. Masks receive no gradient: they stay class-agnostic."""
 
     @abstractmethod
     def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
-        """Unit embeddings `(B, N, D)` of given regions: `inside (B, N, h, w)` is the share of every cell of the tower's
-        grid, 0 to 1, for no region all zero."""
+        """Unit embeddings `(B, N, D)` of given regions: `inside (B, N, h, w)`, 0 to 1, is the share of each cell of the
+        tower's grid that the region covers. No region may be empty."""
 
     def dense_embeds(self, tower: TowerStates) -> Tensor | None:
-        """Unit embeddings of the tower's own cells, `(B, h, w, D)`; `None` where its cells do not lie in the joint space."""
+        """Unit embeddings of the tower's own cells, `(B, h, w, D)`; `None` if its cells are not in the joint space."""
         return None
 
     def restore(self, states: dict[int, Tensor], pixel_values: Tensor, content: Tensor | None) -> TowerStates:
-        """Hidden states that [`hidden_states`] gave earlier for the same pixels.
+        """Restores hidden states that [`hidden_states`] computed earlier for the same pixels.
 
         Raises:
-            ValueError: they do not fit these `pixel_values`.
+            ValueError: their shapes do not match `pixel_values`.
         """
         expected = self.expected_shapes(pixel_values)
         if not isinstance(states, dict) or list(states) != list(expected):
@@ -188,15 +188,15 @@ def claimed_shares(masks: Tensor, grid: Grid) -> Tensor:
 
 
 class AlignZegAttentionBias(nn.Module):
-    """Where each proposal looks in CLIP's last layers, per CLIP head, on CLIP's grid: `MLP_q(Q) · MLP_a(F) + α·log σ(M)`.
+    """Attention bias of each proposal in CLIP's last layers, per head, on CLIP's grid: `MLP_q(Q) · MLP_a(F) + α·log σ(M)`.
 
-    The second term starts the search inside the proposal's own mask.
+    At the start of training, the second term focuses the attention on the proposal's own mask.
     """
 
     def __init__(self, config: AlignZegConfig):
         super().__init__()
         self.num_heads = config.vision_config.num_attention_heads
-        # Mask cells on a side of one of CLIP's patches. Where it is whole, pooling needs no size, which exports ask for.
+        # Mask cells per side of a CLIP patch. If it is a whole number, pooling needs no output size, which helps exports.
         whole = config.clip_stride % config.mask_stride == 0
         self.cells = config.clip_stride // config.mask_stride if whole else None
         width, channels = config.hidden_size, self.num_heads * config.attention_bias_dim
@@ -207,8 +207,8 @@ class AlignZegAttentionBias(nn.Module):
         self.mask_scale = nn.Parameter(torch.empty(self.num_heads))
 
     def forward(self, queries: Tensor, features: Tensor, masks: Tensor, grid: Grid) -> Tensor:
-        """Queries `(B, N, d)`, features at CLIP's patches `(B, P, d)`, mask logits `(B, N, h, w)` and CLIP's `grid` to a
-        bias `(B, heads, N, P)`."""
+        """Maps queries `(B, N, d)`, features at CLIP's patches `(B, P, d)` and mask logits `(B, N, h, w)` to a bias
+        `(B, heads, N, P)` on CLIP's `grid`."""
 
         def split(states):
             return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -227,9 +227,9 @@ class AlignZegAttentionBias(nn.Module):
 def attend_in_layer(
     layer: nn.Module, states: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, queries: int
 ) -> Tensor:
-    """A frozen CLIP layer for `states (B, n, Dv)`, of which `normed` is the first norm, over projected `keys` and
-    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, queries, m)`. n may be 1 for `queries`
-    equal states."""
+    """A frozen CLIP layer for `states (B, n, Dv)` (`normed` after its first norm) over projected `keys` and
+    `values (B, m, Dv)`, with an additive `mask` that broadcasts to `(B, heads, queries, m)`. n may be 1 if all `queries`
+    states are equal."""
     attention = layer.self_attn
 
     def split(states):
@@ -262,10 +262,10 @@ def shadow_layer(
 
     Args:
         layer: A `CLIPEncoderLayer`.
-        shadow: `(B, N, Dv)`, or `(B, 1, Dv)` where all N are still equal, as before the first of these layers.
+        shadow: `(B, N, Dv)`, or `(B, 1, Dv)` if all N are still equal, as before the first of these layers.
         clip_state: `(B, 1 + P, Dv)`, the layer's input for CLS and patches.
-        bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token see itself alone.
-        keys_values: Those of CLS and patches, where [`patch_layer`] has computed them.
+        bias: `(B, heads, N, P + N)`, additive; the last N columns let each shadow token attend to itself only.
+        keys_values: Keys and values of CLS and patches if [`patch_layer`] has already computed them.
     """
     normed = layer.layer_norm1(shadow)
     if keys_values is None:
@@ -330,7 +330,8 @@ class ShadowTokenRecognizer(ProposalRecognizer):
 
     def pool(self, tower: TowerStates, inside: Tensor) -> Tensor:
         inside = inside.flatten(2).float()
-        bias = inside.log().clamp(min=torch.finfo(tower.states[self.split].dtype).min)  # no part in a cell: not seen
+        # Cells outside the region are masked.
+        bias = inside.log().clamp(min=torch.finfo(tower.states[self.split].dtype).min)
         bias = bias[:, None].expand(-1, self.attention_bias.num_heads, -1, -1)
         return self._read(tower, bias, tower.states[self.split].dtype)
 
@@ -419,7 +420,7 @@ class AttentionPoolingRecognizer(ProposalRecognizer):
 class MaskPoolingRecognizer(ProposalRecognizer):
     """Means of a convolutional tower's last features over the proposals' masks (FC-CLIP, Yu et al. 2023).
 
-    A convolution cannot be told to leave padding out, so that images of different sizes in a batch run one by one.
+    Convolutions cannot mask padding, so images of different sizes in a batch run one by one.
     """
 
     def __init__(self, config: AlignZegConfig):
@@ -428,7 +429,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         tower = self.vision_model.timm_model
         stages = [Level(stage["reduction"], stage["num_chs"]) for stage in tower.feature_info]
         if stages[-1].stride != 32 or tower.pretrained_cfg.get("fixed_input_size"):
-            size = ", and which takes images of one size only" if tower.pretrained_cfg.get("fixed_input_size") else ""
+            size = " and which accepts only one image size" if tower.pretrained_cfg.get("fixed_input_size") else ""
             raise ValueError(
                 f"`vision_config` names {config.vision_config.architecture!r}, whose last stage has stride "
                 f"{stages[-1].stride}{size}; expected a convolutional tower that ends at stride 32."
@@ -436,7 +437,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         self.visual_projection = AlignZegVisualProjection(config, tower.head_hidden_size)
         self.levels = {i: Level(round(s.stride / self.input_scale), s.width) for i, s in enumerate(stages)}
         finer = {i for i, level in self.levels.items() if config.mask_stride <= level.stride < config.patch_size}
-        self.final = len(stages)  # after the stages: what the tower pools for classification
+        self.final = len(stages)  # after the stages: the features that the tower pools for classification
         self.layers = sorted({*config.fusion_layers, *finer})
 
     def hidden_states(self, pixel_values: Tensor, content: Tensor | None) -> TowerStates:
@@ -482,7 +483,7 @@ class MaskPoolingRecognizer(ProposalRecognizer):
         return self._project(tower.states[self.final].flatten(2).mT).unflatten(1, tower.grid.size)
 
     def _project(self, features: Tensor) -> Tensor:
-        """Features of the tower `(B, n, Dv)` through the norm of its head, as after its own pooling, and the projection."""
+        """Applies the norm of the tower's head, as after its own pooling, and the projection to features `(B, n, Dv)`."""
         normed = self.vision_model.timm_model.forward_head(features.flatten(0, 1)[..., None, None], pre_logits=True)
         return self.visual_projection(normed.unflatten(0, features.shape[:2]))
 

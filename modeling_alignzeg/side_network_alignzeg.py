@@ -28,13 +28,14 @@ class Level(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """What the side network proposes.
+    """Outputs of the side network.
 
     Attributes:
-        queries: Refined mask queries `(B, N, d)`; with the unclaimed region's, the mean of the others, `(B, N + 1, d)`.
+        queries: Refined mask queries `(B, N, d)`; with the unclaimed region, whose query is the mean of the others,
+            `(B, N + 1, d)`.
         masks: Mask logits `(B, N or N + 1, h, w)`.
         features: Refined features `(B, T, d)` on `grid`.
-        masks_per_layer: Mask logits `(B, N, h, w)` of every MRPE layer if they were asked for, otherwise of the last one.
+        masks_per_layer: Mask logits `(B, N, h, w)` of every MRPE layer if requested, otherwise of the last one.
     """
 
     queries: Tensor
@@ -45,7 +46,7 @@ class Proposals(NamedTuple):
 
 
 class AlignZegFusion(nn.Module):
-    """A hidden state of the image tower enters the side network: LayerNorm, 1x1 projection, resize."""
+    """Fuses a hidden state of the image tower into the side network: LayerNorm, 1x1 projection, resize."""
 
     def __init__(self, level: Level, width: int):
         super().__init__()
@@ -102,7 +103,7 @@ class AlignZegImageStem(nn.Module):
 
 
 class AlignZegSelfAttention(AlignZegAttention):
-    """The image encoder's attention; a class of its own so that `output_attentions` records it alone."""
+    """The image encoder's attention; a separate class so that `output_attentions` records only this one."""
 
 
 class AlignZegEncoderLayer(GradientCheckpointingLayer):
@@ -118,7 +119,7 @@ class AlignZegEncoderLayer(GradientCheckpointingLayer):
     def forward(
         self, features: Tensor, pool: Callable[[Tensor], Tensor], attention_mask: Tensor | None = None, **kwargs
     ) -> Tensor:
-        """`features (B, T, d)`; `pool` maps them to `(B, T', d)`, which `attention_mask (B, 1, 1, T')` belongs to."""
+        """`features (B, T, d)`; `pool` maps them to keys `(B, T', d)`, masked by `attention_mask (B, 1, 1, T')`."""
         states = self.attention_norm(features)
         pooled = pool(states)
         features = features + self.attention(states, pooled, pooled, attention_mask, **kwargs)[0]
@@ -131,7 +132,7 @@ class AlignZegRefinementLayer(GradientCheckpointingLayer):
         Q <- Q + CrossAttn(Q, F);  Q <- Q + SelfAttn(Q);  Q <- Q + FFN(Q)      features refine queries
         F <- F + CrossAttn(F, Q);  F <- F + FFN(F)                             queries refine features
 
-    Without `mutual_refinement` the second line is missing, which leaves a MaskFormer decoder layer.
+    Without `mutual_refinement`, the second line is omitted; the rest is a MaskFormer decoder layer.
     """
 
     def __init__(self, config: AlignZegConfig):
@@ -160,7 +161,7 @@ class AlignZegRefinementLayer(GradientCheckpointingLayer):
         feature_position: Tensor,
         attention_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """`queries (B, N, d)`, `features (B, T, d)`; positions are added where attention compares, not to what it moves."""
+        """`queries (B, N, d)`, `features (B, T, d)`; positions are added to attention queries and keys, not to values."""
         context = self.feature_norm(features)
         placed = self.query_cross_norm(queries) + query_position
         attended, _ = self.query_cross_attention(placed, context + feature_position, context, attention_mask)
@@ -178,7 +179,7 @@ class AlignZegRefinementLayer(GradientCheckpointingLayer):
 
 
 class AlignZegMaskHead(nn.Module):
-    """Masks `M = MLP_q(Q) · MLP_f(F↑)ᵀ`: features return to `mask_stride` along the stem's finer stages."""
+    """Masks `M = MLP_q(Q) · MLP_f(F↑)ᵀ`: features are upsampled to `mask_stride` with the stem's finer stages."""
 
     def __init__(self, config: AlignZegConfig, stem: AlignZegImageStem):
         super().__init__()
@@ -194,8 +195,8 @@ class AlignZegMaskHead(nn.Module):
         self.query_mlp = AlignZegMLP(config.hidden_size, config.hidden_size, config.mask_dim, num_layers=3)
 
     def features(self, features: Tensor, grid: Grid, stages: list[Tensor]) -> Tensor:
-        """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`; for inference
-        without their last, linear layer, which [`forward`] then applies to the queries: there are fewer of them."""
+        """`(B, T, d)` on `grid` to mask features `(B, mask_dim, H / mask_stride, W / mask_stride)`. In inference, the last,
+        linear layer is left out, and [`forward`] applies it to the queries, because there are fewer of them."""
         states = to_map(self.feature_projection(self.feature_norm(features)), grid.size)
         finer = list(zip(stages, self.strides))[:-1][::-1]
         for (stage, stride), lateral, convolution in zip(finer, self.laterals, self.convolutions):
@@ -216,7 +217,7 @@ class AlignZegMaskHead(nn.Module):
 
 
 class AlignZegSideNetwork(nn.Module):
-    """Proposes regions, whatever they show.
+    """Makes class-agnostic mask proposals.
 
     Args:
         levels: The image tower's hidden states, by layer.
@@ -254,7 +255,7 @@ class AlignZegSideNetwork(nn.Module):
             pixel_values: `(B, 3, H, W)`, padded.
             tower: Hidden states of the image tower, layer to `(B, h, w, c)`.
             content: `(B, 2)`, see [`Grid`].
-            every_layer: Whether masks of all MRPE layers are wanted.
+            every_layer: Whether to return the masks of all MRPE layers.
         """
         stages = self.stem(pixel_values, tower, content)
         grid = Grid(tuple(stages[-1].shape[-2:]), self.config.patch_size, content)

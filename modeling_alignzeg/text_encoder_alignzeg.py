@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Class names into text prototypes: the frozen text tower."""
+"""The frozen text tower, which turns class names into text prototypes."""
 
 from collections import OrderedDict
 
@@ -44,12 +44,12 @@ class AlignZegTextEncoder(nn.Module):
         return next(self.parameters()).device
 
     def train(self, mode: bool = True):
-        return super().train(False)  # frozen: a dropout never acts
+        return super().train(False)  # frozen: dropout is always off
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Unit prototypes `(C, D)` of tokenized prompts `(C, L)`, or of `(C, templates, L)`: the mean over templates,
-        normalized before and after; `(C, phrases, D)` of `(C, phrases, templates, L)`.
+        """Unit prototypes `(C, D)` from tokenized prompts `(C, L)` or `(C, templates, L)`, or `(C, phrases, D)` from
+        `(C, phrases, templates, L)`. Embeddings are normalized before and after the mean over templates.
 
         Raises:
             ValueError: they are not integers of such a shape, `attention_mask` has another one, or the tower takes another
@@ -102,14 +102,14 @@ class AlignZegTextEncoder(nn.Module):
     def _embed(
         self, processor, class_names: list[str], template_set: str | list[str] | None, batch_size: int
     ) -> Tensor:
-        """Unit embeddings `(phrases, D)`, from the cache where they are there."""
+        """Unit embeddings `(phrases, D)`, cached."""
         templates = get_templates(self.config.template_set if template_set is None else template_set)
         weights = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
         key = (tuple(class_names), templates, weights)
         if key not in self._cache:
             ids, mask = self._tokenize(processor, class_names, templates)
             rows = max(1, batch_size // len(templates))
-            with torch.inference_mode(False):  # what is returned may meet a training step
+            with torch.inference_mode(False):  # the result may be used in a training step
                 self._cache[key] = torch.cat([self(*part) for part in zip(ids.split(rows), mask.split(rows))])
             while len(self._cache) > 16:
                 self._cache.popitem(last=False)
@@ -125,12 +125,12 @@ class AlignZegTextEncoder(nn.Module):
             )
         encoded = processor.encode_class_names(class_names, template_set=templates)
         known, size = len(processor.tokenizer), self.config.text_config.vocab_size
-        # There are text towers with a few unused rows, and tokenizers with added tokens.
+        # Some text towers have a few unused rows, and some tokenizers have added tokens.
         if 2 * known < size or encoded["input_ids"].max() >= size:
             raise ValueError(
                 f"The tokenizer of `processor` has {known} tokens and the text tower {size}: tokenizer.json is missing in "
                 "the checkpoint or belongs to another one. Load the processor from the model's folder, or copy the file "
-                "there from the CLIP that the checkpoint was made of."
+                "there from the CLIP model that the checkpoint is based on."
             )
         ids = encoded["input_ids"]
         mask = encoded.get("attention_mask", torch.ones_like(ids))  # SigLIP's tokenizers give none

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Colours of classes, overlays of label maps, and unseen-ness maps as images."""
+"""Class colours, overlays of label maps, and unseen maps as images."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .images_alignzeg import count_labels, resize_labels
 
 
-# The eight colours of Okabe and Ito, which are safe for colour-blind readers, and eight more. `palette` adds darker
+# The eight colours of Okabe and Ito, which colour-blind readers can tell apart, and eight more. `palette` adds darker
 # and lighter shades of them.
 _BASE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#8C6BB1") + (
     "#A6761D", "#E7298A", "#7FBC41", "#00CED1", "#4D4DFF", "#FB9A99", "#B8B800", "#A50F15"
@@ -18,7 +18,7 @@ NONE_COLOR = (120, 120, 120)
 
 
 def palette() -> np.ndarray:
-    """Colours that differ, the clearest first: `uint8 (80, 3)`."""
+    """Distinct colours, the most distinct first: `uint8 (80, 3)`."""
     base = np.array([[int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in _BASE], float)
     shades = [base, base * 0.65, base + (255 - base) * 0.55, base * 0.8 + 30, base + (255 - base) * 0.3]
     return np.concatenate(shades).clip(0, 255).round().astype(np.uint8)
@@ -48,7 +48,7 @@ def class_colors(class_names: list[str]) -> np.ndarray:
 
 
 def _fit(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
-    """Width and height of a picture of an image of `size` whose longer side is at most `max_size`."""
+    """`size`, scaled down so that its longer side is at most `max_size`."""
     scale = 1 if max_size is None else min(1, max_size / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -58,7 +58,7 @@ def _resized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
 
 
 def _painted(values: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """`uint8 (height, width)` as an RGB image, in the colours `uint8 (at most 256, 3)`."""
+    """An RGB image of `values`, `uint8 (height, width)`, indices into `colors`, `uint8 (at most 256, 3)`."""
     picture = Image.fromarray(values)
     picture.putpalette(colors.tobytes())
     return picture.convert("RGB")
@@ -80,10 +80,10 @@ def draw_overlay(
         class_names: Names of the classes.
         opacity: Weight of the colours, 0 to 1.
         legend: Whether to add a legend of the classes that occur, with their share of the pixels of `label`.
-        max_size: Greatest width and height of the overlay without its legend; larger images are scaled down.
+        max_size: Maximum width and height of the overlay without its legend; larger images are scaled down.
 
     Raises:
-        ValueError: `label` does not contain integers, or its size differs from that of `image`.
+        ValueError: `label` does not contain integers, or it differs in size from `image`.
     """
     label = np.asarray(label)
     if label.dtype.kind not in "iu" or label.shape != image.size[::-1]:
@@ -95,7 +95,7 @@ def draw_overlay(
     known = resize_labels(label, size[1], size[0]) if size != image.size else label
     known = np.where((known >= 0) & (known < len(class_names)), known, len(class_names)).astype(np.int32)
     colors = np.concatenate([class_colors(class_names), np.array([NONE_COLOR], np.uint8)])
-    palette, positions = np.unique(colors, axis=0, return_inverse=True)  # classes repeat the few colours there are
+    palette, positions = np.unique(colors, axis=0, return_inverse=True)  # many classes share the few colours
     painted = _painted(positions.reshape(-1).astype(np.uint8)[known], palette)
     mixed = Image.blend(_resized(image, size, "RGB"), painted, opacity)
     border = np.zeros(known.shape, bool)
@@ -133,12 +133,12 @@ def _with_legend(overlay: Image.Image, entries: list[tuple[str, np.ndarray, floa
 
 
 def draw_unseen_map(image: Image.Image, unseen: np.ndarray, max_size: int | None = None) -> Image.Image:
-    """Blends a greyscale `image` with its unseen-ness map `(height, width)` in [0, 1]: dark blue is seen, yellow unseen.
+    """Blends a greyscale `image` with its unseen scores `(height, width)` in [0, 1]: dark blue is seen, yellow unseen.
 
-    Unseen-ness is drawn in 256 steps. `max_size` is as in [`draw_overlay`].
+    Scores are quantized to 256 steps. `max_size` is as in [`draw_overlay`].
 
     Raises:
-        ValueError: `unseen` contains NaN, or its size differs from that of `image`.
+        ValueError: `unseen` contains NaN, or it differs in size from `image`.
     """
     unseen = np.asarray(unseen)
     if unseen.shape != image.size[::-1] or np.isnan(unseen).any():

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The classes that the model chooses from: prototypes of names and of exemplars, and the vocabulary of a checkpoint."""
+"""The vocabulary: prototypes of class names and of exemplars, and the stored vocabulary of a checkpoint."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from .text_encoder_alignzeg import AlignZegTextEncoder
 
 
 class Vocabulary(NamedTuple):
-    """Classes of a call: unit `prototypes (C, D)` or `(C, K, D)`, which of them are `seen (C,)`, and the temperature `τ`."""
+    """Classes of one call: unit `prototypes (C, D)` or `(C, K, D)`, the mask `seen (C,)` and the temperature `τ`."""
 
     prototypes: Tensor
     seen: Tensor
@@ -23,7 +23,7 @@ class Vocabulary(NamedTuple):
 
 
 class AlignZegVocabulary:
-    """The vocabulary of [`AlignZegModel`], whose modules and `config` it uses."""
+    """Mixin of [`AlignZegModel`] that manages its vocabulary."""
 
     config: Any
     recognizer: ProposalRecognizer
@@ -33,8 +33,8 @@ class AlignZegVocabulary:
     seen_class_mask: Tensor
 
     def _placeholder_prototypes(self) -> Tensor:
-        """`(C, D)`, or `(C, K, D)`, until [`set_vocabulary`] is called: one axis of the joint space for each class, as far
-        as they go."""
+        """`(C, D)` or `(C, K, D)`, used until [`set_vocabulary`] is called: one axis of the joint space per class, and zeros
+        for further classes."""
         axes, count = torch.eye(self.config.num_labels, self.config.projection_dim), self.config.prototypes_per_class
         return axes if count == 1 else axes[:, None].repeat(1, count, 1)
 
@@ -55,21 +55,21 @@ class AlignZegVocabulary:
         Args:
             processor: The [`AlignZegProcessor`] of the checkpoint.
             class_names: Distinct, non-empty names; or a dictionary with several phrases for a class, such as `{"background":
-                ["road", "wall"], "sofa": ["sofa", "couch"]}`. The name itself counts only if it is among the phrases.
+                ["road", "wall"], "sofa": ["sofa", "couch"]}`. The name itself is used only if it is among the phrases.
             template_set: Name of a set in `TEMPLATE_SETS` or a list of sentences with one `{}` each; default
                 `config.template_set`.
-            batch_size: Prompts per pass of the text tower.
-            phrase_pooling: `"max"`: a class's logit is that of its best phrase; `"mean"`: its prototype is the normalized
-                mean of its phrases, as training needs it.
+            batch_size: Prompts per forward pass of the text tower.
+            phrase_pooling: `"max"`: the best phrase of a class gives its logit; `"mean"`: its prototype is the normalized
+                mean of its phrases, as training requires.
 
         Returns:
-            Unit vectors `(C, D)`, or, if a class has several phrases and each has its own prototype, `(C, phrases, D)`,
-            where classes with fewer phrases have their first one several times. They are the caller's own. They are
-            cached: names, templates and the text tower's weights are the key.
+            Unit vectors `(C, D)`. If a class has several phrases and each has its own prototype, `(C, phrases, D)`; for
+            classes with fewer phrases, the first one is repeated. The result is a copy of a cached tensor; the cache key
+            is names, templates and the text tower's weights.
 
         Raises:
-            ValueError: no names, an empty name, a name or phrase twice, a template set or pooling that does not exist, or
-                a tokenizer that is not that of the text tower.
+            ValueError: no names, an empty name, a duplicate name or phrase, an unknown template set or pooling, or a
+                tokenizer that does not match the text tower.
         """
         return self.text_encoder.prototypes(processor, class_names, template_set, batch_size, phrase_pooling)
 
@@ -82,24 +82,25 @@ class AlignZegVocabulary:
         anchors: Tensor | None = None,
         merge: bool = False,
     ) -> Tensor:
-        """Prototypes of exemplars: what the frozen image tower sees inside of given masks.
+        """Prototypes of exemplars: the frozen image tower's embeddings of masked regions.
 
-        They go where text prototypes go, alone or beside them. But image and text embeddings of one thing lie apart:
-        exemplars are nearer to all images than names are. `anchors` bring them among the names: an exemplar becomes the
-        mean of the anchors, weighted by its probability for each.
+        They can replace text prototypes or be concatenated with them. But there is a modality gap: exemplars are nearer
+        to all images than names are. `anchors` close it: an exemplar becomes the mean of the anchors, weighted by its
+        probability for each.
 
         Args:
             pixel_values, pixel_mask: As for [`forward`].
-            masks: For each image `(n, H, W)`, 0 outside of the exemplar, such as the `mask_labels` of the processor; or one
+            masks: For each image `(n, H, W)`, 0 outside the exemplar, such as the `mask_labels` of the processor; or one
                 per image, `(B, H, W)`.
             anchors: Text prototypes `(A, D)` of many names.
-            merge: Make one prototype of all masks, exemplars of one class: their mean, before the anchors.
+            merge: Treat all masks as exemplars of one class and return the prototype of their mean, taken before the
+                anchors are applied.
 
         Returns:
-            Unit vectors `(C, D)`, one per mask, image by image; with `merge` one alone.
+            Unit vectors `(C, D)`, one per mask in the order of the images; with `merge`, a single one.
 
         Raises:
-            ValueError: an argument does not fit, or a mask is empty on the image.
+            ValueError: an argument has the wrong type or shape, or a mask is empty on the image.
         """
         images = self._prepare_images(pixel_values, pixel_mask)
         if isinstance(masks, Tensor) and masks.ndim == 3:
@@ -146,18 +147,18 @@ class AlignZegVocabulary:
         template_set: str | list[str] | None = None,
         text_prototypes: Tensor | None = None,
     ) -> None:
-        """Makes `class_names` the vocabulary that is used by default and saved with the checkpoint.
+        """Makes `class_names` the default vocabulary, which is saved with the checkpoint.
 
         Args:
-            class_names: Names in the order of their ids, or their phrases, see [`get_text_prototypes`].
-            unseen: Those of them that count as unseen.
-            processor: Needed unless `text_prototypes`, `(C, D)` or `(C, K, D)`, are given.
+            class_names: Names in the order of their ids, or a dictionary of phrases, see [`get_text_prototypes`].
+            unseen: The class names that count as unseen.
+            processor: Required unless `text_prototypes`, `(C, D)` or `(C, K, D)`, are given.
             template_set: As for [`get_text_prototypes`]; the name of a set is stored in the config.
 
         Raises:
-            ValueError: `class_names` is empty or holds an empty name or one twice, `unseen` names something that is not
-                among them, neither processor nor prototypes came, or the prototypes do not fit or are not finite.
-                Nothing has changed then.
+            ValueError: `class_names` is empty or contains an empty or duplicate name, `unseen` contains another name,
+                neither `processor` nor `text_prototypes` is given, or the prototypes have the wrong shape or are not
+                finite. The model is then unchanged.
         """
         classes, unseen = check_classes(class_names), check_unseen_names(unseen)
         class_names = list(classes)
@@ -168,21 +169,19 @@ class AlignZegVocabulary:
             )
         if text_prototypes is None:
             if processor is None:
-                raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor), or ready `text_prototypes`.")
+                raise ValueError("Pass `processor` (the checkpoint's AlignZegProcessor) or `text_prototypes`.")
             text_prototypes = self.get_text_prototypes(processor, classes, template_set)
         elif template_set is not None:
             get_templates(template_set)
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what cannot become a tensor is named next
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # the next check reports other types
             text_prototypes = torch.as_tensor(text_prototypes)
         self._check_prototypes(text_prototypes)
         if text_prototypes.device.type == "meta" or not text_prototypes.isfinite().all():
-            raise ValueError(
-                "`text_prototypes` contain NaN or infinite values, or none at all; expected unit vectors."
-            )
+            raise ValueError("`text_prototypes` is empty or contains NaN or infinite values; expected unit vectors.")
         if text_prototypes.shape[0] != len(class_names):
             raise ValueError(
                 f"`text_prototypes` has {text_prototypes.shape[0]} rows for the {len(class_names)} names in `class_names`; "
-                "pass one row for each."
+                "pass one row per name."
             )
         if isinstance(template_set, str):
             self.config.template_set = template_set
@@ -194,7 +193,7 @@ class AlignZegVocabulary:
         self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
 
     def _check_prototypes(self, text_prototypes: Tensor) -> None:
-        hint = "`model.get_text_prototypes(processor, names)` makes them."
+        hint = "Create them with `model.get_text_prototypes(processor, names)`."
         check_tensor("text_prototypes", text_prototypes, "floating-point numbers", self.logit_scale.device, hint)
         shape, width = tuple(text_prototypes.shape), self.config.projection_dim
         if len(shape) not in (2, 3) or 0 in shape or shape[-1] != width:
@@ -218,7 +217,7 @@ class AlignZegVocabulary:
         self._check_prototypes(text_prototypes)
         if seen is None:
             seen = torch.ones(text_prototypes.shape[0], dtype=torch.bool, device=text_prototypes.device)
-        hint = "`mask.bool()` makes it of 0 and 1."
+        hint = "Convert 0 and 1 with `mask.bool()`."
         check_tensor("seen_class_mask", seen, "True and False", self.logit_scale.device, hint)
         if seen.shape != (text_prototypes.shape[0],):
             raise ValueError(

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The ablation: trains and evaluates every row with several seeds, and draws the figures.
+"""Runs the ablation: trains and evaluates every row with several seeds, and draws the figures.
 
-    python scripts/ablate.py --workers 2                 # all rows; run again to go on where it stopped
+    python scripts/ablate.py --workers 2                 # all rows; run again to resume
     python scripts/ablate.py --cell full --seed 0        # one cell
     python scripts/ablate.py --summarize                 # tables and figures from the finished cells
     python scripts/ablate.py --config scripts/configs/msrc.yaml --data.root PHOTOS --results docs/results/msrc_a
 
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
-RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove one to train it again. PBC's θ and γ come from
-calibration on seen classes treated as unseen (RESULTS/calibration.json; made first where it is missing), never from the
-test part. The peers' constant is given its best value on the test part.
+RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove a file to train that cell again. PBC's θ and γ come
+from calibration on seen classes treated as unseen (RESULTS/calibration.json, computed first if missing), never from the
+test part. The constant of the blind baseline is tuned on the test part.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ def start(name: str, seed: int, results: Path, arguments: list[str]) -> tuple[st
 
 def main() -> int:
     options = command_parser(__doc__)
-    options.add_argument("--rows", type=names, help="rows to run; by default all")
+    options.add_argument("--rows", type=names, help="rows to run; default: all")
     options.add_argument("--cell", help="run one row with one seed, in this process")
     options.add_argument("--seed", type=integer(0), default=0, help="seed of --cell")
-    options.add_argument("--workers", type=integer(1), default=1, help="cells at a time, each on one thread")
+    options.add_argument("--workers", type=integer(1), default=1, help="cells trained in parallel, each on one thread")
     options.add_argument(
         "--config", default=str(ROOT / "scripts" / "configs" / "ablation.yaml"), help="preset of the trainings"
     )
     options.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of results")
-    options.add_argument("--seeds", type=integer(1), help="seeds of every row; by default as the row says")
-    options.add_argument("--summarize", action="store_true", help="only tables and figures, from the finished cells")
+    options.add_argument("--seeds", type=integer(1), help="seeds per row; default: the row's own count")
+    options.add_argument(
+        "--summarize", action="store_true", help="only make tables and figures from the finished cells"
+    )
     args, overrides = options.parse_known_args()
-    load_settings(["--config", args.config, *overrides])  # names what is wrong before anything starts
+    load_settings(["--config", args.config, *overrides])  # reports errors before anything starts
     from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
     from zeroshot.files import atomic_write_text
 
@@ -60,7 +62,7 @@ def main() -> int:
     arguments = ["--config", args.config, *overrides]
     if args.cell:
         if args.cell not in TRAININGS:
-            raise ValueError(f"`--cell` is {args.cell!r}; rows with a training are {', '.join(TRAININGS)}.")
+            raise ValueError(f"`--cell` is {args.cell!r}; expected one of {', '.join(TRAININGS)}.")
         cells.mkdir(parents=True, exist_ok=True)
         found = json.loads(calibration.read_text(encoding="utf-8"))
         corrections = [(found["gamma"], found["threshold"])] if found["gamma"] else []
@@ -71,7 +73,9 @@ def main() -> int:
     if not args.summarize:
         chosen = args.rows or TRAININGS
         if unknown := set(chosen) - set(TRAININGS):
-            raise ValueError(f"`--rows` names {', '.join(sorted(unknown))}; it takes {', '.join(TRAININGS)}.")
+            raise ValueError(
+                f"`--rows` contains {', '.join(sorted(unknown))}; expected some of {', '.join(TRAININGS)}."
+            )
         cells.mkdir(parents=True, exist_ok=True)
         if not calibration.exists():
             flags = ["--folds", "2", "--output", str(calibration), *arguments]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Times AlignZeg beside the bare CLIP tower, CLIPSeg, GroupViT, Mask2Former and EoMT, in turns, with random weights.
+"""Compares the speed of AlignZeg, the bare CLIP tower, CLIPSeg, GroupViT, Mask2Former and EoMT, with random weights.
 
-python scripts/benchmark.py --quick                          # under two minutes, small images, into runs/benchmark
-python scripts/benchmark.py                                  # everything, into docs/results
+python scripts/benchmark.py --quick                          # under two minutes, small images, to runs/benchmark
+python scripts/benchmark.py                                  # everything, to docs/results
 python scripts/benchmark.py --sections peers,classes         # some sections; the others keep their earlier results
 python scripts/benchmark.py --device cuda --tower ViT-L-14 --dtype bfloat16 --batches 1,8,32
 
@@ -24,7 +24,7 @@ def main() -> None:
     options.add_argument(
         "--sections",
         type=names,
-        help="some of peers, memory, sizes, classes, batches, dtypes, training, loader, compile; by default all, with "
+        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, compile; default: all, with "
         "--quick all but compile, which takes longer than two minutes",
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -33,7 +33,7 @@ def main() -> None:
     )
     options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and inputs")
     options.add_argument("--threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
-    options.add_argument("--repeats", type=integer(2), default=11, help="rounds; slow models take part in fewer")
+    options.add_argument("--repeats", type=integer(2), default=11, help="timing rounds; slow models run fewer")
     options.add_argument("--budget", type=float, default=60, help="seconds per model in one comparison")
     options.add_argument("--size", type=integer(1), default=640, help="pixels per side")
     options.add_argument("--num_classes", type=integer(2), default=171, help="classes, except in `classes`")
@@ -46,8 +46,8 @@ def main() -> None:
     options.add_argument("--label_size", type=integer(1), default=1280, help="side of the label maps in `classes`")
     options.add_argument("--batches", type=integers, default=[1, 8], help="batch sizes in `batches`")
     options.add_argument("--quick", action="store_true", help="small images, few classes and repeats")
-    options.add_argument("--output_dir", type=Path, help="by default docs/results, with --quick runs/benchmark")
-    options.add_argument("--child", help=argparse.SUPPRESS)  # a memory measurement, in a process of its own
+    options.add_argument("--output_dir", type=Path, help="default: docs/results, with --quick runs/benchmark")
+    options.add_argument("--child", help=argparse.SUPPRESS)  # a memory measurement in a separate process
     args = options.parse_args()
     from zeroshot.evaluation.benchmark import run_benchmark
 

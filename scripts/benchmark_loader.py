@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Does data loading keep up with the model? Measures both, each alone, with the settings of a training.
+"""Measures whether data loading keeps up with the model: times each of them alone, with the settings of a training.
 
     accelerate launch scripts/benchmark_loader.py --config scripts/configs/coco_stuff_vitb16.yaml --batches 20
 
-Takes the options of train.py as well. Nothing is trained: the weights change and are discarded.
+Also accepts the options of train.py. The weights change during the measurement and are discarded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zeroshot.settings import SettingsParser
 
 def main() -> None:
     parser = SettingsParser(__doc__)
-    parser.add_argument("--batches", type=PositiveInt, default=20, help="How many batches and steps are timed.")
+    parser.add_argument("--batches", type=PositiveInt, default=20, help="Batches and steps to time.")
     parser.add_argument("--output", type=str | None, help="JSON report to write.")
     args, settings = parser.parse()
     from zeroshot.training.loader_speed import benchmark_loader

@@ -5,14 +5,14 @@
     python scripts/calibrate.py --config scripts/configs/embedded.yaml --checkpoint runs/embedded/final
     python scripts/calibrate.py --config scripts/configs/ablation.yaml --folds 2 --output docs/results/calibration.json
 
-Some *seen* classes are treated as unseen, the same share of them as the unseen classes are of all: a model of the
-same settings is trained without their labels, and θ and γ are those with the best hIoU on the validation part, these
-classes against the other seen ones. The real unseen classes take part by neither name nor pixel. --folds N trains N
-models, each without other classes, and takes the mean. The options of train.py are
-accepted as well; data.pseudo_unseen is set here.
+Some *seen* classes are treated as unseen; their share of the seen classes equals the share of unseen classes in the
+split. A model with the same settings is trained without their labels. The chosen θ and γ have the best hIoU on the
+validation part, between these classes and the other seen ones. Neither names nor pixels of the real unseen classes are
+used. --folds N trains N models, each without different classes, and averages the results. Also accepts the options of
+train.py; data.pseudo_unseen is set here.
 
---report_on PART additionally measures the indicator's ROC-AUC of the checkpoint on real unseen classes; it is written
-down, never used.
+--report_on PART also measures the ROC-AUC of the checkpoint's indicator on real unseen classes; it is reported but not
+used.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from zeroshot.settings import SettingsParser
 
 def main() -> None:
     parser = SettingsParser(__doc__)
-    parser.add_argument("--folds", type=PositiveInt, default=1, help="How many models are trained.")
-    parser.add_argument("--checkpoint", type=str | None, help="Checkpoint folder in which θ and γ are stored.")
+    parser.add_argument("--folds", type=PositiveInt, default=1, help="Models to train.")
+    parser.add_argument("--checkpoint", type=str | None, help="Checkpoint folder to store θ and γ in.")
     parser.add_argument("--output", type=str | None, help="JSON report to write.")
-    parser.add_argument("--report_on", type=str | None, help="Part on which the indicator's ROC-AUC is measured.")
+    parser.add_argument("--report_on", type=str | None, help="Part to measure the indicator's ROC-AUC on.")
     args, settings = parser.parse()
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.data.benchmarks import open_part
     from zeroshot.evaluation.calibration import calibrate, indicator_auc, store_correction
     from zeroshot.files import atomic_write_text, check_output
 
-    # Everything that is needed at the end is checked before hours of training.
+    # Check before hours of training what is needed at the end.
     if args.output:
         check_output(args.output)
     if args.checkpoint:
@@ -50,7 +50,7 @@ def main() -> None:
         check_output(Path(args.checkpoint) / "config.json")
     if args.report_on:
         if not args.checkpoint:
-            raise ValueError("`--report_on` measures the checkpoint that `--checkpoint` names, and that is missing.")
+            raise ValueError("`--report_on` needs `--checkpoint`, the checkpoint to measure; pass both.")
         open_part(settings.data, args.report_on, None)
     report = calibrate(settings, folds=args.folds)
     if args.checkpoint:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Shows what a training would read: pairs of files, image sizes, pixels of every class, likely mistakes, and a picture.
+"""Reports on the data of a training: file pairs, image sizes, pixels per class, likely mistakes, and a figure.
 
     python scripts/check_data.py --config scripts/configs/own_data.yaml --data.dataset my_data --data.split my_classes.yaml
 
-Takes the options of train.py as well. Nothing is trained. The picture has images beside their label maps; unlabelled pixels
+Also accepts the options of train.py. Nothing is trained. The figure shows images and their label maps; unlabelled pixels
 are grey, "none of these". Class names are compared if `model.clip` or `model.checkpoint` is set.
 """
 
@@ -18,8 +18,8 @@ from zeroshot.settings import SettingsParser
 
 def main() -> None:
     parser = SettingsParser(__doc__)
-    parser.add_argument("--images", type=PositiveInt, default=6, help="How many images of each part are drawn.")
-    parser.add_argument("--output", type=str, default="data_check.png", help="Picture to write.")
+    parser.add_argument("--images", type=PositiveInt, default=6, help="Images of each part to draw.")
+    parser.add_argument("--output", type=str, default="data_check.png", help="Figure to write.")
     parser.add_argument("--names", type=bool, default=True, help="Load the model and compare the class names.")
     args, settings = parser.parse()
     from zeroshot.data.task import check_task, describe_pairs, draw_grid, open_task
@@ -41,7 +41,9 @@ def main() -> None:
         model, processor = build_model(settings.model, settings.seed)
         classes = list(task.split.classes)
         alike = similar_names(model.get_text_prototypes(processor, classes), classes)
-        accelerator.print("\n".join(f"Warning: {each}" for each in alike) or "The text tower tells all names apart.")
+        accelerator.print(
+            "\n".join(f"Warning: {each}" for each in alike) or "The text tower distinguishes all class names."
+        )
 
 
 if __name__ == "__main__":

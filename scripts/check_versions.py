@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Runs the core tests with the oldest versions that setup.cfg states, and with the newest that there are.
+"""Runs the core tests with the oldest versions that setup.cfg allows, and with the newest ones available.
 
     python scripts/check_versions.py oldest newest
 
-For each it makes a virtual environment (several GB, most of it torch) under --folder, or uses the one that is there;
---fresh makes it anew. "oldest" turns every lower bound `name>=1.2` into `name==1.2`; what our requirements need in turn
-is as new as they allow. Arguments after `--` go to pytest in place of the core tests.
+For each, it creates a virtual environment (several GB, most of it torch) under --folder, or uses the existing one;
+--fresh recreates it. "oldest" turns every lower bound `name>=1.2` into `name==1.2`; indirect requirements are as new as
+allowed. Arguments after `--` are passed to pytest in place of the core tests.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NEEDED_BY_CORE = ("pytest", "hypothesis")
 
 
 def requirements() -> list[str]:
-    """What setup.cfg asks for: inference, training, and the tools of the core tests."""
+    """Requirements in setup.cfg for inference, training and the core tests."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
@@ -57,14 +57,12 @@ def pinned_to_lower_bound(requirement: str) -> str:
     """
     match = re.fullmatch(r"([\w.-]+)>=([\w.]+)(,.*)?", requirement)
     if match is None:
-        raise ValueError(
-            f"setup.cfg asks for {requirement!r} without a lower bound: state the oldest that was tested."
-        )
+        raise ValueError(f"setup.cfg requires {requirement!r} without a lower bound: add the oldest tested version.")
     return f"{match[1]}=={match[2]}"
 
 
 def make_environment(folder: Path, packages: list[str]) -> Path:
-    """The Python of a virtual environment with `packages`; made unless a finished one is there."""
+    """The Python of a virtual environment with `packages`; created unless a complete one exists."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not (folder / "finished").exists():
         venv.create(folder, with_pip=True, clear=True)
@@ -78,9 +76,9 @@ def main() -> int:
     options = command_parser(__doc__)
     options.add_argument("which", nargs="+", choices=("oldest", "newest"))
     options.add_argument(
-        "--folder", type=Path, default=ROOT / "runs" / "environments", help="where the environments are"
+        "--folder", type=Path, default=ROOT / "runs" / "environments", help="folder of the environments"
     )
-    options.add_argument("--fresh", action="store_true", help="make the environments anew")
+    options.add_argument("--fresh", action="store_true", help="recreate the environments")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, chosen = options.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
     tests = chosen or [f"tests/test_{name}.py" for name in CORE]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Makes a fresh AlignZeg checkpoint on a CLIP with a ViT or a convolutional image tower.
+"""Creates an untrained AlignZeg checkpoint on a CLIP with a ViT or a convolutional image tower.
 
     python scripts/create_checkpoint.py --clip ViT-B-16 --pretrained laion2b_s34b_b88k --vocabulary coco_stuff \\
         --output_dir checkpoints/alignzeg-b16
@@ -21,15 +21,15 @@ from zeroshot.settings import load_settings
 
 
 def read_overrides(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Overrides of `AlignZegConfig` and of the image processor, from YAML or from the file of a preset."""
+    """Overrides of `AlignZegConfig` and of the image processor, from YAML or from a preset file."""
     config = parse_yaml(text, "`--config`")
     if isinstance(config, dict):
         return config, {}
     if not isinstance(config, str):
-        raise ValueError(f"`--config` is {shown(config)}; expected names and values, or a file of a preset.")
+        raise ValueError(f"`--config` is {shown(config)}; expected names and values, or a preset file.")
     preset = load_settings(["--config", text]).model
     if not preset.config and not preset.image_processor:
-        raise ValueError(f"`--config` names {text!r}, which has neither `model.config` nor `model.image_processor`.")
+        raise ValueError(f"`--config` is {text!r}, which has neither `model.config` nor `model.image_processor`.")
     return preset.config, preset.image_processor
 
 
@@ -41,10 +41,12 @@ def main() -> None:
         help="open_clip model name, or folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP",
     )
     options.add_argument("--pretrained", help="with open_clip, the tag or file of the weights")
-    options.add_argument("--random_weights", action="store_true", help="draw the weights of an open_clip model")
-    options.add_argument("--vocabulary", required=True, help="benchmark name, YAML file, or class names with commas")
+    options.add_argument("--random_weights", action="store_true", help="initialise the open_clip model randomly")
+    options.add_argument(
+        "--vocabulary", required=True, help="benchmark name, YAML file, or comma-separated class names"
+    )
     options.add_argument("--output_dir", required=True, help="folder to write to")
-    options.add_argument("--template_set", help="prompt templates: single, vild or imagenet; by default the config's")
+    options.add_argument("--template_set", help="prompt templates: single, vild or imagenet; default: the config's")
     options.add_argument("--config", default="{}", help='YAML, such as "{num_queries: 50}", or a preset file')
     options.add_argument("--seed", type=integer(0), default=0, help="seed of the trainable parts")
     args = options.parse_args()

@@ -21,7 +21,7 @@ def main() -> None:
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--scenes", type=integers, default=[3, 7, 12, 21], help="positions in the test split")
     options.add_argument("--photos", type=Path, help="JSON list of photographs to draw instead of scenes")
-    options.add_argument("--output", default="docs/results/overview.png", help="picture to write")
+    options.add_argument("--output", default="docs/results/overview.png", help="image to write")
     args = options.parse_args()
     from zeroshot.evaluation.overview import draw_overview, draw_photos
 

@@ -4,9 +4,9 @@
 
     python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 
-Any checkpoint goes with any dataset: classes come from --split, by default those of the dataset. With
---unseen_from checkpoint a class counts as seen if the checkpoint was trained on its name, whatever the dataset says.
-The report is written atomically at the end.
+Any checkpoint can be evaluated on any dataset: classes come from --split, by default the dataset's own. With
+    --unseen_from checkpoint, a class counts as seen if the checkpoint was trained on its name, regardless of the split.
+    The report is written atomically at the end.
 """
 
 from __future__ import annotations
@@ -23,35 +23,39 @@ def main() -> None:
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--dataset", default="embedded_scenes", help="benchmark name, hub id or folder")
     options.add_argument("--root", help="folder of a named benchmark's files")
-    options.add_argument("--split", help="classes and unseen classes: a name or a YAML; by default the dataset's")
+    options.add_argument(
+        "--split", help="classes and unseen classes: a split name or a YAML file; default: the dataset's"
+    )
     options.add_argument(
         "--unseen_from",
         choices=("split", "checkpoint"),
         default="split",
-        help="what decides which classes are unseen: the split, or what the checkpoint was trained on",
+        help="source of the unseen classes: the split, or the training classes of the checkpoint",
     )
     options.add_argument("--part", default="test", help="part of the dataset")
     options.add_argument("--limit", type=integer(1), help="use only the first N images")
-    options.add_argument("--image_column", default="image", help="image column, unless it is a named benchmark")
+    options.add_argument("--image_column", default="image", help="image column, if --dataset is not a named benchmark")
     options.add_argument("--label_column", default="label", help="label column, likewise")
-    options.add_argument("--image_folder", help="folder of images in a folder of your own; {part} stands for the part")
-    options.add_argument("--label_folder", help="folder of label files, likewise, or where a benchmark has several")
-    options.add_argument("--image_suffix", help="end of the names of images in a folder of your own: _leftImg8bit")
-    options.add_argument("--label_suffix", help="end of the names of label maps, likewise: _L")
-    options.add_argument("--label_file", help="COCO JSON file in a folder of your own; {part} stands for the part")
-    options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels hold ids 1..459")
+    options.add_argument(
+        "--image_folder", help="image subfolder, if --dataset is a folder; {part} is replaced by the part"
+    )
+    options.add_argument("--label_folder", help="subfolder of label files, likewise, or one of several of a benchmark")
+    options.add_argument("--image_suffix", help="suffix of image names, if --dataset is a folder: _leftImg8bit")
+    options.add_argument("--label_suffix", help="suffix of label map names, likewise: _L")
+    options.add_argument(
+        "--label_file", help="COCO JSON file, if --dataset is a folder; {part} is replaced by the part"
+    )
+    options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels have ids 1..459")
     options.add_argument("--scene_seed", type=integer(0), default=0, help="seed of the embedded scenes")
-    options.add_argument("--template_set", help="prompt templates; by default the checkpoint's")
+    options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
     options.add_argument(
         "--phrase_pooling",
         choices=("max", "mean"),
         default="max",
-        help="how several phrases make one class, where the split has `phrases`",
+        help="how to combine several phrases of a class, if the split has `phrases`",
     )
-    options.add_argument(
-        "--gamma", type=float, help="PBC's correction; 0 switches it off; by default the checkpoint's"
-    )
-    options.add_argument("--threshold", type=float, help="PBC's threshold; by default the checkpoint's")
+    options.add_argument("--gamma", type=float, help="PBC's correction; 0 disables it; default: the checkpoint's")
+    options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
     options.add_argument(
         "--seen_penalty",
         type=float,
@@ -59,27 +63,23 @@ def main() -> None:
         help="constant subtracted from the scores of all seen classes (blind correction)",
     )
     options.add_argument(
-        "--shortest_edge", type=integer(1), help="short side of the images; by default the checkpoint's"
+        "--shortest_edge", type=integer(1), help="short side of the images; default: the checkpoint's"
     )
-    options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
+    options.add_argument("--refine", action="store_true", help="align class borders with edges in the image")
     options.add_argument(
         "--only_present",
         action="store_true",
-        help="choose among the classes of each image alone, as a person does who types the names of what is there",
+        help="choose only among the classes that each image contains, as if a user had typed their names",
     )
-    options.add_argument("--flip", action="store_true", help="average the scores with those of the mirrored image")
+    options.add_argument("--flip", action="store_true", help="average the scores of the image and its mirror image")
     options.add_argument(
         "--sliding_window",
         type=integer(1),
         metavar="SIZE",
-        help="average the scores of square windows with sides of SIZE pixels",
+        help="average the scores of square windows of SIZE pixels per side",
     )
-    options.add_argument(
-        "--stride", type=integer(1), help="distance between windows; by default two thirds of their side"
-    )
-    options.add_argument(
-        "--skip_validation", action="store_true", help="do not read all files once beforehand to check them"
-    )
+    options.add_argument("--stride", type=integer(1), help="stride of the windows; default: two thirds of their side")
+    options.add_argument("--skip_validation", action="store_true", help="do not check all files before the evaluation")
     options.add_argument("--batch_size", type=integer(1), default=16, help="images per forward pass")
     options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     options.add_argument("--output", help="JSON report to write")
@@ -107,10 +107,12 @@ def main() -> None:
     augmentation = None
     if args.flip or args.sliding_window is not None or args.stride is not None:
         if args.refine:
-            raise ValueError("`--refine` does not go with `--flip`, `--sliding_window` or `--stride`; leave it out.")
+            raise ValueError(
+                "`--refine` cannot be combined with `--flip`, `--sliding_window` or `--stride`; leave it out."
+            )
         if args.only_present:
             raise ValueError(
-                "`--only_present` does not go with `--flip`, `--sliding_window` or `--stride`; leave it out."
+                "`--only_present` cannot be combined with `--flip`, `--sliding_window` or `--stride`; leave it out."
             )
         augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Writes a checkpoint as an ONNX file or a `torch.export` program, its vocabulary an input.
+"""Exports a checkpoint as an ONNX file or a `torch.export` program that takes the vocabulary as an input.
 
 python scripts/export.py --model . --output alignzeg.onnx
 python scripts/export.py --model . --output alignzeg.pt2 --classes "red plain, grass" --prototypes prototypes.npz
-python scripts/export.py --model . --output onnx           # a folder: images to label maps, names to prototypes
+python scripts/export.py --model . --output onnx           # a folder with image and text models
 python scripts/export.py --model . --browser app/static/models
 
-A folder takes images of any size, and names, see docs/onnx.md. A file ends at the logits:
+The models in a folder take images of any size and class names, see docs/onnx.md. A file stops at the logits:
 
-Inputs: `pixel_values` (batch, 3, height, width), as the image processor makes them, height and width multiples of
-`config.size_divisor` and at least two of them (resize to that; padding would count as image); `text_prototypes` (classes,
-projection_dim), unit vectors; `seen_class_mask` (classes,), bool.
+Inputs: `pixel_values` (batch, 3, height, width), as the image processor makes them. Height and width are multiples of
+    `config.size_divisor`, at least twice that value (resize, do not pad: padding would count as image). `text_prototypes`
+    (classes, projection_dim), unit vectors. `seen_class_mask` (classes,), bool.
 Outputs: `masks_queries_logits`, `class_queries_logits` and, from a model with PBC, `unseen_logits`, as in
-AlignZegOutput. Batch, height, width and the number of classes are free; classes are at least two. What
-`post_process_semantic_segmentation` does, PBC's γ and θ included, is left to the caller.
+    AlignZegOutput. Batch, height, width and the number of classes (at least two) are dynamic. The caller does the
+    post-processing (`post_process_semantic_segmentation`), including PBC with γ and θ.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument(
-        "--output", help="file to write, whose ending, .onnx or .pt2, chooses the format; without one, a folder"
+        "--output", help="file to write, .onnx or .pt2 (selects the format); a path without extension is a folder"
     )
     options.add_argument("--browser", help="folder to write for app/static, with weights in half precision")
-    options.add_argument("--classes", type=names, help="class names for --prototypes; by default the checkpoint's")
-    options.add_argument("--unseen", type=names, help="those of --classes that count as unseen")
+    options.add_argument("--classes", type=names, help="class names for --prototypes; default: the checkpoint's")
+    options.add_argument("--unseen", type=names, help="classes in --classes that count as unseen")
     options.add_argument("--prototypes", help=".npz file for the text prototypes and the seen mask of the classes")
     args = options.parse_args()
     from zeroshot.export import export_checkpoint

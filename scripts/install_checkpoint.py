@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Makes a checkpoint the default one: what this clone itself is when it is loaded or pushed to the Hub.
+"""Makes a checkpoint the default one, which is used when this clone is loaded or pushed to the Hub.
 
     python scripts/install_checkpoint.py runs/embedded/best
     python scripts/install_checkpoint.py runs/photos/final --root checkpoints/photos --half
 
 Its weights, config, processor and tokenizer are copied to the root of the repository, or to another folder with a link to
-the code; the code stays where it is.
+the code. The code is not copied.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Fills the figures of README.md and model_card.md from docs/results, between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""Updates the results in README.md and model_card.md from docs/results, between `<!-- NAME -->` and `<!-- /NAME -->`.
 
 python scripts/make_docs.py            # writes
 python scripts/make_docs.py --check    # fails if something would change
@@ -78,7 +78,7 @@ def ablation_table() -> str:
 
 
 def speed_table() -> str:
-    """AlignZeg beside its peers, and a line for each other question the benchmark answers."""
+    """AlignZeg and its peers, and one line for each other section of the benchmark."""
     report = load("benchmark_cpu.json")
     if report is None or "peers" not in report["sections"]:
         return NOT_MEASURED
@@ -308,7 +308,7 @@ BLOCKS = {
 
 
 def replace_between(text: str, begin: str, end: str, content: str) -> str:
-    """`text` with `content` between the lines `begin` and `end`, where they occur."""
+    """`text` with `content` between the lines `begin` and `end`."""
     pattern = re.compile(f"({begin}\n).*?(\n{end})", re.DOTALL)
     return pattern.sub(lambda found: found.group(1) + content + found.group(2), text)
 
@@ -324,7 +324,7 @@ def fill(text: str) -> str:
 
 def main() -> int:
     options = command_parser(__doc__)
-    options.add_argument("--check", action="store_true", help="write nothing, fail if something would change")
+    options.add_argument("--check", action="store_true", help="write nothing; fail if a file would change")
     args, stale = options.parse_args(), []
     for name in FILES:
         path = ROOT / name

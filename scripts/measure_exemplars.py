@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Average precision of searching by exemplars on test scenes, against names and a random ranking.
+"""Measures the average precision of search by exemplars on test scenes, compared with names and a random ranking.
 
 python scripts/measure_exemplars.py --output docs/results/exemplars.json
 """
@@ -14,7 +14,7 @@ from zeroshot.cli import command_parser, integer, integers, run_command
 
 def main() -> None:
     options = command_parser(__doc__)
-    options.add_argument("--model", default=".", help="AlignZeg checkpoint that knows the classes of the scenes")
+    options.add_argument("--model", default=".", help="AlignZeg checkpoint with the classes of the scenes")
     options.add_argument("--counts", type=integers, default=[1, 5], help="exemplars per class")
     options.add_argument("--scenes", type=integer(1), default=200, help="test scenes")
     options.add_argument("--output", help="JSON report to write")

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Measures what one image costs in bulk prediction, stage by stage, for docs/scaling.md.
+"""Measures the cost per image of bulk prediction, stage by stage, for docs/scaling.md.
 
     python scripts/measure_scaling.py --output docs/results/scaling.json
 
-The model is the full-size default, ViT-B/16 at 640 pixels, with random weights: they cost what trained ones cost. The
-images are drawn scenes as JPEG files of 640 x 480 pixels. One thread; seconds are those that the processor worked, so
-that other programs on the machine do not count.
+The model is the full-size default, ViT-B/16 at 640 pixels, with random weights, which are as fast as trained ones. The
+images are synthetic scenes as JPEG files of 640 x 480 pixels. It uses one thread and measures CPU time, so other programs
+on the machine do not count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zeroshot.cli import command_parser, integer, run_command
 def main() -> None:
     options = command_parser(__doc__)
     options.add_argument("--output", default="docs/results/scaling.json", help="JSON report to write")
-    options.add_argument("--images", type=integer(1), default=8, help="how many images are measured")
+    options.add_argument("--images", type=integer(1), default=8, help="images to measure")
     options.add_argument("--batch_size", type=integer(1), default=2, help="images per forward pass")
     args = options.parse_args()
     from zeroshot.evaluation.scaling import measure_scaling

@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Segments images by class names that are given here.
+"""Segments images by given class names.
 
     python scripts/predict.py photo.jpg more_photos --classes "cat, sofa, window" --unseen "sofa" --output_dir predictions
 
 For every image it writes NAME.png (palette PNG, values are positions in --classes), NAME_overlay.png with a legend, and
-NAME_unseen.png, how much each pixel looks like an unseen class; --labels_only writes the first of them alone. NAME is the
-file's without its ending, and with it where two files would write the same picture. The subfolders of a folder are walked,
-and are found again in the output. Without --classes the checkpoint's vocabulary is used.
+NAME_unseen.png, the unseen score of each pixel; --labels_only writes only NAME.png. NAME is the file name without its
+extension, or with it if two files would get the same name. Folders are searched recursively, and the output has the same
+subfolders. Without --classes, the checkpoint's vocabulary is used.
 A file that is not an image is reported and skipped; the exit status is then 1.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
 
-segments a whole dataset on all processes and machines of the launch, into Parquet shards or folders of PNG files (see
-`zeroshot.evaluation.bulk`). Interrupted, it resumes when the same command is run again. A broken image is reported and
+segments a whole dataset on all processes and machines of the launch, and writes Parquet shards or folders of PNG files (see
+`zeroshot.evaluation.bulk`). Run the same command again to resume after an interruption. A broken image is reported and
 gets a row with its error and no label map; the exit status is then 1.
 """
 
@@ -35,28 +35,26 @@ def parser() -> argparse.ArgumentParser:
         "--classes",
         help='class names, separated by commas; several phrases for one class: "sofa|couch, background: road|ground"',
     )
-    options.add_argument("--unseen", type=names, help="those of them that count as unseen, separated by commas")
+    options.add_argument("--unseen", type=names, help="classes that count as unseen, separated by commas")
     options.add_argument("--output_dir", default="predictions", help="folder to write to")
-    options.add_argument(
-        "--gamma", type=float, help="PBC's correction; 0 switches it off; by default the checkpoint's"
-    )
-    options.add_argument("--threshold", type=float, help="PBC's threshold; by default the checkpoint's")
+    options.add_argument("--gamma", type=float, help="PBC's correction; 0 disables it; default: the checkpoint's")
+    options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
     options.add_argument(
         "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
     )
-    options.add_argument("--refine", action="store_true", help="move borders between classes to edges of the image")
+    options.add_argument("--refine", action="store_true", help="align class borders with edges in the image")
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")
     options.add_argument(
-        "--phrase_pooling", choices=("max", "mean"), default="max", help="how several phrases make one class"
+        "--phrase_pooling", choices=("max", "mean"), default="max", help="how to combine several phrases of a class"
     )
-    options.add_argument("--device", help="by default a GPU if there is one; with --dataset the launcher chooses")
+    options.add_argument("--device", help="default: a GPU if available; with --dataset, the launcher chooses")
     options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
-    options.add_argument("--labels_only", action="store_true", help="write the label maps without the other pictures")
+    options.add_argument("--labels_only", action="store_true", help="write only the label maps")
     options.add_argument(
         "--picture_size",
         type=integer(0),
         default=2048,
-        help="longer side of overlays and unseen maps at most; 0 gives them the image's size; label maps always have it",
+        help="maximum longer side of overlays and unseen maps; 0: the image's size, which label maps always have",
     )
     bulk = options.add_argument_group("a whole dataset")
     bulk.add_argument("--dataset", help="benchmark name, hub id or folder, in place of `input`")
@@ -65,14 +63,16 @@ def parser() -> argparse.ArgumentParser:
     bulk.add_argument(
         "--image_column", default="image", help="image column of a dataset that is not a named benchmark"
     )
-    bulk.add_argument(
-        "--streaming", action="store_true", help="read it from front to back without downloading it first"
-    )
+    bulk.add_argument("--streaming", action="store_true", help="stream the dataset instead of downloading it first")
     bulk.add_argument("--limit", type=integer(1), help="use only the first N images")
     bulk.add_argument("--shard_size", type=integer(1), default=1000, help="images in one shard")
-    bulk.add_argument("--output_format", choices=("parquet", "png"), default="parquet", help="files of label maps")
+    bulk.add_argument(
+        "--output_format", choices=("parquet", "png"), default="parquet", help="format of the label maps"
+    )
     bulk.add_argument("--batch_size", type=integer(1), default=8, help="images per forward pass")
-    bulk.add_argument("--num_readers", type=integer(1), default=2, help="threads that read images beside the model")
+    bulk.add_argument(
+        "--num_readers", type=integer(1), default=2, help="threads that read images while the model runs"
+    )
     return options
 
 
@@ -88,13 +88,15 @@ def load_model(args: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
 
 
 def segment_dataset(args: argparse.Namespace) -> int:
-    """A whole dataset; returns the exit status."""
+    """Segments a whole dataset; returns the exit status."""
     from zeroshot.evaluation.bulk import BulkSettings, predict_dataset, start_bulk
 
     if args.device is not None:
-        raise ValueError("`--device` does not go with `--dataset`: the launcher gives each process its device.")
+        raise ValueError(
+            "`--device` cannot be combined with `--dataset`: the launcher assigns a device to each process."
+        )
     if args.refine:
-        raise ValueError("`--refine` does not go with `--dataset`: pass a folder of images as `input`.")
+        raise ValueError("`--refine` cannot be combined with `--dataset`: pass a folder of images as `input`.")
     shared = ("dataset", "part", "root", "image_column", "streaming", "limit", "shard_size", "output_format")
     readout = ("batch_size", "gamma", "threshold", "none_of_these")
     settings = BulkSettings(
@@ -104,20 +106,20 @@ def segment_dataset(args: argparse.Namespace) -> int:
     model, processor, vocabulary = load_model(args, accelerator.device)
     images, broken = predict_dataset(model, processor, vocabulary, settings, args.output_dir, accelerator)
     accelerator.print(f"{images - broken} of {images} images segmented: {args.output_dir}")
-    accelerator.wait_for_everyone()  # a process that leaves early can abort the others' communication
+    accelerator.wait_for_everyone()  # a process that exits early can abort the others' communication
     accelerator.end_training()
     return 1 if broken else 0
 
 
 def segment_files(args: argparse.Namespace) -> int:
-    """Images and folders of images, by one process; returns the exit status."""
+    """Segments images and folders of images in one process; returns the exit status."""
     import torch
 
     from zeroshot.evaluation.options import check_correction
     from zeroshot.evaluation.pictures import PictureSettings, plan_pictures, write_pictures
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("Several processes would all do the same: pass the folder as `--dataset` to share it out.")
+        raise ValueError("Every process would segment all images: pass the folder as `--dataset` to distribute it.")
     check_correction(args.gamma, args.threshold)
     shared = ("gamma", "threshold", "none_of_these", "refine", "labels_only", "picture_size")
     settings = PictureSettings(**{name: getattr(args, name) for name in shared})

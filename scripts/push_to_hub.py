@@ -5,9 +5,9 @@
     hf auth login
     python scripts/push_to_hub.py --model USER/alignzeg --space USER/alignzeg-demo
 
-The Hub shows the file README.md as a repository's card: model_card.md gets that name. Another --checkpoint brings the card
-that training wrote, in which a licence has to be chosen first. The example of a card loads the uploaded model. Each
-repository is made if it does not exist and gets one commit. --dry_run lists the files and uploads nothing.
+The Hub shows a repository's README.md as its card, so model_card.md is uploaded under that name. For another --checkpoint,
+the card is the one that training wrote; choose a licence in it first. The example in the card loads the uploaded model.
+Each repository is created if it does not exist and gets one commit. --dry_run lists the files and uploads nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def main() -> None:
     options.add_argument(
         "--card",
         type=Path,
-        help="model card; by default model_card.md for the checkpoint of this clone, README.md in the folder of another one",
+        help="model card; default: model_card.md for the checkpoint of this clone, README.md in the folder of another one",
     )
     options.add_argument("--message", default="Upload AlignZeg", help="commit message")
     options.add_argument("--private", action="store_true", help="create new repositories as private")
     options.add_argument("--dry_run", action="store_true", help="list the files, upload nothing")
     args = options.parse_args()
     if args.model is None and args.space is None:
-        options.error("name a repository with --model or --space")
+        options.error("pass a repository with --model or --space")
     card = args.card or (
         ROOT / "model_card.md" if args.checkpoint.resolve() == ROOT else args.checkpoint / "README.md"
     )

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Makes the checkpoint that ships with the repository, and docs/results/shipped_checkpoint.json.
+"""Trains the checkpoint in the root of this repository, and writes docs/results/shipped_checkpoint.json.
 
     python scripts/ship_checkpoint.py
 
 trains scripts/configs/embedded.yaml twice, zero-shot and with the labels of all classes (about half an hour each on one
-CPU core; --workers 2 runs both at a time; finished trainings are not repeated), evaluates both on the test split and
-installs the zero-shot model as the repository's root.
+CPU core; --workers 2 runs both in parallel; finished trainings are skipped), evaluates both on the test split and installs
+the zero-shot model in the root of the repository.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def evaluate(name: str) -> dict:
 
 def main() -> None:
     options = command_parser(__doc__)
-    options.add_argument("--workers", type=integer(1), default=1, help="trainings at a time")
+    options.add_argument("--workers", type=integer(1), default=1, help="trainings to run in parallel")
     args = options.parse_args()
     from zeroshot.checkpoints import install_as_root
 

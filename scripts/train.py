@@ -4,8 +4,8 @@
 
     accelerate launch scripts/train.py --config scripts/configs/embedded.yaml [--section.key value ...]
 
-Run the same command again to resume: training continues from the newest complete checkpoint and ends with the weights of
-an uninterrupted training. SIGTERM and Ctrl-C write a checkpoint first.
+Run the same command again to resume: training continues from the newest complete checkpoint, and the final weights equal
+    those of an uninterrupted training. SIGTERM and Ctrl-C write a checkpoint before the process exits.
 """
 
 from zeroshot.cli import run_command

@@ -9,8 +9,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.append(str(ROOT / "scripts"))  # last: scripts/evaluate.py must not hide the library of that name
+sys.path.append(str(ROOT / "scripts"))  # last: scripts/evaluate.py must not shadow the library of that name
 
-# Small models are fastest on one thread, sums come out the same on every machine, and tests that fork this process
-# must not find it with OpenMP threads that a child does not have.
+# One thread is fastest for small models and makes sums reproducible. Tests also fork this process, and a child does not
+# inherit OpenMP threads.
 torch.set_num_threads(1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The demo as a program of its own, for the tests."""
+"""Runs the demo as a separate process, for the tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ APP = Path(__file__).resolve().parent.parent / "app"
 
 @dataclass
 class DemoServer:
-    """`url` ends in a slash; `log` holds what the program has printed so far."""
+    """`url` ends in a slash; `log` contains the output so far."""
 
     url: str
     process: subprocess.Popen
@@ -31,14 +31,14 @@ class DemoServer:
 
     @property
     def resident_megabytes(self) -> float:
-        """Memory of the program; Linux only."""
+        """Memory of the process; Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
 
 @contextlib.contextmanager
 def serve_demo(checkpoint: Path, folder: Path, timeout: float = 600) -> Iterator[DemoServer]:
-    """Starts a copy of app/ on `checkpoint`, as a Space does; `folder` takes the copy and the uploads."""
+    """Starts a copy of app/ with `checkpoint`, as in a Space; `folder` stores the copy and the uploads."""
     folder.mkdir(parents=True, exist_ok=True)
     space = shutil.copytree(APP, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {

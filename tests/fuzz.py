@@ -4,9 +4,8 @@
     pip install atheris
     python tests/fuzz.py -max_total_time=600
 
-Any answer is fine but an exception other than `ValueError`, a result of the wrong shape, or one that is not finite.
-Arguments are those of libFuzzer; without a corpus folder among them it starts from small files of several formats.
-atheris is needed, the tests do without it.
+It fails on an exception other than `ValueError`, and on a result with the wrong shape or non-finite values. Arguments are
+those of libFuzzer; without a corpus folder, it starts from small files of several formats. The tests do not need atheris.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ DTYPES = (
 PROCESSOR = AlignZegImageProcessor(size={"shortest_edge": 16, "longest_edge": 32}, size_divisor=16)
 NAMES = AlignZegProcessor(PROCESSOR, tiny.tiny_tokenizer())
 warnings.simplefilter("ignore")
-Image.MAX_IMAGE_PIXELS = 2**22  # a header may claim any size; larger ones are refused
+Image.MAX_IMAGE_PIXELS = 2**22  # a header may claim any size; larger images are rejected
 
 
 def check_pixels(image: object) -> None:
@@ -89,7 +88,7 @@ def fuzz_file(data: atheris.FuzzedDataProvider) -> None:
     """Any bytes as an image file."""
     try:
         image = Image.open(io.BytesIO(data.ConsumeBytes(data.remaining_bytes())))
-    except Exception:  # not our code yet
+    except Exception:  # raised by PIL, not by our code
         return
     check_pixels(image)
 
@@ -151,7 +150,7 @@ def fuzz(content: bytes) -> None:
 
 
 def write_seeds(folder: Path) -> None:
-    """Small image files; their last byte chooses `fuzz_file`."""
+    """Small image files; their last byte selects `fuzz_file`."""
     picture = Image.fromarray(np.arange(150, dtype=np.uint8).reshape(5, 10, 3))
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"):
         for mode in ("RGB", "P", "L"):

@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """A small local stand-in for the Hugging Face Hub: repositories are created, committed to and downloaded over HTTP.
 
-It speaks what `huggingface_hub` says when it pushes files and loads them again: creation, upload mode, commit,
-repository information, file tree and files. Every file is uploaded inside the commit, none through LFS.
+It implements the requests of `huggingface_hub` for pushing and loading files: creation, upload mode, commit, repository
+    information, file tree and files. Every file is uploaded inside the commit, none through LFS.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class HubStandIn:
-    """What the stand-in holds, and where it listens.
+    """State and URL of the stand-in.
 
     Attributes:
         url: Value for the environment variable `HF_ENDPOINT`.
-        repositories: For each repository id, its files; ids of Spaces begin with `spaces/`.
+        repositories: Files by repository id; ids of Spaces start with `spaces/`.
         commits: Repository id and commit message of every commit, in order.
     """
 
@@ -33,7 +33,7 @@ class HubStandIn:
     commits: list[tuple[str, str]] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
-        """Environment variables that send `huggingface_hub` here and nowhere else."""
+        """Environment variables that direct `huggingface_hub` to the stand-in only."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": "stand-in",
@@ -150,7 +150,7 @@ def make_handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def hub_standin() -> Iterator[HubStandIn]:
-    """Runs a stand-in on a free port of this machine as long as the block lasts."""
+    """Runs a stand-in on a free local port during the block."""
     hub = HubStandIn()
     server = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_port}"

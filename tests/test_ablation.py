@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The ablation's tables, made from invented cells whose means are known."""
+"""The ablation's tables, made from artificial cells with known means."""
 
 import json
 import statistics
@@ -109,7 +109,7 @@ def test_unknown_rows_are_refused(flags: list[str]) -> None:
 @pytest.mark.parametrize("row", ["baseline", "full"])
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path: Path, monkeypatch) -> None:
-    """The scores without further words are those of the evaluator, whatever else is read out of the same forward pass."""
+    """Scores without a suffix equal the evaluator's, whatever other readouts use the same forward pass."""
     settings = {
         "data.dataset": "embedded_scenes",
         "data.num_train": 4,

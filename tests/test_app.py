@@ -66,7 +66,7 @@ def segmenter(app: ModuleType, checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def served(app: ModuleType, segmenter: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the demo, run inside this process."""
+    """The URL of the demo, which runs inside this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
         demo = app.build(segmenter).queue(max_size=app.QUEUE_SIZE, default_concurrency_limit=1)
@@ -86,7 +86,7 @@ def save(folder: Path, image: Image.Image, name: str = "picture.png") -> Any:
 
 
 def expected_labels(checkpoint: Path, image: Image.Image, **options: Any) -> np.ndarray:
-    """What the model says without the demo."""
+    """The model's result without the demo."""
     model, processor = AlignZegModel.from_pretrained(checkpoint).eval(), AlignZegProcessor.from_pretrained(checkpoint)
     seen = torch.tensor([name not in UNSEEN for name in CLASSES])
     with torch.no_grad():
@@ -247,7 +247,7 @@ def ask(client: Client, **arguments: Any) -> Any:
 
 
 def assert_clean(message: str) -> None:
-    """A sentence for people: no traceback, no path of this machine, no bare exception."""
+    """A readable message: no traceback, no local path, no bare exception."""
     assert message.strip().endswith((".", "?")) and len(message) < 400, message
     for leak in ("Traceback", 'File "', str(ROOT), "/tmp", "site-packages", "Error("):
         assert leak not in message, message
@@ -288,7 +288,7 @@ def test_other_wrong_arguments(client: Client, tmp_path: Path, arguments: dict[s
 
 
 def post(served: str, image: Any, names: list[str]) -> str:
-    """One raw call, as somebody writes who does not use the client. Returns the event that answers it."""
+    """One raw HTTP call without the client. Returns the event of the response."""
     body = json.dumps({"data": [image, names, None, None, None, False]}).encode()
     request = urllib.request.Request(
         f"{served}gradio_api/call/segment", body, {"Content-Type": "application/json"}, method="POST"
@@ -545,7 +545,7 @@ def test_all_classes_unseen(app: ModuleType, segmenter: Any) -> None:
 
 
 def test_reading_out_is_faster_than_running(app: ModuleType, segmenter: Any) -> None:
-    """Even the tiny model's run costs more than a read-out; the browser test measures the real thing."""
+    """Even the tiny model's run is slower than a read-out; the browser test measures a real model."""
     image, names = picture(0, (480, 400)), list(CLASSES)
 
     def seconds(function: Callable[[], Any]) -> float:
@@ -640,7 +640,7 @@ def test_zerogpu_gets_the_network_with_what_can_be_pickled(
     calls = []
 
     def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-        """As ZeroGPU does it: arguments and results cross a border between processes."""
+        """As on ZeroGPU, arguments and results are passed between processes."""
 
         def call(*arguments: Any) -> Any:
             calls.append(arguments)
@@ -720,7 +720,7 @@ def test_two_hundred_calls_of_eight_clients_among_sixty_hostile_ones(
             counts = list(pool.map(work, range(8)))
         return sum(good for good, _ in counts), sum(bad for _, bad in counts)
 
-    storm()  # allocator, caches and sessions settle
+    storm()  # warm up allocator, caches and sessions
     before, started = server.resident_megabytes, time.monotonic()
     assert storm() == (200, 60)
     seconds, after = time.monotonic() - started, server.resident_megabytes

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The demo in a real browser, at a desk's width and a phone's: upload, classes, segment, sliders, views, downloads.
+"""The demo in a real browser, at desktop and phone width: upload, classes, segment, sliders, views, downloads.
 
-ALIGNZEG_SCREENSHOTS names a folder that keeps the screenshots.
+Set ALIGNZEG_SCREENSHOTS to a folder to keep the screenshots.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
-    """The demo with the checkpoint that the repository ships, or with the smallest one where it ships none."""
+    """The demo with the repository's checkpoint, or with a tiny one if there is none."""
     shipped = (ROOT / "config.json").is_file() and (ROOT / "model.safetensors").is_file()
     folder = tmp_path_factory.mktemp("demo")
     with serve_demo(ROOT if shipped else tiny_checkpoint(folder / "tiny"), folder / "server") as running:
@@ -99,7 +99,7 @@ class Page:
             try:
                 if value := condition():
                     return value
-            except Exception as error:  # elements come and go while the page builds itself
+            except Exception as error:  # elements are replaced while the page is built
                 problem = error
             time.sleep(0.05)
         self.shoot("failure")
@@ -119,7 +119,7 @@ class Page:
 
     @property
     def result(self) -> dict[str, str]:
-        """The data attributes of the viewer: view, gamma, threshold, and how often it has drawn."""
+        """The data attributes of the viewer: view, gamma, threshold, and the number of redraws."""
         return self.run("return {...document.querySelector('#az-viewer [data-part=result]').dataset}")
 
     def timed(self, action: Callable[[], None], ready: str) -> float:
@@ -151,7 +151,7 @@ class Page:
         return self.timed(press, "true")
 
     def move(self, slider: str, value: float) -> float:
-        """Moves a slider to `value`, as dragging does."""
+        """Moves a slider to `value`, like dragging."""
 
         def drag() -> None:
             self.run(
@@ -196,7 +196,7 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     names = [*scene.classes, markup, "${window.hacked=2}", "{{value}}"]
     page.shoot("start")
 
-    # Upload, names, marks, and Enter starts.
+    # Upload an image, type names, mark unseen ones, and press Enter.
     page.find("#az-input input[type=file]").send_keys(str(tmp_path / "scene.png"))
     page.wait(lambda: page.find("#az-input img").is_displayed(), "the upload")
     box = page.find("#az-names textarea")
@@ -209,14 +209,14 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     assert page.result["view"] == "segmentation"
     page.shoot("segmentation")
 
-    # The table: sorted, whole, and markup is text.
+    # The table is sorted and complete, and markup is shown as text.
     shares = [float(row[-2].split()[0].replace("<", "0")) for row in page.rows()]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=1)
     shown = page.find("#az-viewer").text + page.find("#az-unseen").text
     assert markup in shown and "${window.hacked=2}" in shown and "{{value}}" in shown
     assert page.run("return window.hacked === undefined && !document.querySelector('img[src=x]')")
 
-    # Hovering, or touching, names the class under the pointer.
+    # Hovering or touching shows the class under the pointer.
     spot = page.run(
         """
         const canvas = document.querySelector('#az-viewer canvas');
@@ -242,7 +242,7 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     page.click("#az-else input")
     page.wait(lambda: page.result["everythingElse"] == "true", "the grey class")
 
-    # Downloads hold what the table says.
+    # Downloads contain the values of the table.
     facts = json.loads(page.download("#az-json-file").read_text(encoding="utf-8"))
     with Image.open(page.download("#az-label-file")) as label:
         assert label.size == image.size and label.mode == "P"
@@ -252,7 +252,7 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     for entry in facts["classes"]:
         assert entry["coverage"] == pytest.approx((labels == entry["id"]).mean())
 
-    # An error is a sentence.
+    # An error is shown as a sentence.
     box.clear()
     box.send_keys("grass,, water")
     page.click("#az-start")
@@ -261,7 +261,7 @@ def test_the_whole_way(page: Page, tmp_path: Path, server: DemoServer) -> None:
     page.wait(lambda: page.find("#az-json-file").is_enabled(), "the downloads of the result before, which still shows")
     page.shoot("error")
 
-    # Nothing wider than the screen, nothing from elsewhere, nothing broken, nothing of it for somebody else.
+    # Nothing is wider than the screen, loaded from other servers, broken, or sent elsewhere.
     assert page.run("return document.documentElement.scrollWidth <= window.innerWidth + 1")
     outside = page.run(
         """return performance.getEntriesByType('resource').map((entry) => entry.name)
@@ -288,7 +288,7 @@ def test_examples_run_by_themselves(page: Page) -> None:
 
 @pytest.fixture
 def full_size(tmp_path: Path) -> Iterator[Page]:
-    """The demo with a network of full size, CLIP ViT-B/16 and 640 pixels, whose weights are random."""
+    """The demo with a full-size network (CLIP ViT-B/16, 640 pixels) with random weights."""
     tokenizer = tiny_tokenizer()
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -304,7 +304,7 @@ def full_size(tmp_path: Path) -> Iterator[Page]:
 
 
 def test_sliders_are_ten_times_faster_than_segment(full_size: Page, tmp_path: Path) -> None:
-    """From the click to the drawn picture, by the browser's clock, on a photo's size and new names every time."""
+    """Time from the click to the drawn picture, by the browser's clock, at photo size and with new names each time."""
     page = full_size
     Image.fromarray(draw_scene(0, "test", 5, 1024).image).save(tmp_path / "large.png")
     page.find("#az-input input[type=file]").send_keys(str(tmp_path / "large.png"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The report of the loader against the model: what it holds, not how fast this machine is."""
+"""The contents of the loader report, not the speed of this machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Bulk prediction: every image once, whatever the number of processes and whenever they are killed."""
+"""Bulk prediction: every image exactly once, for any number of processes and after kills."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from zeroshot.evaluation.bulk import BulkSettings, _shards
 from zeroshot.evaluation.shards import picture_names
 
 
-BROKEN = 5  # position of a file that is no image
+BROKEN = 5  # position of a file that is not an image
 IMAGES = 23
 
 
@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def contents(index: int) -> bytes:
-    """A picture of its own size as a PNG file; one is cut off."""
+    """A random image of its own size as a PNG file; one file is truncated."""
     buffer = io.BytesIO()
     tiny.picture(index, (30 + 7 * (index % 4), 44 - 5 * (index % 3))).save(buffer, "PNG")
     return buffer.getvalue()[: 60 if index == BROKEN else None]
@@ -90,7 +90,7 @@ def assert_rows_equal(first: list[dict], second: list[dict]) -> None:
     for one, two in zip(first, second):
         assert np.array_equal(*(np.asarray(row["label_map"]) for row in (one, two)))
         assert one["unseen_score"] == pytest.approx(two["unseen_score"], abs=1e-6)  # batches differ in rounding
-        assert (one["error"] is None) == (two["error"] is None)  # it names the file where that lies
+        assert (one["error"] is None) == (two["error"] is None)  # the message contains the path
         apart = dict.fromkeys(("label_map", "index", "unseen_score", "error"))
         assert one | apart == two | apart
 
@@ -147,7 +147,7 @@ def test_batches_and_streams_change_nothing(checkpoint, files, whole, monkeypatc
 
 def test_folders_of_pictures(checkpoint, folder, whole, monkeypatch, tmp_path) -> None:
     flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", tmp_path, "--output_format", "png"]
-    for _ in range(2):  # the second time nothing is left to do, and the broken image is still told
+    for _ in range(2):  # the second run has nothing to do, but still reports the broken image
         assert predict(monkeypatch, *flags, "--shard_size", 10) == 1
     lines = [json.loads(line) for path in sorted(tmp_path.glob("part-*/*.jsonl")) for line in path.open()]
     assert len(lines) == IMAGES
@@ -185,7 +185,7 @@ def test_many_classes_and_none_of_these(checkpoint, folder, monkeypatch, tmp_pat
 
 def test_a_run_goes_on_where_it_was(checkpoint, folder, whole, monkeypatch, tmp_path) -> None:
     flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", tmp_path, "--shard_size", 4]
-    (tmp_path / ".part-00000-00000002.partial.parquet").write_bytes(b"half")  # as a kill leaves it
+    (tmp_path / ".part-00000-00000002.partial.parquet").write_bytes(b"half")  # as after a kill
     calls = count()
 
     def fail(*arguments):
@@ -223,7 +223,7 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
     flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", whole, "--shard_size", 4, *change]
     assert predict(monkeypatch, *flags) == 2
     printed = capsys.readouterr().err
-    assert "holds results of another run" in printed and words in printed and "--output_dir" in printed
+    assert "contains results of another run" in printed and words in printed and "--output_dir" in printed
     assert sorted(whole.glob("*")) == before
 
 
@@ -233,8 +233,8 @@ def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatc
         (["--dataset", "FOLDER/nowhere"], "Cannot open the part 'train' of '"),
         (["--dataset", "FOLDER", "--image_column", "photo"], "has no column 'photo'"),
         (["--dataset", "FOLDER", "--image_column", "photo", "--streaming"], "has no column 'photo'"),
-        (["--dataset", "FILES", "--image_column", "id"], "'id' of '.*' does not hold images"),
-        (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not hold images"),
+        (["--dataset", "FILES", "--image_column", "id"], "'id' of '.*' does not contain images"),
+        (["--dataset", "FILES", "--image_column", "id", "--streaming"], "'id' of '.*' does not contain images"),
         (["--dataset", "FOLDER", "--part", "test"], "part 'test'"),
         (["--dataset", "FOLDER", "--device", "cpu"], "`--device`"),
         (["--dataset", "FOLDER", "--shard_size", 0], "--shard_size: expected a whole number"),
@@ -255,7 +255,7 @@ def test_what_cannot_be_is_named(checkpoint, folder, files, monkeypatch, tmp_pat
 
 
 def stream_of(lengths: list[int]) -> datasets.IterableDataset:
-    """As many files as there are `lengths`, of so many rows."""
+    """Files with `lengths` rows each."""
 
     def rows(files):
         for file, length in files:
@@ -274,7 +274,7 @@ def test_every_image_of_a_stream_is_predicted_once(data: st.DataObject) -> None:
     expected = {(file, row) for file, length in enumerate(lengths) for row in range(length)}
     done: dict[str, list] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # Two launches that are cut short, on any number of processes, and one that is not.
+        # Two interrupted launches, on any number of processes, and a complete one.
         for last in (False, False, True):
             world = data.draw(st.integers(1, 5))
             for rank in range(world):

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Choosing θ and γ without unseen labels: no unseen name or pixel takes part."""
+"""Choosing θ and γ without unseen labels: no unseen name or pixel is used."""
 
 import json
 from pathlib import Path
@@ -50,8 +50,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every name that is tokenized, every label that is trained on or compared with, and the result with unseen pixels
-    painted over by other unseen classes."""
+    """Every tokenized name, every label in training or scoring, and the result after unseen pixels are relabelled as other
+    unseen classes."""
     names: set[str] = set()
     tokenized = AlignZegProcessor.encode_class_names
 
@@ -109,7 +109,7 @@ def test_the_report_has_the_whole_grid_and_its_best(settings: Settings) -> None:
     assert report["pseudo_hiou"] == max(report["grid"].values())
     assert report["pseudo_hiou_without_correction"] == report["grid"]["off"]
     assert report["pseudo_unseen_share"] == pytest.approx(18 / 70)
-    assert calibrate(settings)["folds"] == 1  # what an earlier run left is no obstacle
+    assert calibrate(settings)["folds"] == 1  # works despite the files of an earlier run
 
 
 @pytest.mark.parametrize("folds", [0, -1])

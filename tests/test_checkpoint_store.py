@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints survive kills, damage and full disks, and a training resumed from one ends in the same bits."""
+"""Checkpoints survive kills, damage and full disks, and a resumed training is bitwise equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 
-if __name__ == "__main__":  # as a program under torchrun, see the end of the file
+if __name__ == "__main__":  # as a script under torchrun, see the end of the file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zeroshot.files import atomic_file, atomic_folder, atomic_write_text
@@ -42,7 +42,7 @@ from zeroshot.training.state import read_state, write_state
 
 
 class Toy(nn.Module):
-    """Frozen and trained layers, buffers, a shared parameter, dropout, and a parameter that never has a gradient."""
+    """Frozen and trained layers, buffers, a shared parameter, dropout, and a parameter without a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def make_accelerator(accumulate: int = 2) -> Accelerator:
 def batches(
     accelerator: Accelerator, loader: torch.utils.data.DataLoader, epoch: int, first: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The batches of an epoch from `first` on. A loader's own draws, when it begins, are taken back."""
+    """The batches of an epoch from `first` on. Undoes the loader's own draws at its start."""
     rest = accelerator.skip_first_batches(loader, first) if first else loader
     for each in {loader, rest}:  # as in `Trainer.micro_batches`
         each.set_epoch(epoch)
@@ -89,7 +89,7 @@ def train(
     resume: bool = False,
     workers: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Three epochs; saves and ends after step `stop_at`; returns the weights and the optimizer's averages."""
+    """Trains for three epochs; saves and stops after step `stop_at`; returns the weights and the optimizer's averages."""
     set_seed(11 if not resume else 99)
     data = torch.utils.data.TensorDataset(torch.randn(50, 4, generator=torch.Generator().manual_seed(1)))
     loader = torch.utils.data.DataLoader(data, batch_size=3, shuffle=True, num_workers=workers)
@@ -159,7 +159,7 @@ def accelerator() -> Iterator[Accelerator]:
 
 
 def toy(step: int = 0) -> tuple[Toy, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """A model after one optimizer step of which every trained weight has the value `step`; buffers too."""
+    """A model after one optimizer step, with all trained weights and buffers set to `step`."""
     torch.manual_seed(0)
     model = Toy()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -196,7 +196,8 @@ def assert_latest_is_whole(folder: Path, accelerator: Accelerator, steps: set[in
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(3, 0), (9, 0), (10, 0), (20, 0), (13, 1)])
 def test_resume_is_exact(tmp_path: Path, stop_at: int, workers: int) -> None:
-    """17 micro-batches, two to a step, so nine steps an epoch: in the middle of epochs, at an end, at a beginning."""
+    """17 micro-batches, two per step, so nine steps per epoch: stops in the middle, at the end and at the start of
+    epochs."""
     store = CheckpointStore(tmp_path)
     reset()
     expected = train(make_accelerator(), store, workers=workers)
@@ -236,7 +237,7 @@ def test_structures_round_trip(tmp_path: Path) -> None:
 def test_sharded_training_leaves_the_tensors_to_accelerate(
     tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sharding itself needs several GPUs; this is the path it takes."""
+    """Tests the code path for sharding, which itself needs several GPUs."""
     store = CheckpointStore(tmp_path)
     model, optimizer, scheduler = accelerator.prepare(*toy(3))
     plain = store.save(accelerator, model, optimizer, scheduler, {"step": 1, "epoch": 0, "batch": 1})
@@ -264,9 +265,9 @@ def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> No
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10) if scheduler else None
         store.load(accelerator, path, model, optimizer, cosine)
 
-    with pytest.raises(CheckpointError, match="1 trainable weights are not the same.*unused"):
+    with pytest.raises(CheckpointError, match="1 trainable weights differ.*unused"):
         load(lambda model: model.unused.requires_grad_(False))
-    with pytest.raises(CheckpointError, match="frozen weights are not those"):
+    with pytest.raises(CheckpointError, match="frozen weights differ from those"):
         load(lambda model: model.base.weight.data.add_(1))
     with pytest.raises(CheckpointError, match="The checkpoint has a scheduler and the training has none"):
         load(lambda model: None, scheduler=False)
@@ -274,7 +275,7 @@ def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> No
     optimizer.add_param_group({"params": [optimizer.param_groups[0]["params"].pop()]})
     with pytest.raises(CheckpointError, match=r"\[8\] parameters in its groups, this one has \[7, 1\]"):
         store.load(accelerator, path, model, optimizer, scheduler)
-    with pytest.raises(CheckpointError, match="parameter that is not one of the model"):
+    with pytest.raises(CheckpointError, match="parameter that is not in the model"):
         store.load(accelerator, path, toy()[0], optimizer, scheduler)
 
 
@@ -320,7 +321,7 @@ def escape(path: Path) -> None:
 
 
 def consistent_nonsense(path: Path) -> None:
-    """A progress file that is none, in a manifest that agrees with it."""
+    """An invalid progress file with a matching manifest."""
     (path / "progress.json").write_text("[")
     entry = {"bytes": 1, "sha256": manifest.sha256_of(path / "progress.json")}
     edit_manifest(path, lambda m: m["files"].update({"progress.json": entry}))
@@ -340,10 +341,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (truncate, "model.safetensors has 100 bytes instead of"),
     "flipped byte": (flip_byte, "training.safetensors has changed since it was written"),
     "missing file": (lambda p: (p / "rng-00000.safetensors").unlink(), "rng-00000.safetensors is missing"),
-    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json is not what this program"),
-    "binary manifest": (lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json is not what this"),
-    "other JSON": (lambda p: (p / "manifest.json").write_text("[1]"), "manifest.json is not what this program"),
-    "nested JSON": (lambda p: (p / "manifest.json").write_text("[" * 100000), "manifest.json is not what this"),
+    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "manifest.json does not have the expected"),
+    "binary manifest": (lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"), "manifest.json does not have the"),
+    "other JSON": (lambda p: (p / "manifest.json").write_text("[1]"), "manifest.json does not have the expected"),
+    "nested JSON": (lambda p: (p / "manifest.json").write_text("[" * 100000), "manifest.json does not have the"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
     "wrong size": (
         lambda p: edit_manifest(p, lambda m: m["files"]["model.safetensors"].update(bytes=7)),
@@ -352,7 +353,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "file not listed": (lambda p: edit_manifest(p, lambda m: m["files"].pop("model.safetensors")), "does not list"),
     "many processes": (lambda p: edit_manifest(p, lambda m: m.update(processes=10**12)), "does not list rng-00001"),
     "other format": (lambda p: edit_manifest(p, lambda m: m.update(format=9)), "format 9"),
-    "progress nonsense": (consistent_nonsense, "progress.json is not what this program writes"),
+    "progress nonsense": (consistent_nonsense, "progress.json does not have the expected format"),
     "progress unreadable": (unreadable, "progress.json"),
     "empty folder": (empty, "manifest.json is missing"),
     "path outside": (escape, "'../other', which is outside the folder"),
@@ -382,14 +383,14 @@ def test_damage_is_named_and_the_one_before_is_used(
     with pytest.raises(CheckpointError) as error:
         store.latest()
     assert second.name in str(error.value) and text in str(error.value)
-    save_step(store, accelerator, 1)  # the damaged one is of a later step: it goes when there is a complete one
+    save_step(store, accelerator, 1)  # removes the damaged one of a later step, because this one is complete
     assert store.latest(accelerator) == first and not second.exists()
 
 
 def test_renamed_checkpoint_is_refused(tmp_path: Path, accelerator: Accelerator) -> None:
     store = CheckpointStore(tmp_path)
     os.rename(save_step(store, accelerator, 1), tmp_path / "step-00000007")
-    with pytest.raises(CheckpointError, match="step-00000007: manifest.json is that of step 1"):
+    with pytest.raises(CheckpointError, match="step-00000007: manifest.json belongs to step 1"):
         store.latest()
 
 
@@ -409,9 +410,9 @@ def test_rotation(tmp_path: Path, accelerator: Accelerator) -> None:
         save_step(store, accelerator, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-100000000"]
     assert store.latest() == tmp_path / "step-100000000"
-    with pytest.raises(CheckpointError, match="step-100000000, newer than the step-00000005"):
+    with pytest.raises(CheckpointError, match="step-100000000, which is newer than step-00000005"):
         save_step(store, accelerator, 5)
-    truncate(tmp_path / "step-00000003")  # a damaged one is not counted among those kept
+    truncate(tmp_path / "step-00000003")  # a damaged one does not count towards `keep`
     save_step(store, accelerator, 10**8 + 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-100000000", "step-100000001"]
     save_step(store, accelerator, 10**8 + 1)
@@ -426,7 +427,7 @@ def in_child(work: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here; waiting for them never ends
+            torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here, and torch would wait for them
             status = work()
         except BaseException as error:
             os.write(2, repr(error).encode())
@@ -437,7 +438,7 @@ def in_child(work: Callable[[], int]) -> int:
 
 @pytest.mark.parametrize("step", [2, 3], ids=["same step again", "next step"])
 def test_kill_at_every_point_of_a_save(step: int, tmp_path: Path, accelerator: Accelerator) -> None:
-    """SIGKILL just before each write, sync, rename and removal of a save, one after the other."""
+    """SIGKILL just before each write, sync, rename and removal of a save, one per run."""
     points, fresh = 0, tmp_path / "fresh"
     for earlier in (1, 2):
         save_step(CheckpointStore(fresh), accelerator, earlier)
@@ -520,7 +521,7 @@ def test_full_disk_simulated(
     where: str, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **kwargs: object) -> None:
-        if where == "weights":  # as safetensors says it
+        if where == "weights":  # in the format of safetensors
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -540,7 +541,7 @@ def test_full_disk_simulated(
 
 
 def test_full_disk(tmp_path: Path, accelerator: Accelerator) -> None:
-    """A real one, where a process may mount one."""
+    """A real full disk, if the process may mount one."""
 
     def fill() -> int:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -597,7 +598,7 @@ def test_atomic_file(tmp_path: Path) -> None:
     [
         ("fifo", "not a regular file"),
         ("folder", "is a folder"),
-        ("file/new.json", "is a file where"),
+        ("file/new.json", "is a file, not"),
         ("link", "is a folder"),
     ],
 )
@@ -622,7 +623,7 @@ def test_atomic_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (partial / "half").write_text("")
         raise RuntimeError
     assert [file.name for file in path.rglob("*")] == ["code", "2"] and list(tmp_path.iterdir()) == [path]
-    os.rename(path, tmp_path / ".model.replaced")  # what a kill between the two renames leaves
+    os.rename(path, tmp_path / ".model.replaced")  # as after a kill between the two renames
     with pytest.raises(RuntimeError), atomic_folder(path):
         raise RuntimeError
     assert (path / "code" / "2").exists() and list(tmp_path.iterdir()) == [path]
@@ -647,7 +648,7 @@ def test_signals(number: int, accelerator: Accelerator, monkeypatch: pytest.Monk
             assert not stop.agreed(accelerator)
             signal.raise_signal(number)
             assert stop.requested and stop.agreed(accelerator) and stop.received == number
-            signal.raise_signal(number)  # the launcher passes Ctrl-C on: not a second request
+            signal.raise_signal(number)  # the launcher forwards Ctrl-C: not a second request
             assert received == []
             monkeypatch.setattr(guards, "SECOND_SIGNAL_AFTER", 0.0)
             signal.raise_signal(number)
@@ -668,7 +669,7 @@ def test_check_finite(accelerator: Accelerator, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         assert not check_finite(accelerator, 6, {"loss": float("inf")}, [], "skip")
     assert "Step 6: loss is inf for an empty batch. The step is skipped." in caplog.text
-    with pytest.raises(ValueError, match="'stop' or 'skip', not 'ignore'"):
+    with pytest.raises(ValueError, match="expected 'stop' or 'skip'"):
         check_finite(accelerator, 5, good, [], "ignore")
 
 
@@ -692,14 +693,14 @@ def test_two_processes(tmp_path: Path) -> None:
         expected, found = (load_file(tmp_path / f"{name}-{rank}.safetensors") for name in ("whole", "resumed"))
         assert expected.keys() == found.keys()
         assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    with pytest.raises(CheckpointError, match="written by 2 processes and this training has 1"):
+    with pytest.raises(CheckpointError, match="written by 2 processes, but this training has 1"):
         reset()
         store = CheckpointStore(tmp_path / "run")
         store.load(make_accelerator(), store.latest(), *toy())
 
 
 def run_rank(folder: Path, task: str) -> None:
-    """What each of the two processes does."""
+    """The work of each of the two processes."""
     accelerator = make_accelerator()
     rank, store = accelerator.process_index, CheckpointStore(folder / "run")
     assert accelerator.num_processes == 2
@@ -740,5 +741,5 @@ def run_rank(folder: Path, task: str) -> None:
 
 if __name__ == "__main__":
     run_rank(Path(sys.argv[1]), sys.argv[2])
-    torch.distributed.barrier()  # a thread of gloo that drops its last tensor while Python ends aborts the process
+    torch.distributed.barrier()  # gloo threads that release tensors while Python exits abort the process
     torch.distributed.destroy_process_group()

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""open_clip's models, weights and tokens must survive the way into transformers; what cannot must be refused."""
+"""Conversion of open_clip's models, weights and tokens to transformers; unsupported models must raise errors."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def build(cfg: str | dict[str, Any], **options: Any) -> open_clip.CLIP:
-    """An open_clip model with random weights, also where open_clip begins with zeros and ones."""
+    """An open_clip model with random weights, also for those that open_clip initialises with zeros and ones."""
     torch.manual_seed(0)
     cfg = open_clip.get_model_config(cfg) if isinstance(cfg, str) else cfg
     cls = open_clip.CustomTextCLIP if options.pop("custom_text", False) else open_clip.CLIP
@@ -94,7 +94,7 @@ def build(cfg: str | dict[str, Any], **options: Any) -> open_clip.CLIP:
 
 @torch.no_grad()
 def assert_same(ours: CLIPModel, theirs: open_clip.CLIP, tokenizer: CLIPTokenizer, images: int = 1) -> None:
-    """Embeddings of random images and of texts, each with its own tokens, within 1e-5 of open_clip's."""
+    """Embeddings of random images and texts, each with its own tokens, are within 1e-5 of open_clip's."""
     side = ours.config.vision_config.image_size
     pixels = torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(1))
     length = tokenizer.model_max_length
@@ -225,7 +225,7 @@ def test_file_with_code_is_not_run(tmp_path: Path) -> None:
             clip_from_open_clip(NAME, str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="holds no weights by name"):
+    with pytest.raises(ValueError, match="contains no named weights"):
         clip_from_open_clip(NAME, str(tmp_path / "list.pt"))
 
 
@@ -250,7 +250,7 @@ def test_download_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
         raise FileNotFoundError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
-    with pytest.raises(OSError, match=r"timm/vit_base_patch16_clip_224.openai/\) and give the file as `pretrained`"):
+    with pytest.raises(OSError, match=r"timm/vit_base_patch16_clip_224.openai/\) and pass the file as `pretrained`"):
         load_clip("ViT-B/16", "openai")
 
 
@@ -272,7 +272,7 @@ def test_repositories_in_a_folder_and_on_the_hub(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match="leave `pretrained` out"):
         load_clip(str(folder), "openai")
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="must hold"):
+    with pytest.raises(ValueError, match="must contain"):
         load_clip(f"local-dir:{folder}")
 
 
@@ -317,7 +317,7 @@ def test_transformers_folders_that_are_no_whole_clip(tmp_path: Path, caplog: pyt
     with pytest.raises(ValueError, match="tokenizer's files are missing"):
         load_clip(mute)
     model.text_model.save_pretrained(tower)
-    with pytest.raises(ValueError, match="type 'clip_text_model'; expected a whole CLIP"):
+    with pytest.raises(ValueError, match="type 'clip_text_model'; expected a complete CLIP"):
         load_clip(tower)
     with pytest.raises(ValueError, match="leave `pretrained` out"):
         load_clip(whole, "openai")
@@ -353,13 +353,13 @@ def test_special_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"a special setting \(text_cfg.no_causal_mask = True\)"):
         clip_config_from_open_clip(cfg)
     cfg = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "image_size": [32, 64]}}
-    with pytest.raises(ValueError, match=r"two sides \(vision_cfg.image_size = \[32, 64\]"):
+    with pytest.raises(ValueError, match=r"a non-square size \(vision_cfg.image_size = \[32, 64\]"):
         clip_config_from_open_clip(cfg)
     with pytest.raises(ValueError, match=r"a special setting \(from_the_future\)"):
         clip_config_from_open_clip({**TINY, "from_the_future": 1})
     with pytest.raises(ValueError, match=r"lacks \['text_cfg'\]"):
         clip_config_from_open_clip({"embed_dim": 24, "vision_cfg": TINY["vision_cfg"]})
-    with pytest.raises(ValueError, match=r"does not know \(close: .*ViT-B-16"):
+    with pytest.raises(ValueError, match=r"is not a model of open_clip \(close: .*ViT-B-16"):
         clip_config_from_open_clip("ViT-B-16x")
 
 
@@ -377,9 +377,9 @@ def test_plain_vits_are_accepted() -> None:
 
 def test_weights_that_do_not_fit_are_named() -> None:
     config, weights = clip_config_from_open_clip(TINY), build(TINY).state_dict()
-    with pytest.raises(ValueError, match=r"holds 'visual.transformer.resblocks.0.ls_1.gamma'"):
+    with pytest.raises(ValueError, match=r"has 'visual.transformer.resblocks.0.ls_1.gamma'"):
         convert_state_dict({**weights, "visual.transformer.resblocks.0.ls_1.gamma": torch.ones(48)}, config)
-    with pytest.raises(ValueError, match=r"holds 'visual.transformer.resblocks.2.ln_1.weight'"):
+    with pytest.raises(ValueError, match=r"has 'visual.transformer.resblocks.2.ln_1.weight'"):
         convert_state_dict({**weights, "visual.transformer.resblocks.2.ln_1.weight": torch.ones(48)}, config)
     for key in weights:
         with pytest.raises(ValueError, match=f"lacks '{key}'"):
@@ -400,7 +400,7 @@ def test_converted_weights_can_be_saved(tmp_path: Path) -> None:
 
 
 def class_names(count: int) -> list[str]:
-    """Strings such as class names are, and stranger: words of many scripts, numbers, punctuation, contractions."""
+    """Typical and unusual class names: words in many scripts, numbers, punctuation, contractions."""
     draw = random.Random(0)
     english = ("traffic light", "Wall-Stone", "T-shirt", "people's", "don't", "we've", "I'm", "he'll", "THEY'D", "vs.")
     punctuation = " ,.;:!?()[]{}/\\|-_+*=<>@#$%^~'\"`§°±«»…–—№"

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Convolutional image towers of timm: mask pooling against plain loops, batches, frozen state, checkpoints, the pipeline."""
+"""Convolutional timm image towers: mask pooling against plain loops, batches, frozen state, checkpoints, pipeline."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SAME = (
 
 
 def tower_config(architecture: str = "test_efficientnet", **overrides: Any) -> dict[str, Any]:
-    """The stages of strides 16 and 32 enter the blocks, that of stride 4 the stem."""
+    """The stages with strides 16 and 32 are fused into the blocks, the stage with stride 4 into the stem."""
     vision = {"model_type": "timm_wrapper", "architecture": architecture}
     return {"vision_config": vision, "clip_input_scale": 1.0, "fusion_layers": [2, 3], **overrides}
 
 
 def conv_model(architecture: str = "test_efficientnet", seed: int = 0, **overrides: Any) -> AlignZegModel:
-    """No weight is zero and no batch norm an identity."""
+    """Makes all weights non-zero and no batch norm an identity."""
     model = tiny_model(seed, **tower_config(architecture, **overrides))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def run(model: AlignZegModel, **inputs: Any) -> AlignZegOutput:
 
 
 def frozen_embeds(model: AlignZegModel, **inputs: Any) -> tuple[AlignZegOutput, Tensor]:
-    """Outputs, and the embeddings that the recognizer gave."""
+    """Outputs of the model and embeddings of the recognizer."""
     found = []
     hook = model.recognizer.register_forward_hook(lambda *call: found.append(call[-1]))
     outputs = run(model, **inputs)
@@ -119,7 +119,7 @@ def test_a_proposal_that_claims_nothing_takes_what_it_leans_to() -> None:
         tower = model.recognizer.restore(features, pixels(1, 64, 64), None)
         proposals = model.side_network(pixels(1, 64, 64), model.recognizer.maps(tower), None)
         masks = torch.full((1, 2, 16, 16), -30.0)
-        masks[0, 0, 3, 12], masks[0, 1, 3, 12] = -3.0, 3.0  # leans to, or claims, a point in the upper right cell
+        masks[0, 0, 3, 12], masks[0, 1, 3, 12] = -3.0, 3.0  # a negative and a positive logit in the upper right cell
         embeds = model.recognizer(tower, proposals._replace(masks=masks))
     torch.testing.assert_close(embeds[0, 0], embeds[0, 1], rtol=1e-3, atol=1e-4)
 
@@ -198,7 +198,7 @@ def test_the_loss_of_cells_equals_a_plain_loop(with_mixtures: bool, monkeypatch)
     model = conv_model(feature_expansion=with_mixtures).eval()
     images, inputs = pixels(2, 64, 96), labels(2, 64, 96)
     inputs["mask_labels"] = [masks.clone() for masks in inputs["mask_labels"]]
-    inputs["mask_labels"][1][:, :20, :32] = 0  # the first cell of the second image is labelled by less than a half
+    inputs["mask_labels"][1][:, :20, :32] = 0  # less than half of the second image's first cell is labelled
     inputs["mask_labels"][1][:, 32:45] = 0
     recorded = []
     expansion = model.cell_classifier.feature_expansion
@@ -233,7 +233,7 @@ def test_the_loss_of_cells_equals_a_plain_loop(with_mixtures: bool, monkeypatch)
 
 @pytest.mark.parametrize("layers", [[0], [2, 3], [4, 4, 1]], ids=str)
 def test_fused_stages_enter_the_masks(layers: list[int]) -> None:
-    """A stage of a stride between those of the masks and the tokens enters in any case."""
+    """A stage whose stride is between the strides of masks and tokens is always fused."""
     model = conv_model(fusion_layers=layers)
     assert [fusion.stride for fusion in model.side_network.stem.fusions.values()] == [4]
     image = pixels(1, 64, 64)
@@ -258,7 +258,7 @@ def test_hidden_states_may_be_computed_beforehand(size: tuple[int, int], is_mask
         states = model.clip_hidden_states(**inputs)
         expected = model(**inputs)
         for parameter in model.recognizer.vision_model.timm_model.conv_stem.parameters():
-            parameter.fill_(float("nan"))  # must not be read again
+            parameter.fill_(float("nan"))  # must not be used again
         outputs = model(**inputs, clip_hidden_states=states)
     for name in SAME:
         torch.testing.assert_close(outputs[name], expected[name])
@@ -279,7 +279,7 @@ def test_a_saved_model_comes_back(architecture: str, tmp_path: Path) -> None:
     flags = [{name: p.requires_grad for name, p in each.named_parameters()} for each in (model, loaded)]
     assert flags[0] == flags[1]
     outputs = [run(each, pixel_values=pixels(1, 64, 64)) for each in (loaded, model)]
-    for name in SAME:  # where weights lie in memory changes which kernels run
+    for name in SAME:  # the memory layout of weights affects the choice of kernels
         torch.testing.assert_close(outputs[0][name], outputs[1][name], rtol=1e-4, atol=1e-4)
 
 
@@ -309,7 +309,7 @@ def test_bfloat16() -> None:
 
 
 def test_the_image_processor_fits_any_tower() -> None:
-    """The model pads what the processor's own divisor leaves over."""
+    """The model pads inputs further than the processor's own divisor does."""
     model = conv_model()
     image = picture(0, (50, 35))
     outputs = run(model, **tiny_processor()(images=image, return_tensors="pt"))

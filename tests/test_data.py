@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Benchmarks in small trees of the authentic layout, their check, and the samples made of them."""
+"""Benchmarks in small trees with the original layout, their validation, and their samples."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from zeroshot.data.transforms import TrainTransform
 
 
 def voc_palette():
-    """The colours of the VOC development kit: the bits of the index, spread over three channels."""
+    """The colours of the VOC development kit: the bits of the index, distributed over three channels."""
     colors = np.zeros((256, 3), np.uint8)
     for index in range(256):
         for bit in range(8):
@@ -41,7 +41,7 @@ def save_label(path, label, palette=None):
 
 
 def draw_label(rng, raw_ids, dtype=np.uint8, size=(32, 48), void=255):
-    """Blocks of raw ids with a border of void around each."""
+    """Blocks of raw ids, each with an unlabelled border."""
     label = rng.choice(raw_ids, (size[0] // 8, size[1] // 8)).astype(dtype).repeat(8, 0).repeat(8, 1)
     if void is not None:
         label[::8], label[:, ::8] = void, void
@@ -49,7 +49,7 @@ def draw_label(rng, raw_ids, dtype=np.uint8, size=(32, 48), void=255):
 
 
 def expected_ids(label, file_name, key="raw_id_to_contiguous"):
-    """The map of the split file, applied pixel by pixel."""
+    """The raw id map of the split file, applied pixel by pixel."""
     table = json.loads((SPLITS_FOLDER / file_name).read_text())[key]
     return np.array([[table[str(pixel)] for pixel in row] for row in label.tolist()])
 
@@ -66,7 +66,7 @@ def rng():
 
 @pytest.fixture
 def voc(tmp_path, rng):
-    """A VOC 2012 tree: `val` has labels of VOC only, `trainaug` also some of SBD."""
+    """A VOC 2012 tree: `val` has only VOC's labels, `trainaug` also some of SBD's."""
     root, labels = tmp_path / "VOCdevkit" / "VOC2012", {}
     for index, name in enumerate(["2007_000032", "2007_000033", "2008_000002", "2009_000001"]):
         labels[name] = draw_label(rng, range(21))
@@ -243,7 +243,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, voc):
         load_benchmark("voc2012", "empty", root)
     for folder in ("images/train2017", "annotations/train2017"):
         (tmp_path / "coco" / folder).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"train2017 holds no \.jpg"):
+    with pytest.raises(ValueError, match=r"train2017 contains no \.jpg"):
         load_benchmark("coco_stuff", "train", tmp_path / "coco")
     with pytest.raises(ValueError, match="Cannot open the part 'train' of '.*nothing'"):
         load_benchmark(str(tmp_path / "nothing"), "train")
@@ -254,7 +254,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, voc):
         load_benchmark(str(tmp_path / "d"), "val")
     with pytest.raises(ValueError, match="no column 'label'; set `label_column` to one of image, text"):
         load_benchmark(str(tmp_path / "d"), "train")
-    with pytest.raises(ValueError, match="does not hold images"):
+    with pytest.raises(ValueError, match="does not contain images"):
         load_benchmark(str(tmp_path / "d"), "train", label_column="text")
 
 
@@ -304,7 +304,7 @@ def test_every_kind_of_damage_is_found_in_one_pass(tmp_path, rng):
     with pytest.raises(ValueError, match=r"(?s)8 problem\(s\) found.*colours\.png: .*… and 6 more"):
         raise_for_problems(problems, limit=2)
 
-    # Whoever skips the check meets the same sentence at the sample.
+    # Without validation, the sample raises the same error.
     unchecked = SegmentationDataset(dataset, spec, training=True)
     assert unchecked[3]["name"] == "fine"
     with pytest.raises(ValueError, match=r"size\.png: .*40×32"):

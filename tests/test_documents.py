@@ -1,13 +1,12 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""README, model card and tutorial do what they say.
+"""README, model card and tutorial work as described.
 
-- Python blocks are run, in a new process, from a folder that looks like a clone; those that talk to the demo while it
-  runs (slow).
-- Shell blocks are run there too, unless the comment `<!-- no-test: reason -->` follows the block. Then, and in the other
-  documents, every command of this repository is checked: the script or make target, each of its flags and settings,
-  and the files of the repository that it names exist.
-- YAML blocks load as splits. Relative links, and paths of this repository in backticks, exist.
-- The card's metadata is what huggingface_hub reads and what was measured.
+- Python blocks run in a new process, in a copy of the clone. Blocks that use the demo run while it is running (slow).
+  - Shell blocks run there too, unless the comment `<!-- no-test: reason -->` follows the block. For these and in the other
+  documents, every command of this repository is checked: its script or make target, its flags and settings, and the
+  files of the repository that it uses must exist.
+  - YAML blocks load as splits. Relative links, and paths of this repository in backticks, exist.
+  - The card's metadata matches huggingface_hub's format and the measured results.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ DEMO = "http://127.0.0.1:7860"
 
 @dataclass
 class Block:
-    """A code block: where it begins, its language, and why it is not run (`None`: it is)."""
+    """A code block: its position, its language, and the reason for not running it (`None`: it runs)."""
 
     file: str
     line: int
@@ -70,7 +69,7 @@ BLOCKS = [block for name in (*EXECUTED, *CHECKED) for block in blocks_of(name)]
 
 
 def chosen(*languages: str, run: bool) -> list:
-    """Blocks of these languages to run, or else to check."""
+    """Blocks in these languages to run, or to check only."""
     return [
         pytest.param(block, id=str(block))
         for block in BLOCKS
@@ -80,7 +79,7 @@ def chosen(*languages: str, run: bool) -> list:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which everything of the repository is, and in which blocks may write."""
+    """A folder with all files of the repository, in which blocks may write."""
     folder = tmp_path_factory.mktemp("clone") / "alignzeg"
     folder.mkdir()
     for path in ROOT.iterdir():
@@ -103,7 +102,7 @@ def run(clone: Path, *command: str) -> str:
 
 
 def run_python(clone: Path, blocks: list[Block], change: tuple[str, str] = ("", "")) -> str:
-    """Runs blocks one after the other in one process, each with names of its own; those of the tutorial share theirs."""
+    """Runs blocks in sequence in one process, each with its own namespace; blocks of the tutorial share one."""
     script = "shared = {'__name__': '__main__'}\n"
     for block in blocks:
         assert change[0] in block.code
@@ -152,7 +151,7 @@ def test_yaml_blocks_are_splits(tmp_path: Path) -> None:
 
 @cache
 def help_of(script: str) -> str:
-    """What a script prints for --help."""
+    """The output of a script with --help."""
     arguments, output = sys.argv, io.StringIO()
     sys.argv = [script, "--help"]
     try:
@@ -165,7 +164,7 @@ def help_of(script: str) -> str:
 
 
 def check_command(words: list[str]) -> bool:
-    """Checks one command line; returns whether it is one of this repository."""
+    """Checks one command line; returns whether it runs something of this repository."""
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables
         words = words[1:]
     if words[:1] == ["make"]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Prototypes of exemplars: what the frozen tower sees inside of a mask."""
+"""Prototypes of exemplars: the frozen tower's embeddings of masked regions."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def marked(image, *boxes) -> np.ndarray:
 
 @torch.no_grad()
 def by_hand(model: AlignZegModel, pixels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """CLIP's own layers on CLS, patches and one more CLS token, which sees the patches of the mask and itself."""
+    """CLIP's own layers on CLS, patches and one more CLS token, which attends to the masked patches and itself."""
     vision, split = model.recognizer.vision_model, model.config.clip_split_layer
     patch = model.recognizer.stride
     states = model.clip_hidden_states(pixels)[split]

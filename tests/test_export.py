@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Exported and compiled models against the model itself, at sizes that the export has not seen."""
+"""Exported and compiled models against the model itself, at sizes that were not used for the export."""
 
 import re
 import subprocess
@@ -55,7 +55,7 @@ def test_exported_program_equals_the_model_at_any_size(model: AlignZegModel) -> 
         values = inputs(*size)
         with torch.no_grad():
             assert_equal_outputs(program(*(values[name] for name in INPUTS)), model, values)
-    with pytest.raises((AssertionError, RuntimeError)):  # no whole number of tokens
+    with pytest.raises((AssertionError, RuntimeError)):  # not a whole number of tokens
         program(*inputs(1, 40, 32, 3).values())
 
 
@@ -117,8 +117,8 @@ def test_export_has_no_unseen_logits_without_an_indicator() -> None:
 
 @pytest.mark.slow
 def test_compiled_model_is_one_graph_for_all_sizes(model: AlignZegModel) -> None:
-    """Two graphs, for torch makes batches of one a case of its own; the first image is not square, or torch would take
-    height and width for one number."""
+    """Two graphs, because torch specialises on a batch size of one. The first image is not square, because torch would
+    otherwise assume equal height and width."""
     graphs = []
 
     def count(graph, _):
@@ -141,7 +141,7 @@ IMAGE_SIZES = [(1, 97, 150), (2, 128, 128), (2, 181, 90)]  # batch, height, widt
 
 
 def session(graph: Any):
-    """Of a graph or a file, on one thread."""
+    """An inference session of a graph or a file, on one thread."""
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime, which runs the exported file, is not installed")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -176,13 +176,13 @@ def test_onnx_prepares_images_as_pil_does(settings: dict[str, Any]) -> None:
         rows, columns = mask.shape
         assert found.shape == (1, 3, max(rows, 32), max(columns, 32))
         difference = np.abs(found[0, :, :rows, :columns] - expected["pixel_values"][0]) / step
-        many_halves = (height, width) == (64, 64) and rows == 96  # rounded in PIL by its errors of fixed point
+        many_halves = (height, width) == (64, 64) and rows == 96  # PIL's fixed-point errors decide their rounding
         assert difference.max() < 2.001 and (difference > 0.5).mean() < (0.1 if many_halves else 0.02)
 
 
 @pytest.mark.parametrize(("stride", "weight"), [(4, 0.0), (8, 0.3), (8, 0.5), (8, 1.0)])
 def test_onnx_reads_out_the_best_class(stride: int, weight: float) -> None:
-    """Content that is whole cells, so that torch's own interpolation of them is the reference."""
+    """Content of whole cells, so that torch's own interpolation is the reference."""
     pytest.importorskip("onnx")
     generator = torch.Generator().manual_seed(stride)
     scores, cells = torch.rand(2, 7, 20, 28, generator=generator), torch.rand(2, 7, 10, 14, generator=generator)
@@ -270,7 +270,7 @@ def test_folder_of_a_convolutional_model_gives_its_label_maps(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_example_of_the_documents_needs_no_torch(tmp_path: Path) -> None:
-    """The shipped checkpoint, exported by the script; then the code of docs/onnx.md in a Python that cannot import torch."""
+    """Exports the repository's checkpoint, then runs the code of docs/onnx.md in a Python without torch."""
     pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
     if not (ROOT / "model.safetensors").is_file():
         pytest.skip("no checkpoint in the repository")

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A dry run at full size: CLIP ViT-B/16 with random weights, a VOC tree of drawn images, the preset as it ships."""
+"""A dry run at full size: CLIP ViT-B/16 with random weights, a VOC tree of synthetic images, the unchanged preset."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from test_processes import ENVIRONMENT
 from zeroshot.data.scenes import draw_scene
 
 
-GIB = 2**20  # of the kilobytes in which Linux counts
+GIB = 2**20  # in KiB, the unit of ru_maxrss on Linux
 
 
 def run(script: str, *arguments: object) -> tuple[float, float]:
-    """Runs a script; its seconds and its peak memory in GiB."""
+    """Runs a script; returns its seconds and its peak memory in GiB."""
     started = time.time()
     command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -39,7 +39,7 @@ def run(script: str, *arguments: object) -> tuple[float, float]:
 
 
 def draw_voc(root: Path, images: int) -> None:
-    """Photographs' sizes, palette PNGs with void borders, lists: the authentic layout."""
+    """The original layout: image sizes of photographs, palette PNGs with unlabelled borders, lists."""
     names = [f"2008_{index:06d}" for index in range(images)]
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug"):
         (root / folder).mkdir(parents=True)

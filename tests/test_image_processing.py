@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Any picture into pixel values, any label map into masks."""
+"""Conversion of any image to pixel values, and of any label map to masks."""
 
 import io
 import warnings
@@ -28,7 +28,7 @@ def processor() -> AlignZegImageProcessor:
 
 
 def reference(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """The pixel values of an RGB image without padding, written down once more."""
+    """The pixel values of an RGB image without padding, as a plain reference."""
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
     return ((resized / 255 - MEAN) / STD).transpose(2, 0, 1)
 
@@ -183,7 +183,7 @@ def test_a_batch_equals_its_images_alone(processor: AlignZegImageProcessor) -> N
 
 
 def variants(picture: np.ndarray) -> dict[str, object]:
-    """One RGB picture in all the forms in which it may come."""
+    """One RGB image in all supported types."""
     chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
     return {
         "hwc": picture,
@@ -310,9 +310,9 @@ def truncated(mode: str = "RGB") -> Image.Image:
     ("images", "options", "message"),
     [
         ([], {}, "`images` is empty"),
-        (None, {}, "holds a NoneType"),
-        ({"image": 1}, {}, "holds a dict"),
-        ([[1, 2], [3, 4]], {}, "holds a int"),
+        (None, {}, "contains a NoneType"),
+        ({"image": 1}, {}, "contains a dict"),
+        ([[1, 2], [3, 4]], {}, "contains a int"),
         (np.zeros(5), {}, r"of shape \(5,\)"),
         (np.zeros((0, 4, 3), np.uint8), {}, r"`images\[0\]` .* no pixels"),
         ([PICTURE, Image.new("RGB", (0, 5))], {}, r"`images\[1\]` .* no pixels: its size is 0 x 5"),
@@ -327,16 +327,16 @@ def truncated(mode: str = "RGB") -> Image.Image:
         (PICTURE, {"rescale_factor": float("inf")}, "`rescale_factor` is inf; expected a finite number"),
         (np.zeros((4, 5, 3), complex), {}, "complex128"),
         (np.full((4, 5, 3), 300), {}, "from 300 to 300; expected 0 to 255"),
-        (-np.ones((4, 5, 3)), {}, "normalized already"),
+        (-np.ones((4, 5, 3)), {}, "already normalized"),
         (truncated(), {}, r"`images\[0\]` .* truncated or damaged"),
         ("no such file.png", {}, "is not an existing file"),
         (__file__, {}, "cannot be opened as an image"),
         (PICTURE, {"size": {"shortest_edge": 0}}, "at least 1"),
-        (PICTURE, {"size": {"height": 10**6, "width": 10**6}}, "`size` makes an input of 1000000 x 1000000 pixels"),
-        (PICTURE, {"pad_size": {"height": 10**6, "width": 10**6}}, "`pad_size` or .* makes an input of 1000000"),
-        (PICTURE, {"size_divisor": 10**6}, "`size_divisor` makes an input of 1000000"),
-        (PICTURE, {"image_std": 1e-300}, "`image_std` 1e-300 give pixels that float32 does not hold"),
-        (PICTURE, {"rescale_factor": 1e300}, r"`rescale_factor` 1e\+300, .* does not hold"),
+        (PICTURE, {"size": {"height": 10**6, "width": 10**6}}, "`size` gives an input of 1000000 x 1000000 pixels"),
+        (PICTURE, {"pad_size": {"height": 10**6, "width": 10**6}}, "`pad_size` or .* gives an input of 1000000"),
+        (PICTURE, {"size_divisor": 10**6}, "`size_divisor` gives an input of 1000000"),
+        (PICTURE, {"image_std": 1e-300}, "`image_std` 1e-300 give pixels that float32 cannot represent"),
+        (PICTURE, {"rescale_factor": 1e300}, r"`rescale_factor` 1e\+300, .* cannot represent"),
         (PICTURE, {"size": {"min_pixels": 5, "max_pixels": 9}}, "`size` is .* expected `shortest_edge`"),
         (PICTURE, {"size_divisor": 0}, "`size_divisor` is 0"),
         (PICTURE, {"pad_size": {"height": 9, "width": 9}}, "make `pad_size` larger"),
@@ -371,7 +371,7 @@ def test_damaged_files_raise_nothing_but_sentences(data: bytes, cut: int, place:
         try:
             image = Image.open(io.BytesIO(content))
         except Exception:
-            return  # PIL's own answer, before it is ours to give
+            return  # PIL raises its own error first
         if image.width * image.height > 10**6:
             return
         try:
@@ -460,13 +460,13 @@ def test_masks_partition_what_is_labelled(data: st.DataObject) -> None:
     [
         ([np.zeros((21, 34))] * 2, "2 `segmentation_maps` for 1 `images`"),
         (np.zeros((20, 34)), "20 rows and 34 columns"),
-        (np.zeros((34, 21)), "turned upright"),
+        (np.zeros((34, 21)), "EXIF orientation was applied"),
         (Image.new("RGB", (34, 21)), "mode RGB"),
-        (np.full((21, 34), 0.5), "no whole numbers"),
-        (np.full((21, 34), np.nan), "no whole numbers"),
+        (np.full((21, 34), 0.5), "not whole numbers"),
+        (np.full((21, 34), np.nan), "not whole numbers"),
         (np.full((21, 34), -1), "negative ids"),
-        (np.full((21, 34), 2**63, np.uint64), "it holds the id 9223372036854775808"),
-        (np.full((21, 34), 1e30), "it holds the id 1e"),
+        (np.full((21, 34), 2**63, np.uint64), "it contains the id 9223372036854775808"),
+        (np.full((21, 34), 1e30), "it contains the id 1e"),
         (np.zeros((1, 21, 34, 2)), r"its shape is \(21, 34, 2\)"),
         ([3], "it is a int"),
         (torch.zeros(21, 34, device="meta"), r"type float32 \(strided, meta\).*expected a dense tensor"),
@@ -495,7 +495,7 @@ def test_bad_label_maps_are_answered_with_a_sentence(
     ],
 )
 def test_bad_settings_are_answered_with_a_sentence(options: dict[str, object], message: str) -> None:
-    """Calls are checked by transformers already, constructors are not."""
+    """Transformers checks calls, but not constructors."""
     with pytest.raises(ValueError, match=message):
         AlignZegImageProcessor(**options)(PICTURE)
 
@@ -521,7 +521,7 @@ def test_label_maps_with_an_axis_more(processor: AlignZegImageProcessor, shape: 
 def test_nested_tensors_are_lists(processor: AlignZegImageProcessor) -> None:
     images = [torch.from_numpy(PICTURE.transpose(2, 0, 1)[:, :rows].copy()) for rows in (21, 12)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a prototype
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
         nested = torch.nested.nested_tensor(images)
     expected = processor(images, return_tensors="pt").pixel_values
     assert torch.equal(processor(nested, return_tensors="pt").pixel_values, expected)

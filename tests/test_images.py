@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Image files of strangers."""
+"""User-supplied image files."""
 
 import struct
 import zlib
@@ -28,7 +28,7 @@ def test_any_mode_opens_as_rgb(tmp_path: Path, mode: str) -> None:
     Image.new(mode, (7, 5)).save(tmp_path / f"image.{suffix}")
     image = open_image(tmp_path / f"image.{suffix}")
     assert image.mode == "RGB" and image.size == (7, 5)
-    np.asarray(image)  # it outlives its file
+    np.asarray(image)  # still readable after its file is closed
 
 
 def test_photos_stand_upright(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""scripts/train.py killed at random moments, stopped by signals and resumed from damaged checkpoints: it ends with the
-bytes of the uninterrupted training.
+"""scripts/train.py, killed at random moments, stopped by signals and resumed from damaged checkpoints, gives the same
+bytes as an uninterrupted training.
 
-Trainings are real processes, forked from a server that has imported everything, so that one takes a second or two.
+Trainings are real processes, forked from a server that has imported everything, so that each takes only 1 to 2 seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8
-# Ten images in batches of two: with accumulation a step may begin in one epoch and end in the next.
+# Ten images in batches of two: with accumulation, a step may start in one epoch and end in the next.
 SETTINGS = {
     "data.num_train": 10,
     "data.num_validation": 2,
@@ -115,7 +115,7 @@ class Training:
 
 
 class Lab:
-    """Starts trainings, and knows how the uninterrupted ones ended."""
+    """Starts trainings, and stores the results of the uninterrupted ones."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -130,7 +130,7 @@ class Lab:
         return Training(self.context, self.start_checkpoint, self.folder / output, variant)
 
     def whole(self, variant: str) -> dict[str, object]:
-        """What an uninterrupted training leaves."""
+        """The results of an uninterrupted training."""
         if variant not in self.wholes:
             training = self.train(f"whole {variant}", variant)
             training.wait_for((training.output / "settings.json").exists)
@@ -144,7 +144,7 @@ class Lab:
 def ending(output: Path) -> dict[str, object]:
     """The bytes of the final and the best model and of the optimizer, and the lines of metrics.jsonl."""
     files = [output / folder / "model.safetensors" for folder in ("final", "best")]
-    # Not the generators' states: a resumed loader draws anew, and every step seeds the generators by its number.
+    # Without the generators' states: a resumed loader draws again, and every step seeds the generators with its number.
     files += [output / "checkpoints" / f"step-{STEPS:08d}" / f"{name}.safetensors" for name in ("model", "training")]
     result: dict[str, object] = {str(file.relative_to(output)): file.read_bytes() for file in files}
     result["metrics"] = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -176,7 +176,7 @@ def test_metrics_name_every_step_once(lab: Lab) -> None:
     ("variant", "number"), [(variant, number) for variant, kills in KILLS.items() for number in range(kills)]
 )
 def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(lab: Lab, variant: str, number: int) -> None:
-    """Every other kill comes while a checkpoint is being written, the rest at any moment of the run."""
+    """Every other kill happens while a checkpoint is being written, the rest at random moments."""
     expected = lab.whole(variant)
     chance = random.Random(f"{variant} {number}")
     output = lab.folder / f"killed {variant} {number}"
@@ -206,7 +206,7 @@ def test_killed_at_a_random_moment_it_ends_in_the_same_bytes(lab: Lab, variant: 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("variant", ["accumulation", "two processes"])
 def test_a_signal_writes_a_checkpoint_first(lab: Lab, variant: str, number: int) -> None:
-    """Of two processes only one gets it; both stop, after the same step."""
+    """Only one of two processes gets the signal; both stop after the same step."""
     expected = lab.whole(variant)
     output = lab.folder / f"signal {variant} {number}"
     training = lab.train(output.name, variant)
@@ -301,7 +301,7 @@ def test_no_usable_checkpoint_is_an_error_without_traceback(lab: Lab, stopped: P
     training = lab.train(output.name, "one process")
     assert training.statuses() == [1]
     text = training.log.read_text()
-    assert "train.py: No checkpoint in" in text and "Put an intact copy back" in text and "Traceback" not in text
+    assert "train.py: No checkpoint in" in text and "Restore an intact copy" in text and "Traceback" not in text
 
 
 def test_another_model_is_refused(lab: Lab, stopped: Path) -> None:

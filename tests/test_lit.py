@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The small LiT for photographs: its tokenizer, its arithmetic, the conversion of its tower, its files."""
+"""The small LiT for photographs: tokenizer, computations, conversion of the tower, files."""
 
 import json
 import math

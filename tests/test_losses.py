@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Matching and every term of the objective against plain loops, brute force and transformers' Mask2Former."""
+"""Matching and all loss terms against plain loops, brute force and transformers' Mask2Former."""
 
 import itertools
 import math
@@ -47,7 +47,7 @@ def random_labels(
     ignored: bool = True,
     classes: int = NUM_CLASSES,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`mask_labels` and `class_labels` of images with so many classes each, drawn as coarse blocks of random labels."""
+    """`mask_labels` and `class_labels` of images with the given numbers of classes, as coarse blocks of random labels."""
     generator = torch.Generator().manual_seed(seed)
     masks, names = [], []
     for count in counts:
@@ -96,8 +96,8 @@ def sigmoid(value: float) -> float:
 
 
 def compared_values(mask: Tensor, targets: SegmentationTargets, image: int, target: int, points: Tensor):
-    """Logits and labels at those of `points` that count for a target, one by one: labelled ones, and unlabelled ones
-    inside of the target's bounding box, grown by a quarter of its sides."""
+    """Logits and labels at the `points` that count for a target: labelled ones, and unlabelled ones inside the target's
+    bounding box, grown by a quarter of its sides."""
     size = targets.labelled.shape[-2:]
     used = targets.masks[image, target].nonzero().tolist()
     spans = []
@@ -133,7 +133,7 @@ def cost_of(table: Table, pairs: dict[int, int]) -> float:
 
 
 def brute_force(table: Table, targets: int) -> dict[int, int]:
-    """The cheapest assignment of distinct proposals to targets, or of targets to proposals where these are fewer."""
+    """The cheapest assignment of distinct proposals to targets, or vice versa if there are fewer proposals."""
     queries = len(table)
     if targets <= queries:
         every = (dict(zip(chosen, range(targets))) for chosen in itertools.permutations(range(queries), targets))
@@ -155,7 +155,7 @@ def test_targets_are_padded_and_know_what_is_labelled() -> None:
     masks[0][0, :, :2], masks[0][1, 0, 2], masks[1][0, 3, 4] = 1, 1, 1
     targets = stack_targets(masks, [torch.tensor([4, 1]), torch.tensor([5], dtype=torch.int32)], (4, 6), SEEN)
     assert targets.masks.shape == (2, 2, 4, 6) and targets.masks.dtype == torch.bool
-    # Class 2 is unseen: those behind it move up by one in the training vocabulary.
+    # Class 2 is unseen, so later classes move down by one in the training vocabulary.
     assert targets.classes.tolist() == [[3, 1], [4, -1]] and targets.counts == [2, 1]
     expected = torch.zeros(2, 4, 6, dtype=torch.bool)
     expected[0, :3, :2] = expected[0, 0, 2] = expected[1, 3, 4] = True
@@ -174,7 +174,7 @@ def test_images_without_labels_are_padding() -> None:
 @pytest.mark.parametrize("label", [NUM_CLASSES, 255, -1, -100, 2])
 @pytest.mark.parametrize("position", [0, 1])
 def test_labels_outside_of_the_seen_vocabulary_are_refused(label: int, position: int) -> None:
-    """Beyond the classes, negative, or (2) unseen, wherever they stand."""
+    """Ids that are too large, negative, or (2) unseen, at any position."""
     classes = [4, 1]
     classes[position] = label
     with pytest.raises(ValueError, match=rf"`class_labels`.* {label}\b"):
@@ -204,7 +204,7 @@ def test_points_are_uniform_over_labelled_pixels() -> None:
     torch.manual_seed(0)
     labelled = torch.rand(3, 5, 7) > 0.5
     labelled[1] = False
-    labelled[2], labelled[2, 4, 6] = False, True  # the very last pixel alone
+    labelled[2], labelled[2, 4, 6] = False, True  # only the last pixel
     points = sample_labelled_points(labelled, 20_000)
     assert points.shape == (3, 20_000) and points.dtype == torch.int64
     assert points[1].eq(0).all() and points[2].eq(34).all()
@@ -260,7 +260,7 @@ def test_matching_equals_mask2formers_where_all_is_labelled(seed: int, monkeypat
     assert targets.labelled.all()
     logits, classes = torch.randn(2, 7, *size) * 3, torch.randn(2, 7, NUM_CLASSES + 1)
     points = torch.randint(0, 12 * 16, (number,))
-    # The same points for both: Mask2Former draws (x, y) in 0..1.
+    # The same points for both: Mask2Former samples (x, y) in 0..1.
     centres = torch.stack([(points % 16 + 0.5) / 16, (points // 16 + 0.5) / 12], -1)[None]
     monkeypatch.setattr(mask2former.torch, "rand", lambda *shape, **_: centres)
     matcher = mask2former.Mask2FormerHungarianMatcher(*WEIGHTS, num_points=number)
@@ -410,7 +410,7 @@ def test_classification_loss_equals_loops(no_object_weight: float) -> None:
 
 
 def test_proposals_on_unlabelled_pixels_feel_no_class_loss() -> None:
-    """Whether or not they cover an unseen object, they must not be pushed to "no object"."""
+    """They may cover an unseen object, so they must not be trained towards "no object"."""
     targets = random_targets([2], seed=3)
     masks = torch.full((1, 4, 12, 16), -9.0)
     masks[0, 0][~targets.labelled[0]] = 9.0
@@ -420,7 +420,7 @@ def test_proposals_on_unlabelled_pixels_feel_no_class_loss() -> None:
     (gradient,) = torch.autograd.grad(loss, classes)
     assert gradient[0, 0].eq(0).all()
     assert gradient[0, 1, -1] < 0 and (gradient[0, 1, :-1] > 0).all()  # this one is pushed to the background
-    # A matched proposal takes part wherever it lies.
+    # A matched proposal is always included.
     (gradient,) = torch.autograd.grad(
         classification_loss(classes, masks.flip(1), targets, matched(targets, 4), 0.1), classes
     )
@@ -643,7 +643,7 @@ def loss_and_gradient(batch: dict) -> tuple[Tensor, Tensor]:
 
 
 def halves(batch: dict) -> list[dict]:
-    """Uneven work: the first half has five masks, the second one."""
+    """Uneven work: five masks in the first half, one in the second."""
     return [{name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, 4))]
 
 
@@ -659,7 +659,7 @@ def test_count_over_processes_alone() -> None:
 
 
 def test_two_half_batches_give_the_loss_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each half runs twice: first to tell its counts, then with the sums that an all-reduce would have given."""
+    """Each half runs twice: first to get its counts, then with the sums that an all-reduce would return."""
     batches = halves(training_batch([2, 3, 1, 0]))
     counts: list[list[Tensor]] = [[], []]
     summed: list[Tensor] = []

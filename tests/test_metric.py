@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The scores against plain loops and scikit-learn, and the `evaluate` module in a process of its own."""
+"""The scores against plain loops and scikit-learn, and the `evaluate` module in a separate process."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def cases(draw):
     unseen_ids = draw(st.lists(st.integers(0, num_classes - 1), unique=True))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3))
-    used = rng.integers(1, num_classes + 1)  # often some classes occur nowhere
+    used = rng.integers(1, num_classes + 1)  # often, some classes do not occur
     references = [rng.integers(0, used, size) for size in sizes]
     predictions = [rng.integers(0, rng.integers(1, num_classes + 1), size) for size in sizes]
     for reference in references:
@@ -184,9 +184,9 @@ def test_wrong_input_is_named():
     label = np.array([[0, 1]])
     with pytest.raises(ValueError, match=r"shape \(1, 2\) and `reference` \(2, 1\)"):
         confusion_matrix(label, label.T, 2)
-    with pytest.raises(ValueError, match=r"`prediction` holds the ids \[2\].*0\.\.1"):
+    with pytest.raises(ValueError, match=r"`prediction` contains the ids \[2\].*0\.\.1"):
         confusion_matrix(label * 2, label, 2)
-    with pytest.raises(ValueError, match=r"`reference` holds the ids \[-1\].*255"):
+    with pytest.raises(ValueError, match=r"`reference` contains the ids \[-1\].*255"):
         confusion_matrix(label, label - 1, 2)
     with pytest.raises(ValueError, match="`matrix` has shape"):
         scores_from_confusion(np.zeros((2, 4)), [])
@@ -199,14 +199,14 @@ def test_wrong_input_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction": np.array([[0.7, 1.0]])}, "`prediction` holds numbers of type float64"),
+        ({"prediction": np.array([[0.7, 1.0]])}, "`prediction` has values of type float64"),
         (
             {"prediction": torch.zeros(1, 2, dtype=torch.complex64)},
-            "`prediction` holds numbers of type torch.complex64",
+            "`prediction` has values of type torch.complex64",
         ),
-        ({"reference": np.array([[np.nan, 1.0]])}, "`reference` holds numbers of type float64"),
+        ({"reference": np.array([[np.nan, 1.0]])}, "`reference` has values of type float64"),
         ({"reference": [[0], [0, 1]]}, "`reference` is not an array of class ids"),
-        ({"reference": [["a", "b"]]}, "`reference` holds numbers of type <U1"),
+        ({"reference": [["a", "b"]]}, "`reference` has values of type <U1"),
         ({"num_classes": -2}, "`num_classes` is -2; expected a whole number ≥ 1"),
         ({"num_classes": None}, "`num_classes` is None"),
         ({"num_classes": 2.0}, "`num_classes` is 2.0"),
@@ -225,9 +225,9 @@ def test_labels_that_are_no_ids_are_named(change, message):
         (np.eye(2), {"class_names": ["a", "a"]}, "`class_names` has 'a' twice"),
         (np.eye(2), {"unseen_ids": [0.5]}, r"`unseen_ids` is \[0.5\]; expected a list of whole numbers"),
         (np.eye(2), {"unseen_ids": 1}, "`unseen_ids` is 1; expected a list"),
-        ("x", {}, "`matrix` holds values that are not counts"),
-        (-np.eye(2), {}, "`matrix` holds values that are not counts"),
-        (np.full((2, 2), np.nan), {}, "`matrix` holds values that are not counts"),
+        ("x", {}, "`matrix` contains values that are not counts"),
+        (-np.eye(2), {}, "`matrix` contains values that are not counts"),
+        (np.full((2, 2), np.nan), {}, "`matrix` contains values that are not counts"),
     ],
 )
 def test_scores_of_what_does_not_fit_are_refused(matrix, options, message):

@@ -54,7 +54,7 @@ def run(model: AlignZegModel, **inputs: Any) -> AlignZegOutput:
 
 
 def learned(model: AlignZegModel, seed: int = 1) -> AlignZegModel:
-    """Moves what starts at zero, so that no part of the model is an identity by accident."""
+    """Perturbs weights that are initialised with zeros, so that no part of the model is an identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -70,7 +70,7 @@ def learned(model: AlignZegModel, seed: int = 1) -> AlignZegModel:
     "size", [(32, 32), (48, 32), (33, 47), (16, 80), (16, 16), (30, 45), (8, 8), (5, 3), (1, 1), (1, 40)], ids=str
 )
 def test_outputs_have_the_documented_shapes(size: tuple[int, int]) -> None:
-    """Also where the size is no multiple of a patch, is one patch or less."""
+    """Also for sizes that are not a multiple of a patch, one patch, or smaller."""
     model = tiny_model()
     height, width = (math.ceil(side / 16) * 16 for side in size)  # 16 input pixels are one patch of CLIP
     outputs = run(model, pixel_values=pixels(2, *size), output_auxiliary_logits=True)
@@ -105,7 +105,7 @@ def test_any_number_of_fusions_that_the_config_allows(fusion_layers: list[int]) 
     model = tiny_model(fusion_layers=fusion_layers)
     outputs = run(model, pixel_values=pixels(1))
     assert outputs.masks_queries_logits.isfinite().all()
-    for fusion in model.side_network.fusions:  # each enters
+    for fusion in model.side_network.fusions:  # each is used
         with torch.no_grad():
             fusion.projection.bias += 1 + torch.arange(32.0)
         changed = run(model, pixel_values=pixels(1))
@@ -123,7 +123,7 @@ def test_clip_scale_one() -> None:
 
 
 def padded(images: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """A batch of `images (3, h, w)` on a canvas that holds nan where there is no image."""
+    """A batch of `images (3, h, w)` on a canvas with nan outside the images."""
     values, mask = torch.full((len(images), 3, *size), torch.nan), torch.zeros(len(images), *size, dtype=torch.long)
     for index, image in enumerate(images):
         values[index, :, : image.shape[1], : image.shape[2]] = image
@@ -203,7 +203,7 @@ def test_clip_features_may_be_computed_beforehand(size: tuple[int, int], is_mask
     with torch.no_grad():
         states = model.clip_hidden_states(**inputs)
     expected = run(model, **inputs)
-    model.recognizer.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # must not be read again
+    model.recognizer.vision_model.embeddings.patch_embedding.weight.data.fill_(float("nan"))  # must not be used again
     outputs = run(model, **inputs, clip_hidden_states=states)
     for name in (
         "masks_queries_logits",
@@ -225,7 +225,7 @@ def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
             assert parameter.grad is None, name
         else:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-            if not name.endswith("k_proj.bias"):  # a softmax does not feel it
+            if not name.endswith("k_proj.bias"):  # a softmax is invariant to it
                 assert parameter.grad.abs().sum() > 0, name
 
 
@@ -241,7 +241,7 @@ def test_clip_stays_frozen_when_loaded(tmp_path: Path) -> None:
 
 
 def saved_for_backward(model: AlignZegModel) -> dict[int, int]:
-    """Bytes of each storage that a training step keeps for its backward pass; weights are not counted."""
+    """Bytes of each storage that a training step saves for its backward pass, without weights."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept, alive = {}, []
 
@@ -249,7 +249,7 @@ def saved_for_backward(model: AlignZegModel) -> dict[int, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # so that no address is used twice
+            alive.append(tensor)  # so that no memory address is reused
         return tensor
 
     inputs = {"pixel_values": pixels(), **labels()}
@@ -370,7 +370,7 @@ def test_attention_bias_is_the_plain_formula() -> None:
 
 
 def test_masks_stay_class_agnostic() -> None:
-    """The class term reaches the mask head through the queries' refinement only, not through the masks."""
+    """The gradient of the class term reaches the mask head only through the queries' refinement, not through the masks."""
     model = learned(tiny_model()).train()
     model(pixel_values=pixels(), **labels()).loss_class.backward()
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in model.side_network.mask_head.parameters())
@@ -379,7 +379,8 @@ def test_masks_stay_class_agnostic() -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 64)], ids=str)
 def test_shadow_tokens_equal_a_full_sequence_with_an_explicit_mask(attention: str, size: tuple[int, int]) -> None:
-    """N more CLS tokens in CLIP's own layers: nobody sees them but themselves, they see the patches with a bias."""
+    """N more CLS tokens in CLIP's own layers: they attend to themselves and, with a bias, to patches; no token attends to
+    them."""
     model = learned(tiny_model(**DEEP, attn_implementation=attention))
     image = pixels(2, *size)
     _, bias, embeds = recorded_forward(model, pixel_values=image)
@@ -399,7 +400,7 @@ def test_shadow_tokens_equal_a_full_sequence_with_an_explicit_mask(attention: st
             states = layer(states, mask)
         expected = clip.post_layernorm(states[:, 1 + patches :]) @ model.recognizer.visual_projection.linear.weight.T
         expected = F.normalize(expected, dim=-1)
-    torch.testing.assert_close(states[:, : 1 + patches], hidden[4], rtol=1e-4, atol=1e-5)  # CLS and patches as ever
+    torch.testing.assert_close(states[:, : 1 + patches], hidden[4], rtol=1e-4, atol=1e-5)  # the other tokens
     torch.testing.assert_close(embeds, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -437,7 +438,7 @@ def test_patch_keys_and_values_are_computed_once() -> None:
     patches, proposals = 2 * 3, model.config.num_queries + 1
     depth = len(model.recognizer.vision_model.encoder.layers) - model.config.clip_split_layer
     assert len(rows) == 4 * depth
-    # Before the first of these layers all proposals are the same CLS token; the last layer's patches have no use for CLS.
+    # Before the first of these layers, all proposals are the same CLS token; in the last layer, patches are not computed.
     assert sum(rows) == 2 * (depth * patches + (depth - 1) + 1 + (depth - 1) * proposals)
 
 
@@ -450,8 +451,8 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     frozen = [name for name in many if name.startswith(vision)]
     below = [name for name in frozen if ".embeddings" in name or ".layers.0" in name or ".layers.1" in name]
     assert below and all(few[name] == many[name] for name in below)
-    # From the split on, every linear layer works for 20 more tokens, the shadow tokens, each once; but where the first
-    # attention projects them they are still one and the same.
+    # From the split on, every linear layer processes 20 more tokens, the shadow tokens, once each. Only in the projections
+    # of the first attention, they are still identical.
     linear = {
         name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)
     }
@@ -469,7 +470,7 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 2)], ids=str)
 def test_pooled_cells_are_means_of_what_holds_content(ratio: int, grid: tuple[int, int]) -> None:
-    """Blocks that reach over the border of the grid or of the content are means of the rest."""
+    """Blocks that cross the border of the grid or of the content are means of the cells inside."""
     torch.manual_seed(0)
     values = torch.randn(2, 3, *grid)
     content = torch.tensor([grid, ((grid[0] + 1) // 2, max(grid[1] - 2, 1))])
@@ -486,7 +487,7 @@ def test_pooled_cells_are_means_of_what_holds_content(ratio: int, grid: tuple[in
 
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 def test_image_encoder_attends_to_means_of_tokens(ratio: int) -> None:
-    """Against transformers' eager attention written out: every token asks, blocks of `ratio x ratio` tokens answer."""
+    """Against transformers' eager attention: queries are all tokens, keys are blocks of `ratio x ratio` tokens."""
     model = learned(tiny_model(sequence_reduction_ratio=ratio))
     layer = model.side_network.encoder_layers[0]
     seen: list[tuple[Tensor, Tensor]] = []
@@ -520,7 +521,7 @@ def test_masks_for_inference_equal_those_of_training() -> None:
 
 
 def test_queries_start_to_refine_features_from_nothing() -> None:
-    """Both directions, one of them or none: the same masks at the start, since what queries add to features is zero."""
+    """With one or both directions, the masks are equal at the start, because the update of the features is zero."""
     both, one = tiny_model(), tiny_model(mutual_refinement=False)
     one.load_state_dict(both.state_dict(), strict=False)
     found, expected = run(both, pixel_values=pixels()), run(one, pixel_values=pixels())
@@ -587,7 +588,7 @@ def test_class_and_background_logits() -> None:
 
 @pytest.mark.parametrize("target", ["frozen", "semantic", "reserve"])
 def test_the_training_vocabulary_holds_seen_classes_only(target: str) -> None:
-    """Another prototype for the unseen class changes its logits and no loss."""
+    """Another prototype for the unseen class changes its logits, but no loss."""
     model = learned(tiny_model(feature_expansion_target=target)).train()
     results = []
     for seed in (1, 2):
@@ -626,7 +627,7 @@ def sources(vector: Tensor) -> dict[int, float]:
 
 
 def test_virtual_features_lie_between_two_of_different_classes() -> None:
-    """On orthogonal features the coordinates of a mixture tell its two sources and its weight; queries and prototypes
+    """With orthogonal features, the coordinates of a mixture reveal its two sources and its weight. Queries and prototypes
     are mixed with the same weight."""
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0])
     inputs, prototypes = torch.cat([torch.eye(24)[:8], torch.eye(32)[:8]], -1), torch.eye(24)[16:19]
@@ -681,7 +682,7 @@ def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: p
     torch.manual_seed(0)
     outputs, _, frozen_embeds = recorded_forward(model, pixel_values=pixels(), **labels())
     ((inputs, classes, prototypes, before, own),) = calls
-    # Mixed are the matched proposals, three in each image; the vocabulary is the seen one.
+    # The matched proposals are mixed, three per image; the vocabulary contains the seen classes.
     rows = {tuple(row.tolist()) for row in frozen_embeds.flatten(0, 1)}
     assert inputs.shape == (6, 24 + 32) and all(tuple(row.tolist()) in rows for row in inputs[:, :24])
     assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 2]
@@ -730,7 +731,7 @@ def test_indicator_statistics_equal_loops(seen: list[bool]) -> None:
 
 @pytest.mark.parametrize("seen", [[True] * 4, [True, False, True, True], [False] * 4], ids=["all", "some", "none"])
 def test_unseen_logits_are_the_indicator_of_these_statistics(seen: list[bool]) -> None:
-    """With nothing unseen or nothing seen they are defined too."""
+    """They are also defined without unseen or without seen classes."""
     model = learned(tiny_model())
     prototypes = unit(4, 24)
     inputs = {"text_prototypes": prototypes, "seen_class_mask": torch.tensor(seen)}
@@ -761,7 +762,7 @@ def test_indicator_loss_reaches_the_indicator_alone() -> None:
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("names", [CLASSES, CLASSES[:1], CLASSES[:2]])
 def test_held_out_episodes_leave_and_take_something(fraction: float, names: tuple[str, ...], monkeypatch) -> None:
-    """At least one class stays seen, and at least one is held out where there are two."""
+    """At least one class stays seen, and at least one is held out if there are two."""
     ids = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
@@ -912,7 +913,7 @@ def test_full_size_model_fits_the_budget() -> None:
         trainable = sum(p.numel() for p in AlignZegModel(config).parameters() if p.requires_grad)
     assert 5e6 < trainable <= 8.4e6
     flops = flops_by_module(full_size_model("meta"), pixel_values=torch.empty(1, 3, 640, 640, device="meta"))["total"]
-    assert 37.3e9 * 9 / 12 < flops / 2 <= 55e9  # CLIP alone has 37.3, of which the last layers serve the queries
+    assert 37.3e9 * 9 / 12 < flops / 2 <= 55e9  # CLIP alone has 37.3e9, including its last layers
 
 
 @pytest.mark.slow
@@ -968,7 +969,7 @@ def test_token_ids_and_prototypes_and_the_stored_vocabulary_agree() -> None:
     by_ids = run(model, pixel_values=pixels(), **{name: encoded[name] for name in ("input_ids", "attention_mask")})
     by_prototypes = run(model, pixel_values=pixels(), text_prototypes=prototypes)
     torch.testing.assert_close(by_ids.class_queries_logits, by_prototypes.class_queries_logits)
-    assert by_ids.seen_class_mask.bool().all()  # with other names nothing is known to be unseen
+    assert by_ids.seen_class_mask.bool().all()  # other names count as seen
     model.set_vocabulary(names, ["blue dotted"], processor)
     stored = run(model, pixel_values=pixels())
     torch.testing.assert_close(stored.class_queries_logits, by_prototypes.class_queries_logits)

@@ -1,5 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What is not finite stops a training or is skipped, with step, term and images; batches without labels are fine."""
+"""Non-finite values stop a training or skip the step, with a report of step, term and images; batches without labels
+work."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ SETTINGS = {
     "training.save_every": 0,
     "training.tensorboard": False,
 }
-BAD_STEP, BAD_MICRO_STEP = 2, 0  # in the middle of an accumulated step, so that its other batch is used up too
+BAD_STEP, BAD_MICRO_STEP = 2, 0  # the first part of an accumulated step, so that its other batch is skipped too
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def make_trainer(checkpoint: Path, output: Path, **changes: object) -> Trainer:
 
 @pytest.fixture
 def trainer(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Trainer]]:
-    """Makes a trainer on the CPU; what it leaves in Accelerate's globals is removed."""
+    """Makes a trainer on the CPU, and resets Accelerate's global state afterwards."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def reset() -> None:
@@ -137,7 +138,7 @@ def test_training_stops_with_step_term_and_images(
     with pytest.raises(FloatingPointError, match=rf"Step {BAD_STEP}: .*{words}.* for ") as error:
         broken.run()
     first, second = names[2 * BAD_STEP : 2 * BAD_STEP + 2]
-    told = str(error.value).split(" for ")[-1].split(". Look at these images")[0].split(", ")
+    told = str(error.value).split(" for ")[-1].split(". Check these images")[0].split(", ")
     assert told == ([first[1]] if fault == "cost" else first + second)
 
 
@@ -165,7 +166,7 @@ def test_a_step_can_be_skipped(
 
 
 def test_a_batch_without_any_labelled_pixel(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    """The first half of the images has no label at all; some batches see nothing else."""
+    """The first half of the images has no labels, so some batches have none."""
     rows = scenes_dataset("train", 6)
     nothing = Image.fromarray(np.full((128, 128), 255, np.uint8))
     rows = rows.map(
@@ -202,7 +203,7 @@ def test_a_batch_without_any_labelled_pixel(trainer: Callable[..., Trainer], tmp
 
 
 def diverge(rank: int, port: int, folder: str, action: str, log: str) -> None:
-    """A training of which only the second process meets a cost that is not finite."""
+    """A training in which only the second process has a cost that is not finite."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Folders of photographs and label maps as users have them, without a file that describes them."""
+"""User-supplied folders of photographs and label maps, without metadata files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
-LAYOUTS = {  # image, label map, with the part in both
+LAYOUTS = {  # paths of image and label map, both with the part
     "folders of parts": ("{part}/images/{name}.jpg", "{part}/labels/{name}.png"),
     "parts in folders": ("Images/{part}/{name}.JPG", "Masks/{part}/{name}.png"),
     "cityscapes": ("leftImg8bit/{part}/{name}_leftImg8bit.png", "gtFine/{part}/{name}_gtFine_labelIds.png"),
@@ -94,7 +94,7 @@ def test_parts_are_found_in_every_layout(layout: str, tmp_path: Path, rng: np.ra
         }
         for part in ("train", "val")
     }
-    if layout == "cityscapes":  # what else it has in these folders
+    if layout == "cityscapes":  # its other files in these folders
         save(tmp_path / "gtFine/train/berlin/train_1_gtFine_color.png", np.zeros((4, 4, 3), np.uint8))
         (tmp_path / "gtFine/train/berlin/train_1_gtFine_polygons.json").write_text("{}")
     check(read(tmp_path, "train"), expected["train"])
@@ -146,7 +146,7 @@ def test_lists_divide_a_folder_into_parts(tmp_path: Path, rng: np.random.Generat
     with pytest.raises(ValueError, match="has no part 'test'; it has train, val"):
         read(tmp_path, "test")
     (tmp_path / "val.txt").write_text("d\n")
-    with pytest.raises(ValueError, match=r"val\.txt lists 'd', which is not the name"):
+    with pytest.raises(ValueError, match=r"val\.txt lists 'd', but there is no such image"):
         read(tmp_path, "val")
 
 
@@ -163,7 +163,7 @@ def test_what_does_not_pair_is_named(tmp_path: Path, rng: np.random.Generator) -
         pair_files(tmp_path / "b", "train", FolderLayout())
     add(tmp_path / "c", "images/1.jpg", "images/1.png", rng)
     (tmp_path / "c" / "labels").mkdir()
-    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have one name"):
+    with pytest.raises(ValueError, match=r"1\.jpg and .*1\.png have the same name"):
         pair_files(tmp_path / "c", "train", FolderLayout())
     (tmp_path / "d" / "images").mkdir(parents=True)
     (tmp_path / "d" / "labels").mkdir()
@@ -272,7 +272,7 @@ def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 def test_coco_names_count_before_ids(tmp_path: Path) -> None:
-    """COCO's PNG files count things from 0, its JSON files from 1: a shipped split for PNG files is right for both."""
+    """COCO's PNG files count things from 0, its JSON files from 1; a built-in split for PNG files works for both."""
     label = np.array([[1, 1, 0], [0, 3, 3]])  # background, person, car
     annotations = [
         {"image_id": 1, "category_id": key, "area": 2, "segmentation": {"counts": runs_of(label == value)}}
@@ -295,7 +295,7 @@ def test_coco_names_count_before_ids(tmp_path: Path) -> None:
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
-    """Lengths of runs, column by column, of absent and present pixels in turn."""
+    """Run lengths, column by column, alternating between absent and present pixels."""
     flat, counts, value = mask.T.flatten().tolist(), [0], 0
     for pixel in flat:
         if pixel != value:
@@ -315,7 +315,7 @@ def test_coco_instances(tmp_path: Path, rng: np.random.Generator, background: bo
     crowd[:, 5:] = False
     rest = 3 if background else 255
     first = np.full((12, 10), rest)
-    first[crowd], first[noise] = 2, 0  # the smaller is above the larger, crowds are below all
+    first[crowd], first[noise] = 2, 0  # smaller instances are on top, crowds at the bottom
     first[car] = 1
     label = {4: first, 9: np.full((3, 4), rest)}
     polygon = [3, 2, 9, 2, 9, 6, 3, 6]
@@ -347,7 +347,7 @@ def test_polygons_cover_the_pixels_whose_centres_they_contain(rng: np.random.Gen
 
 
 def encode(counts: list[int]) -> str:
-    """COCO's compressed run lengths, as rleToString of its C library writes them."""
+    """COCO's compressed run lengths, in the format of rleToString in its C library."""
     text = ""
     for position, count in enumerate(counts):
         value = count - counts[position - 2] if position > 2 else count
@@ -374,7 +374,7 @@ def test_files_that_are_not_coco_are_named(tmp_path: Path, rng: np.random.Genera
         (tmp_path / "own.json").write_text(text)
         with pytest.raises(ValueError, match=r"own\.json"):
             load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="own.json"))
-    with pytest.raises(FileNotFoundError, match="None of these files exists.*train.json"):
+    with pytest.raises(FileNotFoundError, match="None of these files exist.*train.json"):
         load_benchmark(str(tmp_path), "train", layout=FolderLayout(label_file="{part}.json"))
 
 
@@ -393,7 +393,7 @@ def own_tree(root: Path, labels: dict[str, list[np.ndarray]], split: dict) -> tu
 
 
 def check_data(root: Path, data: Path, split: Path, capsys, monkeypatch, *flags: str) -> tuple[str, str]:
-    """What scripts/check_data.py prints, to the terminal and as an error."""
+    """The output and error output of scripts/check_data.py."""
     command = ["check_data.py", "--data.dataset", str(data), "--data.split", str(split), *flags]
     monkeypatch.setattr(sys, "argv", [*command, "--output", str(root / "check.png"), "--images", "2"])
     with contextlib.suppress(SystemExit):
@@ -455,13 +455,13 @@ ONE, TWO, ALL = np.zeros((4, 4)), np.ones((4, 4)), np.arange(16).reshape(4, 4) %
     ("train", "validation", "split", "words"),
     [
         (np.full((4, 4), 255), ALL, {"unseen": ["sky"]}, "All pixels in `train` are unlabelled"),
-        (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "are of unseen classes, so there is nothing to learn"),
+        (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "belong to unseen classes, so there is nothing to train"),
         (ONE, ALL, {"unseen": ["sky"]}, "Seen classes without a pixel in `train`: 'car'"),
         (TWO, ALL, {}, "without a pixel in `train`: 'road', 'sky'. If 0 means unlabelled"),
         (ALL, TWO, {"unseen": ["road", "sky"]}, "0 of 2 unseen classes occur in `validation`"),
         (ALL, ONE, {"unseen": ["road", "sky"]}, "1 of 2 unseen classes occurs in `validation`"),
         (ALL, ONE, {"unseen": list(CLASSES)}, "All 3 classes of 'own' are unseen"),
-        (ALL + 1, ALL, {}, "0.png: The label map holds the raw ids [3], which"),
+        (ALL + 1, ALL, {}, "0.png: The label map contains the raw ids [3], which"),
         (ALL + 1, ALL, {}, "If 3 marks unlabelled pixels, set `ignore_index: 3`."),
         (ALL + 1, ALL, {}, "add `raw_id_map: {0: 255, 1: road, 2: car, …}` to the split"),
         (np.full((4, 4), 9), ALL, {"raw_id_map": {0: 0}}, "Add them to `raw_id_map`."),
@@ -494,7 +494,7 @@ def test_names_that_the_text_tower_does_not_tell_apart() -> None:
     angle = np.arccos([1, 0.995, 0.98])
     prototypes = torch.tensor(np.stack([np.cos(angle), np.sin(angle)], 1))  # 1 and 2: cos(0.2003 - 0.1000) = 0.995
     found = similar_names(prototypes, ("a", "b", "c"))
-    assert len(found) == 2 and "'a' and 'b' apart (cosine 0.995)" in found[0] and "'b' and 'c'" in found[1]
+    assert len(found) == 2 and "'a' and 'b' (cosine 0.995)" in found[0] and "'b' and 'c'" in found[1]
 
 
 def test_scores_say_how_many_unseen_classes_occur() -> None:

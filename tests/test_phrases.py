@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Several phrases per class: text syntax, prototypes, logits, and where they come in."""
+"""Several phrases per class: text syntax, prototypes, logits, and their use in pipeline, scripts and splits."""
 
 import json
 import subprocess
@@ -71,7 +71,7 @@ def test_wrong_strings_are_named(text: str, message: str) -> None:
 def test_lists_and_dictionaries() -> None:
     assert check_classes(["a: b", "c|d"]) == {"a: b": ["a: b"], "c|d": ["c|d"]}  # no syntax in a list
     assert check_classes({" x ": "y", "z": ("z", "x")}) == {"x": ["y"], "z": ["z", "x"]}
-    with pytest.raises(ValueError, match="The phrases of class 'x' cannot be used. Class names came as a int"):
+    with pytest.raises(ValueError, match="The phrases of class 'x' cannot be used. Class names are of type int"):
         check_classes({"x": 5})
     with pytest.raises(ValueError, match="There are no class names"):
         check_classes({})
@@ -177,7 +177,7 @@ def test_pipeline(model: AlignZegModel, processor) -> None:
         label = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 48)])[0].numpy()
         for segment in segments:
             assert np.array_equal(np.asarray(segment["mask"]) > 0, label == list(CLASSES).index(segment["label"]))
-    with pytest.raises(ValueError, match="`unseen_labels` names 'grass'"):
+    with pytest.raises(ValueError, match="`unseen_labels` contains 'grass'"):
         segmenter(picture(), candidate_labels=CLASSES, unseen_labels=["grass"])
 
 
@@ -211,11 +211,11 @@ def test_yaml_splits(tmp_path: Path) -> None:
     pseudo = pseudo_unseen_split(split)
     assert set(pseudo.vocabulary) == {"grass", "background"} and pseudo.vocabulary["background"] == ["road", "wall"]
     for wrong, message in [
-        ("phrases: {tree: [oak]}", "`phrases` names 'tree', not found in `classes`"),
+        ("phrases: {tree: [oak]}", "`phrases` contains 'tree', not found in `classes`"),
         ("phrases: {sofa: couch}", "`phrases` of 'sofa' is 'couch'; expected a list"),
-        ("phrases: {sofa: []}", "expected a list of texts"),
+        ("phrases: {sofa: []}", "expected a list of strings"),
         ("phrases: {sofa: [couch, couch]}", "more than once"),
-        ("phrases: [sofa]", "expected a class name and a list of texts"),
+        ("phrases: [sofa]", "expected one class name and its list of phrases"),
     ]:
         file.write_text("classes: [sofa, grass]\n" + wrong)
         with pytest.raises(ValueError, match=message):

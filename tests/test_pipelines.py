@@ -39,7 +39,7 @@ def processor(folder: str) -> AlignZegProcessor:
 
 
 def label_map(segments: list[dict[str, Any]], names: list[str]) -> np.ndarray:
-    """One map of positions in `names`, -1 where no mask is; masks must not overlap."""
+    """One map of positions in `names`, -1 where there is no mask; masks must not overlap."""
     masks = np.stack([np.asarray(segment["mask"]) for segment in segments])
     assert masks.dtype == np.uint8 and set(np.unique(masks)) <= {0, 255} and (masks > 0).sum(0).max() <= 1
     result = np.full(masks.shape[1:], -1)
@@ -146,7 +146,7 @@ def test_batches_of_images_of_any_size(
     for image, segments in zip(images, results):
         alone = segmenter(image, **options)
         assert all(segment["mask"].size == image.size for segment in segments)
-        assert np.mean(label_map(segments, NAMES) == label_map(alone, NAMES)) > 0.999  # but for ties
+        assert np.mean(label_map(segments, NAMES) == label_map(alone, NAMES)) > 0.999  # except for ties
         assert [s["label"] for s in segments] == [s["label"] for s in alone]
 
 
@@ -193,13 +193,13 @@ def test_half_precision_and_models_without_correction() -> None:
         ({"candidate_labels": []}, "class names"),
         ({"candidate_labels": ["grass", ""]}, "Class name 1"),
         ({"candidate_labels": ["grass", "grass"]}, "both 'grass'"),
-        ({"candidate_labels": ["grass"], "unseen_labels": ["sand"]}, "`unseen_labels` names 'sand'"),
-        ({"unseen_labels": ["sand"]}, "`unseen_labels` names 'sand'"),
+        ({"candidate_labels": ["grass"], "unseen_labels": ["sand"]}, "`unseen_labels` contains 'sand'"),
+        ({"unseen_labels": ["sand"]}, "`unseen_labels` contains 'sand'"),
         ({"candidate_labels": ["grass"], "template_set": "vlid"}, "`template_set`"),
         ({"candidate_labels": ["grass"], "gamma": -1.0}, "`gamma`"),
-        ({"candidate_labels": 5}, "Class names came as a int"),
-        ({"candidate_labels": {"grass", "brick"}}, "Class names came as a set"),
-        ({"candidate_labels": ["grass"], "unseen_labels": 5}, "Class names came as a int"),
+        ({"candidate_labels": 5}, "Class names are of type int"),
+        ({"candidate_labels": {"grass", "brick"}}, "Class names are a set"),
+        ({"candidate_labels": ["grass"], "unseen_labels": 5}, "Class names are of type int"),
         ({"candidate_labels": ["grass"], "none_of_these": "no"}, "`none_of_these` is 'no'; expected True or False"),
     ],
 )
@@ -233,5 +233,5 @@ def test_names_are_cleaned_on_both_sides(segmenter: ZeroShotImageSegmentationPip
 
 def test_saved_pipeline_comes_back(segmenter: ZeroShotImageSegmentationPipeline, tmp_path: Path) -> None:
     segmenter.save_pretrained(tmp_path)
-    again = pipeline(model=str(tmp_path), trust_remote_code=True)  # the task is named in the config
+    again = pipeline(model=str(tmp_path), trust_remote_code=True)  # the config contains the task
     assert again(picture(), candidate_labels=NAMES) == segmenter(picture(), candidate_labels=NAMES)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Model outputs into label maps, against the plain formulas."""
+"""Label maps from model outputs, against plain formulas."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def plain_scores(
     threshold: float = 0.5,
     seen: torch.Tensor = SEEN,
 ) -> torch.Tensor:
-    """The scores of all classes and the background, (C + 1, H, W), by the formula of the method, one step a line."""
+    """The scores of all classes and the background, (C + 1, H, W), by the formula of the method, one step per line."""
     logits = outputs.class_queries_logits[index].float().clone()
     for query, unseen in enumerate(outputs.unseen_logits[index].sigmoid()):
         if gamma and unseen > threshold:
@@ -57,7 +57,7 @@ def plain_scores(
 
 
 def assert_is_argmax(labels: torch.Tensor, scores: torch.Tensor) -> None:
-    """`labels` take the greatest score at every pixel; between scores equal up to rounding either will do."""
+    """`labels` have the highest score at every pixel, up to ties within rounding."""
     assert labels.dtype == torch.int64 and labels.shape == scores.shape[1:]
     taken = scores.gather(0, labels[None])[0]
     assert (scores.amax(0) - taken).max() < 1e-5
@@ -174,7 +174,7 @@ def test_tiles_and_pruning_change_nothing(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 0.2])
 def test_the_best_class_wins_where_every_score_is_small(penalty: float) -> None:
-    """Masks that are nearly off on one side of the image: there the classes differ by millionths."""
+    """Masks that are nearly off on one side of the image, where scores differ only by about 1e-6."""
     outputs = make_outputs(1, queries=8, classes=60, grid=(40, 40))
     outputs.masks_queries_logits[..., 20:] -= 14
     seen = torch.arange(60) % 2 == 0
@@ -257,7 +257,7 @@ VIEWS = {
 def test_label_maps_of_several_views_equal_brute_force(
     views: list, penalty: float, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All masks at full size, summed, divided by the number of views that show a pixel, argmax."""
+    """The argmax of scores from full-size masks, averaged over the views that show a pixel."""
     monkeypatch.setattr(readout_alignzeg, "TILE_PIXELS", {"cpu": tile})
     size, generator = (40, 51), torch.Generator().manual_seed(0)
     subtracted = penalty * SEEN
@@ -406,7 +406,7 @@ def test_kinds_of_post_processing() -> None:
         ({}, {"seen_class_mask": "all"}, r"`seen_class_mask` is a str; expected a bool tensor of shape \(5,\)"),
         ({}, {"seen_penalty": float("nan"), "seen_class_mask": SEEN}, "`seen_penalty` is nan"),
         ({}, {"none_of_these": True, "none_index": 1.5}, "`none_index` is 1.5; expected a 64-bit integer"),
-        ({"masks_queries_logits": None}, {}, "without `masks_queries_logits`.*expected what the model returns"),
+        ({"masks_queries_logits": None}, {}, "without `masks_queries_logits`.*expected the model's output"),
         ({}, {"gamma": 1.0}, "`gamma` is 1.0 and needs `seen_class_mask`"),
         (
             {"unseen_logits": None},
@@ -424,8 +424,8 @@ def test_kinds_of_post_processing() -> None:
         ({"class_queries_logits": torch.full((2, 6, 6), torch.nan)}, {}, "NaN for image 0"),
         ({"masks_queries_logits": torch.full((2, 6, 3, 3), torch.nan)}, {}, "NaN for image 0"),
         ({"class_queries_logits": torch.zeros(2, 5, 6)}, {}, r"`outputs.class_queries_logits` has shape \(2, 5, 6\)"),
-        ({"class_queries_logits": torch.zeros(1, 6, 6)}, {}, "batch and queries the same"),
-        ({"class_queries_logits": torch.zeros(2, 6, 1)}, {}, "the background alone"),
+        ({"class_queries_logits": torch.zeros(1, 6, 6)}, {}, "the same batch and queries"),
+        ({"class_queries_logits": torch.zeros(2, 6, 1)}, {}, "only the background"),
         ({"class_queries_logits": torch.zeros(2, 6, 6).numpy()}, {}, "`outputs.class_queries_logits` is a ndarray"),
         ({"masks_queries_logits": torch.zeros(2, 6, 3)}, {}, "`outputs.masks_queries_logits` has shape"),
         ({"masks_queries_logits": torch.zeros(2, 6, 0, 3)}, {}, "`outputs.masks_queries_logits` has shape"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation among the classes of each image alone, against segmenting image by image with those names."""
+"""Evaluation with only the classes of each image, against segmentation of each image with these names."""
 
 from pathlib import Path
 

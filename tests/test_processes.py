@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Several processes: they take the steps that one takes, count the same pixels, and never run apart unnoticed."""
+"""Several processes take the same steps as one, count the same pixels, and never run separately unnoticed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zeroshot.launching import start_processes
 
 
 PRESET = ROOT / "scripts" / "configs" / "accelerate" / "two_cpu_processes.yaml"
-# Tests may run in a launched process themselves; what is started here gets none of its launcher's variables.
+# Tests may run in a launched process themselves, so child processes must not inherit the launcher's variables.
 LAUNCHER = ("ACCELERATE_", "MASTER_", "WORLD_SIZE", "RANK", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
 ENVIRONMENT |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -31,7 +31,7 @@ ENVIRONMENT |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 def launch(
     script: str, *arguments: object, processes: int = 2, flags: list[str] | None = None, status: int = 0
 ) -> str:
-    """Runs a script, with the preset or with `flags` of accelerate's launcher, and returns what it printed."""
+    """Runs a script, with the preset or with `flags` of accelerate's launcher, and returns its output."""
     launcher = ["-m", "accelerate.commands.launch", *(flags or ["--config_file", str(PRESET)])]
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "scripts" / script)]
     result = subprocess.run(
@@ -42,7 +42,7 @@ def launch(
 
 
 def train(checkpoint: Path, output: Path, processes: int, batch_size: int) -> list[dict[str, float]]:
-    """The losses of ten steps, one dictionary of all terms a step."""
+    """The losses of ten steps, one dictionary of all terms per step."""
     settings = {
         "model.checkpoint": checkpoint,
         "output_dir": output,
@@ -67,7 +67,7 @@ def train(checkpoint: Path, output: Path, processes: int, batch_size: int) -> li
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    # Every cell of the masks instead of drawn points, and no mixtures: what is left to chance is drawn per step.
+    # All mask cells instead of sampled points, and no mixtures: the remaining randomness is per step, not per process.
     checkpoint = tiny.tiny_checkpoint(tmp_path / "start", train_num_points=None, feature_expansion=False)
     one = train(checkpoint, tmp_path / "one", processes=1, batch_size=4)
     two = train(checkpoint, tmp_path / "two", processes=2, batch_size=2)
@@ -75,7 +75,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert math.isclose(value, found[name], rel_tol=1e-4, abs_tol=1e-4), (expected["step"], name)
-    assert len({line["train/loss"] for line in one}) == 10  # each step saw other images
+    assert len({line["train/loss"] for line in one}) == 10  # each step used different images
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Class names and images into model inputs."""
+"""Conversion of class names and images to model inputs."""
 
 import json
 import os
@@ -125,8 +125,8 @@ def test_names_are_cleaned_and_stay_in_order() -> None:
         (["cat", "dog", " cat"], "Class names 0 and 2 are both 'cat'"),
         (["cat", 3], "Class name 1 is 3, a int"),
         ([None], "Class name 0 is None"),
-        (7, "came as a int"),
-        ({"cat", "dog"}, "came as a set, which has no order"),
+        (7, "are of type int"),
+        ({"cat", "dog"}, "are a set, which has no order"),
     ],
 )
 def test_bad_names_are_answered_with_a_sentence(processor: AlignZegProcessor, names: object, message: str) -> None:
@@ -248,7 +248,7 @@ def test_arguments_reach_their_parts(processor: AlignZegProcessor) -> None:
 def test_missing_inputs_are_answered_with_a_sentence(processor: AlignZegProcessor) -> None:
     with pytest.raises(ValueError, match="Pass `images`, `text`"):
         processor()
-    with pytest.raises(ValueError, match="`segmentation_maps` came without `images`"):
+    with pytest.raises(ValueError, match="`segmentation_maps` is given without `images`"):
         processor(text=["cat"], segmentation_maps=[np.zeros((3, 3))])
 
 
@@ -265,7 +265,7 @@ def test_the_template_set_is_saved(tmp_path: Path, template_set: str | list[str]
 
 
 def test_what_is_saved_does_not_depend_on_earlier_calls(processor: AlignZegProcessor, tmp_path: Path) -> None:
-    """A fast tokenizer remembers the truncation of its last call, and would save it as its default."""
+    """A fast tokenizer would save the truncation of its last call as its default."""
     processor.save_pretrained(tmp_path / "before")
     processor(text=["dog"], text_kwargs={"max_length": 5, "padding": "max_length"})
     processor.save_pretrained(tmp_path / "after")
@@ -296,7 +296,7 @@ np.savez(result, alone=image_processor(image, return_tensors="np")["pixel_values
 
 @pytest.mark.parametrize("without_torchvision", ["yes", "no"])
 def test_a_saved_folder_loads_in_a_fresh_process(tmp_path: Path, without_torchvision: str) -> None:
-    """From another working directory, offline, the package not importable; with the same result to the bit."""
+    """From another working directory, offline and without the package; the result is bitwise equal."""
     image_processor = AlignZegImageProcessor(size={"shortest_edge": 48}, size_divisor=16)
     processor = AlignZegProcessor(image_processor, TOKENIZER, template_set="vild")
     processor.save_pretrained(tmp_path / "saved")

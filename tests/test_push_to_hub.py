@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""scripts/push_to_hub.py against a stand-in for the Hub: what arrives there is a model that loads and a Space."""
+"""scripts/push_to_hub.py against a stand-in for the Hub: it uploads a loadable model and a Space."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_model_and_space_arrive(tmp_path: Path) -> None:
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """The script in this process, where errors come as they are raised."""
+    """Runs the script in this process, so that errors are raised unchanged."""
     monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
     runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["main"]()
 
@@ -103,7 +103,7 @@ def test_a_trained_checkpoint_brings_its_card(
     assert "`tiny`" in text and str(tmp_path) not in text, "no paths of this machine"
     (checkpoint / "README.md").write_text(text)
     arguments = ("--model", "tester/tiny", "--checkpoint", checkpoint, "--dry_run")
-    with pytest.raises(ValueError, match="README.md has no licence yet"):
+    with pytest.raises(ValueError, match="README.md has no licence"):
         run_here(monkeypatch, *arguments)
     chosen = text.replace("license: other\nlicense_name: to-be-chosen\n", "license: mit\n")
     (checkpoint / "README.md").write_text(chosen)
@@ -158,7 +158,7 @@ def test_metadata_of_a_trained_checkpoint(model: dict, data: dict, expected: tup
         (["--model", "bad name!!"], "bad name!!"),
         (["--space", ""], "''"),
         (["--model", "tester/x", "--checkpoint", "CUT", "--card", "CARD"], "model.safetensors is damaged"),
-        (["--model", "tester/x", "--checkpoint", "LIST", "--card", "CARD"], "config.json holds [1]"),
+        (["--model", "tester/x", "--checkpoint", "LIST", "--card", "CARD"], "config.json contains [1]"),
     ],
 )
 def test_what_cannot_be_uploaded_is_named(
@@ -186,4 +186,4 @@ def test_refusals_of_the_hub_are_sentences(tmp_path: Path) -> None:
     with hub_standin() as hub:
         environment = hub.environment() | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url + "/nothing"}
         run = push("--model", "tester/alignzeg", environment=environment)
-    assert run.returncode == 1 and "the Hub refused" in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode == 1 and "the Hub rejected" in run.stderr and "Traceback" not in run.stderr

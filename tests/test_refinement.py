@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Label maps whose borders follow the image, against plain loops."""
+"""Refinement of label maps by the image, against plain loops."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ PROCESSOR = AlignZegImageProcessor()
 
 
 def plain_refinement(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Pixel by pixel, neighbour by neighbour; outside of the image its border is repeated."""
+    """A reference by plain loops over pixels and neighbours; the border of the image is repeated outside it."""
     height, width = image.shape[1:]
 
     def at(values, y, x):
@@ -58,8 +58,8 @@ def test_refinement_equals_plain_loops(size: tuple[int, int]) -> None:
 
 
 def outputs_of_a_border(shift: int) -> tuple[SimpleNamespace, Image.Image]:
-    """Two certain proposals whose border lies `shift` pixels right of the edge in an image of 64 x 48, on a 16 x 12 grid
-    of which the last 4 columns are padding."""
+    """Two certain proposals, whose border is `shift` pixels right of the edge in an image of 64 x 48 pixels, on a 16 x 12
+    grid with 4 columns of padding."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[:, :32], image[:, 32:] = (200, 40, 40), (30, 60, 200)
     places = (torch.arange(20) + 0.5) * 4
@@ -148,6 +148,6 @@ def test_scripts(tmp_path: Path) -> None:
             maps.append(np.asarray(label))
     assert maps[0].shape == maps[1].shape and not np.array_equal(*maps)
     result = run("scripts/predict.py", "--dataset", "embedded_scenes", "--model", checkpoint, "--refine")
-    assert result.returncode == 2 and "`--refine` does not go with `--dataset`" in result.stderr
+    assert result.returncode == 2 and "`--refine` cannot be combined with `--dataset`" in result.stderr
     result = run("scripts/evaluate.py", "--model", checkpoint, "--refine", "--flip")
-    assert result.returncode == 1 and "`--refine` does not go with `--flip`" in result.stderr
+    assert result.returncode == 1 and "`--refine` cannot be combined with `--flip`" in result.stderr

@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints load with the Auto classes: from a saved folder, a clone of the repository and the Hub, with their code,
-in a process that has neither this package nor the libraries of the training, and with it imported, without remote code."""
+"""Checkpoints load with the Auto classes from a saved folder, a clone of the repository and the Hub: with remote code, in a
+process without this package and the training libraries, and with the package, without remote code."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from zeroshot.checkpoints import install_as_root
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NEW_NAMES = ["grass", "a new thing", "猫"]
-# Inference needs none of them; and the package must not be found where its copy is to be loaded.
+# Inference needs none of them, and the package must be hidden so that its copy is loaded.
 HIDDEN = ["accelerate", "datasets", "evaluate", "open_clip", "peft", "scipy", "timm", "torchvision"]
 PACKAGE = ["modeling_alignzeg", "zeroshot", "metrics"]
-# Modules of the interpreter's own installation that Python or an editable installation imports at its start.
+# Modules that Python or an editable installation imports at startup.
 NOT_HIDDEN = ("pip", "setuptools", "_distutils_hack", "pkg_resources")
 
 HIDE = """
@@ -111,15 +111,15 @@ def segment(source):
 
 
 def run_alone(script: str, folder: Path, environment: dict[str, str] | None = None, **values: object) -> dict:
-    """Runs a script in a new process, in another working directory, without this package and what `HIDDEN` names.
+    """Runs a script in a new process, in another working directory, without this package and the packages in `HIDDEN`.
 
-    What the script assigns to `result` comes back. `values` are its variables.
+    Returns the value that the script assigns to `result`. `values` are its variables.
     """
     folder.mkdir(parents=True)
     values = {
         "HIDDEN": HIDDEN + PACKAGE,
         "RESULT": str(folder / "result.pt"),
-        # Sums over another number of threads are rounded differently, and results are compared to the bit.
+        # The number of threads affects rounding, and results are compared bitwise.
         "THREADS": torch.get_num_threads(),
         **values,
     }
@@ -149,7 +149,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def root(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone with the checkpoint as its root."""
+    """A clone with the checkpoint in its root."""
     clone = tmp_path_factory.mktemp("clone") / "alignzeg"
     shutil.copytree(
         REPOSITORY / "modeling_alignzeg", clone / "modeling_alignzeg", ignore=shutil.ignore_patterns("__pycache__")
@@ -160,7 +160,7 @@ def root(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(saved: Path, image: Path) -> dict[str, torch.Tensor]:
-    """What the package itself computes from the saved folder."""
+    """Results of the package itself from the saved folder."""
     from PIL import Image
 
     model, processor = AlignZegModel.from_pretrained(saved), AlignZegProcessor.from_pretrained(saved)
@@ -193,7 +193,7 @@ def check(result: dict[str, Any], expected: dict[str, torch.Tensor]) -> None:
 
 @pytest.fixture(scope="module")
 def alone(saved: Path, root: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """All layouts in one process: a saved folder, a clone, a snapshot in the Hub's cache, and what is saved from each."""
+    """All layouts in one process: a saved folder, a clone, a snapshot in the Hub's cache, and a saved copy of each."""
     folder = tmp_path_factory.mktemp("alone")
     cache = folder / "process" / "home" / "hub" / "models--tester--alignzeg"
     sha = "0123456789abcdef0123456789abcdef01234567"
@@ -270,7 +270,7 @@ result = {"equal": [torch.equal(*pair) for pair in zip(first, second)], "size": 
 
 
 def needed_by(*names: str) -> set[str]:
-    """Names of distributions that these need, themselves included, without optional ones."""
+    """Names of these distributions and their requirements, without optional ones."""
     found: set[str] = set()
     waiting = [canonicalize_name(name) for name in names]
     while waiting:
@@ -287,7 +287,7 @@ def needed_by(*names: str) -> set[str]:
 
 
 def test_torch_and_transformers_are_enough(tmp_path: Path) -> None:
-    """This clone's own checkpoint; every package that torch, transformers, NumPy and Pillow do not need is hidden."""
+    """This clone's own checkpoint, with all packages hidden that torch, transformers, NumPy and Pillow do not need."""
     allowed = needed_by("torch", "transformers", "numpy", "pillow")
     providers = importlib.metadata.packages_distributions()
     hidden = [
@@ -304,7 +304,7 @@ def test_torch_and_transformers_are_enough(tmp_path: Path) -> None:
 
 
 def test_the_code_imports_nothing_else() -> None:
-    """At import time; what is optional stands in try/except ImportError. And nothing is unpickled or evaluated."""
+    """Imports at import time; optional ones are in try/except ImportError. No code is unpickled or evaluated."""
     needed_by_transformers = {"torch", "numpy", "PIL", "huggingface_hub"}
     allowed = {"transformers", *needed_by_transformers, *sys.stdlib_module_names} - {"pickle", "marshal", "shelve"}
     for path in sorted((REPOSITORY / "modeling_alignzeg").glob("*.py")):
@@ -339,7 +339,7 @@ def test_the_code_imports_nothing_else() -> None:
 
 
 def test_a_checkpoint_s_code_is_the_reviewed_code(saved: Path) -> None:
-    """Every file of a checkpoint is a weight file, JSON, or a copy of one of the repository."""
+    """Every file of a checkpoint is a weights file, JSON, or a copy of a file in the repository."""
     for path in saved.iterdir():
         if path.suffix == ".py":
             assert path.read_bytes() == (REPOSITORY / "modeling_alignzeg" / path.name).read_bytes()
@@ -456,7 +456,7 @@ def test_missing_weights_are_initialised(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[1]", "null", "3"])
 def test_a_config_without_fields_is_answered_with_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(OSError, match="config.json' holds .*; expected a JSON object"):
+    with pytest.raises(OSError, match="config.json' contains .*; expected a JSON object"):
         AlignZegModel.from_pretrained(tmp_path)
 
 
@@ -516,7 +516,7 @@ def test_what_is_no_checkpoint_or_no_clone_is_refused(saved: Path, root: Path, t
         shutil.copytree(saved, damaged)
         shutil.copytree(root / "modeling_alignzeg", clone / "modeling_alignzeg")
         (damaged / name).write_text(content)
-        with pytest.raises(ValueError, match=rf"{name} (is damaged|holds \[1\])"):
+        with pytest.raises(ValueError, match=rf"{name} (is damaged|contains \[1\])"):
             install_as_root(damaged, clone)
         assert [path.name for path in clone.iterdir()] == ["modeling_alignzeg"]
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training shows: mean losses, pictures of predictions, curves."""
+"""Reports during training: mean losses, figures of predictions, curves."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Trains on the CPU into a folder; what is left in Accelerate's globals is removed."""
+    """Trains on the CPU into a folder, and resets Accelerate's global state afterwards."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def reset() -> None:
@@ -169,7 +169,7 @@ def init(project, **options):
 
 
 def test_trackio_gets_what_is_logged(checkpoint: Path, tmp_path: Path) -> None:
-    """A stand-in for trackio, in a process of its own: accelerate looks for it when it is imported."""
+    """A stand-in for trackio, in a separate process, because accelerate looks for trackio when it is imported."""
     (tmp_path / "trackio").mkdir()
     (tmp_path / "trackio" / "__init__.py").write_text(TRACKIO)
     (tmp_path / "trackio-1.dist-info").mkdir()

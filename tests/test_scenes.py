@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The embedded benchmark: the same scene everywhere, exact masks, and a split that meets its specification."""
+"""The embedded benchmark: reproducible scenes, exact masks, and a split that meets its specification."""
 
 import colorsys
 import hashlib
@@ -60,7 +60,7 @@ def test_scenes_depend_on_seed_split_and_index_only() -> None:
 
 
 def test_no_two_scenes_are_alike() -> None:
-    """Over seeds, splits and indices; validation and test scenes are not among those trained on."""
+    """Over seeds, splits and indices; training scenes do not include validation and test scenes."""
     keys = [(seed, split, index) for seed in (0, 1) for split in SPLITS for index in range(15)]
     images = {draw_scene(*key, size=32).image.tobytes() for key in keys}
     labels = {draw_scene(*key, size=32).label.tobytes() for key in keys}
@@ -133,7 +133,7 @@ def test_every_class_occurs_and_unseen_pixels_are_common() -> None:
 
 
 class Recorded:
-    """A generator whose draws can be read back."""
+    """A generator that records its draws."""
 
     def __init__(self, seed: int):
         self.generator, self.draws = np.random.default_rng(seed), []
@@ -149,7 +149,8 @@ class Recorded:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("center", [(32.0, 30.0), (3.0, 60.0)], ids=str)
 def test_mask_of_a_plain_thing_is_exactly_what_was_painted(seed: int, center: tuple[float, float]) -> None:
-    """On white the share of a blue thing in a pixel can be read from its red channel; half of it makes it the thing's."""
+    """On white, the red channel shows the share of a blue thing in a pixel; from one half on, the pixel belongs to the
+    thing."""
     image, label = np.ones((64, 64, 3), np.float32), np.full((64, 64), 70, np.uint8)
     class_id = THINGS.index("blue plain")
     scenes._draw_thing(np.random.default_rng(seed), image, label, class_id, np.array(center), 14.0)
@@ -167,12 +168,12 @@ def test_mask_of_a_plain_thing_is_exactly_what_was_painted(seed: int, center: tu
 
 @pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "plain"])
 def test_a_pattern_changes_the_surface_and_not_the_mask(pattern: str) -> None:
-    """Two tones of one hue, both common, inside the mask alone."""
+    """Two frequent tones of one hue, only inside the mask."""
     for seed in range(4):
         image, label = np.full((96, 96, 3), 0.5, np.float32), np.full((96, 96), 70, np.uint8)
         class_id = THINGS.index(f"green {pattern}")
         scenes._draw_thing(np.random.default_rng(seed), image, label, class_id, np.array([48.0, 48.0]), 30.0)
-        assert (image[label == 70] == 0.5).all(1).mean() > 0.9  # all but the soft edge
+        assert (image[label == 70] == 0.5).all(1).mean() > 0.9  # except for the soft edge
         value = image[label == class_id].max(1)
         middle = (value.min() + value.max()) / 2
         assert value.max() - value.min() > 0.1 and 0.05 < (value > middle).mean() < 0.95

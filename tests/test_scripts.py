@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The scripts as a user runs them: train, resume, evaluate and predict, on a tiny model and a few drawn scenes."""
+"""The scripts as users run them: train, resume, evaluate and predict, with a tiny model and a few synthetic scenes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_killed_training_resumes_to_the_same_weights(run: Path):
 
 
 def test_relabelling_unseen_pixels_changes_no_loss(run: Path, tmp_path: Path):
-    """Unseen pixels given other unseen ids: the losses of every step are the same numbers."""
+    """Relabelling unseen pixels with other unseen ids does not change the losses of any step."""
     from zeroshot.data.scenes import CLASSES, scenes_dataset
     from zeroshot.data.splits import load_split
 
@@ -164,7 +164,7 @@ def test_evaluation_report(run: Path, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """One picture of every kind that users have, and one broken file."""
+    """One image of every kind, and one broken file."""
     folder = tmp_path_factory.mktemp("photos")
     scene = tiny.picture(0, (60, 40))
     exif = Image.Exif()
@@ -190,7 +190,7 @@ def test_files_that_share_a_picture_keep_their_whole_name():
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Images in folders and subfolders of the working directory, and files that are none of them."""
+    """Images in folders and subfolders of the working directory, and other files."""
     for name in ("in/b.JPG", "in/a.png", "in/sub/a.png", "in/sub/deep/c.jpg", "other/a.png", "other/[1].png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         tiny.picture().save(tmp_path / name)
@@ -239,7 +239,7 @@ def test_labels_alone_keep_the_structure_of_folders(place: Path, monkeypatch: py
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         tiny.picture(0, (60, 40)).save(place / name)
     command = ["predict.py", "in", "photo.png", "--model", "ck", "--output_dir", "in/out", "--labels_only"]
-    for _ in range(2):  # results of the first time are no images of the second
+    for _ in range(2):  # the second run must not segment the results of the first
         assert run_here(monkeypatch, *command) == 0
     found = {path.relative_to(place / "in/out").as_posix() for path in (place / "in/out").rglob("*.*")}
     assert found == {"a.jpg.png", "a.png.png", "sub/a.png", "sub/b.png", "photo.png", "classes.json"}
@@ -289,7 +289,7 @@ def test_wrong_class_names_are_named(run: Path, photos: Path, flags: list[str], 
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
-    """The script in this process; its exit status."""
+    """Runs the script in this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     try:
         runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
@@ -300,7 +300,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a checkpoint and what a user may have there."""
+    """A working directory with a checkpoint and typical files of a user."""
     tiny.tiny_checkpoint(tmp_path / "ck")
     tiny.picture().save(tmp_path / "photo.png")
     for folder in ("folder", "foreign", "clone/.git", "other"):
@@ -326,12 +326,12 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
     ("command", "words"),
     [
         (["predict.py", "photo.png", "--model", "ck", "--output_dir", "."], "photo.png would be replaced"),
-        ([*PREDICT, "photo.png"], "photo.png is a file where a folder is needed"),
+        ([*PREDICT, "photo.png"], "photo.png is a file, not a folder"),
         ([*PREDICT, "new", "--gamma", "nan"], "`gamma` is nan; expected"),
         ([*PREDICT, "new", "--threshold", "7"], "`threshold` is 7.0; expected"),
         ([*PREDICT, "new", "--device", "foo"], "`--device` is 'foo', which cannot be used"),
         ([*PREDICT, "new", "--num_threads", "-3"], "expected a whole number ≥ 0, got '-3'"),
-        ([*PREDICT, "other"], "classes.json is of results with other classes"),
+        ([*PREDICT, "other"], "classes.json belongs to results with other classes"),
         (
             ["predict.py", "photo.png", "--model", "nowhere", "--output_dir", "new"],
             "`--model` is 'nowhere', but there",
@@ -343,8 +343,8 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["predict.py", *SCENES, "--model", "ck", "--output_dir", "other"], "run.json is damaged"),
         (["predict.py", "--dataset", "", "--model", "ck", "--output_dir", "new"], "empty name"),
         (["predict.py", "--dataset", ".", "--threshold", "nan", "--output_dir", "new"], "`threshold` is nan"),
-        (["evaluate.py", "--output", "folder"], "folder is a folder where"),
-        (["evaluate.py", "--output", "photo.png/x.json"], "photo.png is a file where"),
+        (["evaluate.py", "--output", "folder"], "folder is a folder, but"),
+        (["evaluate.py", "--output", "photo.png/x.json"], "photo.png is a file, not"),
         (["evaluate.py", "--seen_penalty", "nan"], "`seen_penalty` is nan"),
         (["evaluate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
         (["calibrate.py", "--folds", "0"], "`folds`: "),
@@ -354,8 +354,8 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["calibrate.py", "--output", "folder"], "folder is a folder"),
         (["train.py", "--model.checkpoint", "nowhere", "--data.num_train", "2"], "`model.checkpoint` is 'nowhere'"),
         (["train.py", "--data.transform", "{foo: 1}"], "`data.transform` has no option 'foo'"),
-        ([*FRESH, "foreign"], "foreign is not just an AlignZeg checkpoint: it holds 'thesis.txt'"),
-        ([*FRESH, "clone"], "clone is not just an AlignZeg checkpoint: it holds '.git'"),
+        ([*FRESH, "foreign"], "foreign contains 'thesis.txt', which is not part of an AlignZeg checkpoint"),
+        ([*FRESH, "clone"], "clone contains '.git', which is not part of an AlignZeg checkpoint"),
         ([*FRESH, "new", "--config", "5"], "`--config` is 5; expected"),
         ([*FRESH, "new", "--config", "[1]"], r"`--config` is [1]; expected"),
         ([*FRESH, "new", "--config", "{: :"], "`--config` is not valid YAML"),
@@ -364,7 +364,7 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         ([*FRESH, "new", "--config", "photo.png"], "photo.png is not UTF-8 text"),
         (["draw_examples.py", "--scan", "0"], "expected a whole number ≥ 1, got '0'"),
         (["draw_examples.py", "--count", "-1"], "expected a whole number ≥ 1, got '-1'"),
-        (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not what this script writes"),
+        (["draw_examples.py", "--scan", "1", "--output_dir", "other"], "is not from this script"),
         (["draw_examples.py", "--model", "nowhere", "--output_dir", "new"], "`--model` is 'nowhere'"),
         (["draw_overview.py", "--scenes", "x"], "expected a whole number ≥ 0, got 'x'"),
         (["draw_overview.py", "--output", "o.xyz"], "`--output` is 'o.xyz'"),

@@ -18,7 +18,7 @@ SEEN = torch.tensor([True, False, True, True])
 
 
 def random_outputs(seed: int = 0, batch: int = 2, queries: int = 7, grid: tuple[int, int] = (12, 10), **fields):
-    """Blobs: smooth masks that overlap, and proposals between certain and undecided."""
+    """Smooth masks that overlap, and proposals from certain to undecided."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, queries, 4, 4, generator=generator) * 6 - 2
     return SimpleNamespace(
@@ -156,7 +156,7 @@ def test_instances_equal_the_plain_formula(seed: int, options: dict) -> None:
 
 
 def certain_outputs(overlapping: bool = False):
-    """Certain proposals with sharp masks on the grid on which Mask2Former's post-processing works."""
+    """Certain proposals with sharp masks on the grid of Mask2Former's post-processing."""
     masks = torch.full((1, 4, 384, 384), -20.0)
     masks[0, 0, :150] = 20
     masks[0, 1, 150:, :200] = 20
@@ -210,7 +210,7 @@ def test_background_proposals_and_fused_ids() -> None:
 
 
 def test_a_covered_instance_is_dropped_or_kept() -> None:
-    outputs = certain_outputs(overlapping=True)  # proposal 3 lies inside of proposal 2, which is more certain
+    outputs = certain_outputs(overlapping=True)  # proposal 3 is inside proposal 2, which is more certain
     labels = [info["label_id"] for info in PROCESSOR.post_process_instance_segmentation(outputs)[0]["segments_info"]]
     assert labels == [2, 0, 2]
     every = PROCESSOR.post_process_instance_segmentation(
@@ -310,7 +310,7 @@ def test_zero_shot_pipeline(segmenter: ZeroShotImageSegmentationPipeline, subtas
             mask = result["segmentation"]
             mask = mask[info["id"]] if subtask == "instance" else mask == info["id"]
             assert segment["mask"].size == image.size
-            assert np.mean((np.asarray(segment["mask"]) > 0) == mask.numpy()) > 0.99  # but for rounding in a batch
+            assert np.mean((np.asarray(segment["mask"]) > 0) == mask.numpy()) > 0.99  # except for rounding in a batch
             assert segment["score"] == pytest.approx(info["score"], abs=1e-4)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Settings: defaults, presets over them, options over both, and an answer to every mistake."""
+"""Settings: defaults, presets, options, their precedence, and error messages."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def test_presets_build_on_others(file: str, tmp_path: Path) -> None:
         (["--model.config", "[1]"], "model.config"),
         (["--training.steps"], "training.steps"),
         (["training.steps", "5"], "training.steps"),
-        (["--config", "nowhere.yaml"], "`--config` names 'nowhere.yaml'"),
+        (["--config", "nowhere.yaml"], "`--config` refers to 'nowhere.yaml'"),
         (["--seed", "-1"], "seed"),
         (["--data.pseudo_unseen", "nan"], "data.pseudo_unseen"),
         *(([f"--training.{name}", "-1"], f"training.{name}") for name in (*POSITIVE, *OR_ZERO)),

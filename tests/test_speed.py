@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What the benchmark measures with, on functions whose cost is known, and the benchmark itself on small images."""
+"""The benchmark's tools on functions of known cost, and the benchmark itself on small images."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from zeroshot.evaluation.speed import Timing, giga_macs, interleaved
 def test_multiply_adds_of_known_layers() -> None:
     linear, convolution = torch.nn.Linear(10, 20), torch.nn.Conv2d(3, 4, 5, bias=False)
     assert giga_macs(linear, lambda: linear(torch.zeros(3, 10))) == pytest.approx(3 * 10 * 20 / 1e9)
-    pixels = torch.zeros(1, 3, 12, 12)  # 8 x 8 places
+    pixels = torch.zeros(1, 3, 12, 12)  # 8 x 8 positions
     assert giga_macs(convolution, lambda: convolution(pixels)) == pytest.approx(64 * 3 * 4 * 25 / 1e9)
     assert all(p.requires_grad for p in linear.parameters())
 

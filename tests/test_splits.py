@@ -86,7 +86,7 @@ def test_context_459_ids():
 def test_unseen_classes_across_benchmarks_are_those_whose_names_the_training_did_not_know():
     voc, coco = load_split("voc2012"), load_split("coco_stuff")
     split = split_by_training_names(voc, [name.upper() for name in coco.seen])
-    # COCO-Stuff has other words for these, or holds them back; its training does know VOC's unseen sheep and train.
+    # COCO-Stuff has other names for these, or they are unseen there; VOC's unseen sheep and train are seen in its training.
     assert split.classes == voc.classes and set(split.unseen) == {
         *("aeroplane", "cow", "diningtable", "motorbike", "pottedplant", "sofa", "tvmonitor")
     }
@@ -204,16 +204,16 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a\n", "cannot be used"),
         ("classes: a b\n", "`classes` is 'a b'; expected a list"),
         ("classes: []\n", "`classes` is empty"),
-        ("classes: [a, no]\n", "`classes` has False at position 1.*quotes"),
+        ("classes: [a, no]\n", "`classes` has False at position 1.*quote"),
         ("classes: [a, ' ']\n", "`classes` has ' ' at position 1"),
         ("classes: [a, b, a]\n", "`classes` has 'a' more than once"),
-        ("classes: [car, bus, Car]\n", "`classes` has 'car', 'Car', which differ in the case of letters only"),
+        ("classes: [car, bus, Car]\n", "`classes` has 'car', 'Car', which differ only in case"),
         ("classes: [a, ' b']\n", "`classes` has ' b' at position 1; remove the spaces"),
         ("classes: [a, b]\nclasses: [a]\n", "'classes' occurs more than once"),
         ("classes: [a]\nraw_id_map: {1: a, 1: 255}\n", "'1' occurs more than once"),
         ("classes: [a]\npalette: [a]\n", r"`palette` is \['a'\]"),
         ("classes: [a]\npalette: {b: [0, 0, 0]}\n", "`palette` has 'b', which is neither in `classes`"),
-        ("classes: [a]\npalette: {a: [0, 0]}\n", r"gives 'a' the colour \[0, 0\]; expected three"),
+        ("classes: [a]\npalette: {a: [0, 0]}\n", r"maps 'a' to the colour \[0, 0\]; expected three"),
         ("classes: [a]\npalette: {a: [0, 0, 256]}\n", "expected three of 0..255"),
         (
             "classes: [a, b]\npalette: {a: [0, 0, 1], b: [[1, 1, 1], [0, 0, 1]]}\n",
@@ -222,13 +222,13 @@ def test_smallest_yaml_holds_class_names_only(tmp_path):
         ("classes: [a]\nraw_id_map: {3: a}\npalette: {a: [0, 0, 0]}\n", "both `raw_id_map` and `palette`"),
         ("classes: [a, b]\nunseen: [b, b]\n", "`unseen` has 'b' more than once"),
         ("classes: [a, b]\nunseen: b\n", "`unseen` is 'b'; expected a list"),
-        ("classes: [a, b]\nunseen: [c]\n", "`unseen` names 'c'"),
+        ("classes: [a, b]\nunseen: [c]\n", "`unseen` contains 'c'"),
         ("classes: [a, b]\nunsen: [b]\n", "keys 'unsen'"),
         ("classes: [a, b]\nignore_index: 1\n", "`ignore_index` is 1, the id of class 'b'"),
         ("classes: [a, b]\nignore_index: none\n", "`ignore_index` is 'none'"),
         ("classes: [a, b]\nraw_id_map: [0, 1]\n", "`raw_id_map`"),
-        ("classes: [a, b]\nraw_id_map: {0: c}\n", "sends 0 to 'c'"),
-        ("classes: [a, b]\nraw_id_map: {0: 2}\n", "sends 0 to 2"),
+        ("classes: [a, b]\nraw_id_map: {0: c}\n", "maps 0 to 'c'"),
+        ("classes: [a, b]\nraw_id_map: {0: 2}\n", "maps 0 to 2"),
         ("classes: [a, b]\nraw_id_map: {x: a}\n", "key 'x'"),
         ("classes: [a, b]\nraw_id_map: {70000: a}\n", "key 70000"),
         ("classes: " + "[" * 3000, "nested too deeply"),

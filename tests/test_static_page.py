@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The page that segments in the browser: its tokenizer against transformers', its label maps against onnxruntime's.
 
-ALIGNZEG_ORT_WEB names a folder with `node_modules/onnxruntime-web`, ALIGNZEG_BROWSER_MODELS one that
-`scripts/export.py --browser` wrote; otherwise npm installs the one, and a tiny model becomes the other.
+Set ALIGNZEG_ORT_WEB to a folder with `node_modules/onnxruntime-web`, and ALIGNZEG_BROWSER_MODELS to an output of
+`scripts/export.py --browser`. By default, npm installs the former, and the latter is exported from a tiny model.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ EDGES = (
 
 
 def texts(count: int = 200) -> list[str]:
-    """Edge cases, and drawn strings of letters of many scripts, digits, marks, white space and emoji."""
+    """Edge cases, and random strings of letters in many scripts, digits, marks, white space and emoji."""
     source = random.Random(0)
     ranges = [(0x20, 0x7F), (0x20, 0x7F), (0x61, 0x7B), (0xA0, 0x250), (0x370, 0x500), (0x5D0, 0x5EB), (0x900, 0x980)]
     ranges += [
@@ -118,7 +118,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `dist` folder of the version of onnxruntime-web that the page names."""
+    """The `dist` folder of the onnxruntime-web version that the page uses."""
     version = re.search(r"onnxruntime-web@([\d.]+)/", (PAGE / "index.html").read_text(encoding="utf-8"))
     assert version is not None
     folder = Path(os.environ.get("ALIGNZEG_ORT_WEB") or tmp_path_factory.mktemp("npm"))

@@ -26,7 +26,7 @@ SEEN = torch.tensor([name not in tiny.UNSEEN for name in tiny.CLASSES])
 
 
 class Decided:
-    """A fresh model finds every proposal alike; here each one has classes of its own and a mask that stands out."""
+    """An untrained model gives similar proposals; here each one has its own classes and a distinct mask."""
 
     def __init__(self) -> None:
         self.model = tiny.tiny_model(seed=3)
@@ -83,7 +83,7 @@ def slow_scores(
                 scores = torch.einsum(
                     "nc,nhw->chw", logits.softmax(-1)[:, :-1], outputs.masks_queries_logits[0].sigmoid()
                 )
-                # Cells beyond the content are padding; the last that holds some counts, and the border repeats.
+                # Cells beyond the content are padding; the last cell with content is included, and the border is repeated.
                 cells = outputs.content_sizes[0].tolist()
                 scores = scores[:, : -int(-cells[0] // 1), : -int(-cells[1] // 1)]
                 rows, columns = (y - top) / h, (x - left) / w
@@ -102,7 +102,7 @@ def slow_scores(
     ("image_size", "size", "window", "stride", "flip"),
     [
         ((48, 64), (96, 120), None, None, True),
-        ((40, 75), (53, 100), None, None, True),  # sides that are no multiple of a token
+        ((40, 75), (53, 100), None, None, True),  # sides that are not a multiple of a token
         ((40, 75), (53, 100), 32, 20, False),
         ((40, 75), (53, 100), 32, 32, True),
         ((30, 70), (20, 41), 32, 11, True),  # lower than a window; label map smaller than the image
@@ -119,7 +119,7 @@ def test_mean_over_views_equals_a_plain_loop(model, image_size, size, window, st
     assert labels.shape == size and labels.dtype == torch.int64
     taken = expected.gather(0, labels[None])[0]
     assert (expected.amax(0) - taken).max() < 1e-5
-    assert len(labels.unique()) > 1  # or anything would pass
+    assert len(labels.unique()) > 1  # otherwise the test would be trivial
     penalty = 0.05 * SEEN
     punished = expected - penalty[:, None, None]
     labels = label_map(views, penalty)
@@ -167,7 +167,7 @@ def test_windows_cover_a_side(length: int, window: int, stride: int, expected: l
     ("arguments", "words"),
     [
         ({"window": 0}, "`sliding_window` is 0"),
-        ({"stride": 5}, "there is no `sliding_window`"),
+        ({"stride": 5}, "`sliding_window` is missing"),
         ({"window": 64, "stride": 65}, "`stride` is 65; expected 1 to 64"),
         ({"window": 64, "stride": 0}, "`stride` is 0"),
     ],
@@ -204,7 +204,7 @@ def test_ten_thousand_classes_fit_into_memory() -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """Trained, as it were, on three of COCO-Stuff's classes and holding back a fourth."""
+    """A model that counts as trained on three of COCO-Stuff's classes, with a fourth as unseen."""
     model, processor = tiny.tiny_model(), tiny.tiny_processor()
     model.set_vocabulary(["person", "dog", "grass", "sheep"], ["sheep"], processor)
     return tiny.save_checkpoint(model, processor, tmp_path_factory.mktemp("model") / "checkpoint")
@@ -293,7 +293,7 @@ def test_both_context_protocols_are_named(checkpoint, monkeypatch, tmp_path) -> 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--stride", "8"], "there is no `sliding_window`"),
+        (["--stride", "8"], "`sliding_window` is missing"),
         (["--shortest_edge", "0"], "--shortest_edge: expected a whole number"),
         (["--context_459_ids"], "context_459_ids"),
     ],

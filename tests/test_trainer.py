@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Training with transformers' own `Trainer`, adapters of PEFT, activation checkpointing, and loading in 8 and 4 bits."""
+"""Training with transformers' own `Trainer`, PEFT adapters, activation checkpointing, and loading in 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(processor: AlignZegProcessor) -> AlignZegModel:
 
 
 class NewAugmentationEveryEpoch(TrainerCallback):
-    """`Trainer` tells its sampler the epoch; after a resume it does not tell the dataset."""
+    """`Trainer` sets the epoch of its sampler, but not of the dataset after a resume."""
 
     def __init__(self, dataset: SegmentationDataset):
         self.dataset = dataset
@@ -138,7 +138,7 @@ def test_lora_attaches_to_the_refinement_layers_and_trains(
 ) -> None:
     peft = pytest.importorskip("peft", reason="LoRA needs peft")
     with torch.no_grad():
-        for layer in model.side_network.refinement_layers:  # zero in a fresh model, which lets no gradient through
+        for layer in model.side_network.refinement_layers:  # zero in an untrained model, which blocks gradients
             layer.feature_cross_attention.out_proj.weight.normal_(std=0.1)
     before = weights_of(model)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=r".*refinement_layers\..*\.(q_proj|v_proj)")
@@ -194,7 +194,7 @@ def test_activation_checkpointing_gives_the_same_gradients(
     assert (plain_passes, checkpointed_passes) == (2, 4), "each layer runs again in the backward pass"
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert set(plain) == set(checkpointed) == trainable
-    for name, gradient in plain.items():  # a reentrant backward pass adds up what meets in one tensor in another order
+    for name, gradient in plain.items():  # a reentrant backward pass accumulates gradients in a different order
         tolerance = 1e-5 if use_reentrant else 0
         torch.testing.assert_close(checkpointed[name], gradient, rtol=tolerance, atol=tolerance, msg=name)
 
@@ -207,7 +207,7 @@ def test_activation_checkpointing_gives_the_same_gradients(
 def test_loading_in_few_bits(processor: AlignZegProcessor, tmp_path: Path, bits: int) -> None:
     from transformers import BitsAndBytesConfig
 
-    # The CPU kernel of 4 bits takes layers that are multiples of 64 wide: CLIP's towers. The rest stays as it is.
+    # The 4-bit CPU kernel requires widths that are multiples of 64, as in CLIP's towers. The rest is not quantized.
     wide = {**TOWER, "hidden_size": 64, "intermediate_size": 128}
     base = tiny_config()
     text_config = {**base.text_config.to_dict(), **wide}

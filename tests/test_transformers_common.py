@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Transformers' own common tests on AlignZeg's classes, and the list of those that are skipped."""
+"""Transformers' own common tests on AlignZeg's classes, and the list of skipped ones."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ except SourceUnavailable as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-# Every common test that is skipped, as patterns of names under the reason. [`test_every_skip_is_listed`] holds them against
-# what really is skipped. Mask2Former's own test file skips 85 of `ModelTesterMixin` on a machine without accelerator.
+# All skipped common tests, as name patterns by reason. [`test_every_skip_is_listed`] compares them with the tests that are
+# really skipped. Mask2Former's own test file skips 85 of `ModelTesterMixin` on a machine without accelerator.
 
-# On any machine: the test is about something that AlignZeg is not.
+# On any machine: the test does not apply to AlignZeg.
 DOES_NOT_APPLY = {
     "no text generation, no language model head, no sequence to sequence": [
         "test_causal_lm_loss_honors_shift_labels",
@@ -103,7 +103,7 @@ DOES_NOT_APPLY = {
     ],
     "no audio, no video": ["test_*_[0-9]_audio", "test_*_[0-9]_videos"],
 }
-# Where hardware or a library is missing; elsewhere they run, or are skipped for a reason above.
+# Only if hardware or a library is missing; otherwise they run, or are skipped for a reason above.
 NOT_ON_EVERY_MACHINE = {
     "an accelerator, or several": [
         "test_can_load_with_device_context_manager",
@@ -132,7 +132,7 @@ NOT_ON_EVERY_MACHINE = {
 
 
 class Outcomes:
-    """Takes part in pytest's run and remembers which common tests passed and which were skipped."""
+    """A pytest plugin that records which common tests pass and which are skipped."""
 
     def __init__(self):
         self.passed: set[str] = set()
@@ -157,7 +157,7 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
 
 
 class AlignZegModelTester:
-    """What the common tests ask of a model's tester: a small config and inputs for it."""
+    """The model tester for the common tests: a small config and its inputs."""
 
     batch_size = 2
     is_training = True
@@ -181,7 +181,7 @@ class AlignZegModelTester:
 
 
 class ImageSegmentationPipelineTests:
-    """In place of the checks of that pipeline, which the source distribution leaves out."""
+    """Replaces that pipeline's checks, which are missing in the source distribution."""
 
     def get_test_pipeline(
         self, model: AlignZegModel, tokenizer: None, image_processor: AlignZegImageProcessor, dtype: str = "float32"
@@ -208,7 +208,7 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Puts a tiny checkpoint where the pipeline tests look for one on the Hub."""
+        """Provides a tiny checkpoint to the pipeline tests in place of one on the Hub."""
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
         tiny_checkpoint(Path(folder.name) / AlignZegConfig.model_type / AlignZegModel.__name__)
@@ -242,7 +242,7 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
     def test_config(self):
         self.config_tester.run_common_tests()
 
-    def test_model_get_set_embeddings(self):  # the common test wants a table of tokens; EoMT and Mask2Former skip it
+    def test_model_get_set_embeddings(self):  # the common test needs token embeddings; EoMT and Mask2Former skip it
         model = AlignZegModel(self.model_tester.get_config())
         assert isinstance(model.get_input_embeddings(), torch.nn.Conv2d)
         new = torch.nn.Conv2d(3, 16, 8, 4, 2)
@@ -251,7 +251,7 @@ class AlignZegModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin
         assert model.get_output_embeddings() is None
 
     def check_training_gradient_checkpointing(self, *args, **kwargs):
-        # The common test takes the first layer that it finds, which is one of the frozen tower and never needs it.
+        # The common test uses the first layer that it finds, a layer of the frozen tower, which never needs checkpointing.
         with unittest.mock.patch.object(modeling, "GradientCheckpointingLayer", AlignZegEncoderLayer):
             super().check_training_gradient_checkpointing(*args, **kwargs)
 
@@ -300,7 +300,7 @@ class AlignZegProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
 
     @staticmethod
     def prepare_processor_dict():
-        return {"template_set": ["{}"]}  # the names as they are, so that they can be compared with the tokenizer's
+        return {"template_set": ["{}"]}  # unchanged names, to compare with the tokenizer's output
 
     def prepare_text_inputs(self, batch_size=None, modalities=None):
         """Class names; no two of them are equal."""
@@ -344,5 +344,5 @@ def test_no_more_is_skipped_than_in_mask2former(outcomes: Outcomes) -> None:
     passed, skipped = names & outcomes.passed, names & set(outcomes.skipped)
     if passed | skipped < names:
         pytest.skip("only some of the common tests ran")
-    assert len(passed) >= 96  # what EoMT passes
-    assert len(skipped) <= 85  # what Mask2Former's test file skips without an accelerator
+    assert len(passed) >= 96  # as many as EoMT passes
+    assert len(skipped) <= 85  # as many as Mask2Former's test file skips without an accelerator

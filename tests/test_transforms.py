@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The training recipe and the collator."""
+"""Training augmentation and the collator."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_image_and_label_move_together(seed):
     image, label = blocks(120, 160, [0, 80, 160, 240], rng)
     transform = TrainTransform(crop_size=96, color_jitter=False)
     image_crop, label_crop = transform(image, label, generator(seed))
-    # Blending makes a difference at the borders of blocks only, a shift by a few pixels everywhere.
+    # Blending changes only the borders of blocks, a shift by a few pixels changes everything.
     close = [
         np.mean(np.abs(image_crop[..., 0].astype(int) - np.roll(label_crop, shift, 1)) < 40) for shift in (0, 8, -8)
     ]
@@ -99,7 +99,7 @@ def test_ignored_pixels_are_no_category():
     rng = np.random.default_rng(0)
     image, label = rng.integers(0, 256, (100, 100, 3), dtype=np.uint8), rng.integers(0, 2, (100, 100))
     label[rng.random(label.shape) < 0.9] = 255
-    for seed in range(10):  # two classes by halves: the first crop is taken, whatever the limit
+    for seed in range(10):  # two classes with one half each: the first crop is used, whatever the limit
         crops = [
             TrainTransform(crop_size=40, scale_range=(2, 2), max_category_ratio=ratio)(image, label, generator(seed))
             for ratio in (0.75, 1.0)

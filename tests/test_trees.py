@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Trees as users have them, read a second time by PIL and plain numpy, and trees with one thing wrong: the script names
-the file and the problem, and writes nothing."""
+"""Typical dataset trees, compared with plain PIL and NumPy; and trees with one error, for which the script reports the file
+and the problem, and writes nothing."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ VOC = (
     "sofa train tvmonitor"
 ).split()
 UNSEEN = {"pottedplant", "sheep", "sofa", "train", "tvmonitor"}
-# COCO's stuff annotations count from 0 and leave eleven of the 182 categories out, which no file holds.
+# COCO's stuff annotations count from 0 and leave out eleven of the 182 categories, which occur in no file.
 COCO_ABSENT = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 COCO_NAMES = {0: "person", 1: "bicycle", 19: "sheep", 20: "cow", 89: "toothbrush", 91: "banner", 181: "wood"}
 
 
 def png_pixels(path: Path) -> np.ndarray:
-    """The indices in an 8-bit PNG of one channel, by its own bytes: no palette is ever applied."""
+    """The indices in a single-channel 8-bit PNG, decoded from its bytes without applying a palette."""
     data, position, compressed = path.read_bytes(), 8, b""
     while position < len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
@@ -225,14 +225,14 @@ DAMAGE = [
     (cut, LABEL, "cannot be decoded"),
     (wrong_size, LABEL, "52×37 pixels, its image 53×37"),
     (wrong_id, LABEL, "raw ids [21]"),
-    (colors, LABEL, "mode RGB, expected one integer id a pixel"),
+    (colors, LABEL, "mode RGB, expected one integer id per pixel"),
     (no_names, "ImageSets/Segmentation/{part}.txt", "lists no image"),
     (Path.unlink, "ImageSets/Segmentation/{part}.txt", "does not exist"),
 ]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, script: str, *flags: object) -> str:
-    """The message with which a script gives up."""
+    """The error message of a script."""
     monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
     errors = io.StringIO()
     with pytest.raises(SystemExit, match="1"), contextlib.redirect_stderr(errors):
@@ -318,4 +318,4 @@ def test_a_report_is_whole_or_absent(checkpoint: Path, monkeypatch: pytest.Monke
     before = report.read_bytes()
     wrong_size(tmp_path / "voc" / LABEL)
     assert "52×37" in run(monkeypatch, "evaluate.py", *flags, "--output", report)
-    assert report.read_bytes() == before  # the report of the run before
+    assert report.read_bytes() == before  # the report of the previous run

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The vocabulary: which classes the model knows, where their prototypes come from, and when they are made again."""
+"""The vocabulary: stored classes, computation of their prototypes, and the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model() -> AlignZegModel:
 def plain_prototypes(
     model: AlignZegModel, processor: AlignZegProcessor, names: list[str], templates: Iterable[str]
 ) -> torch.Tensor:
-    """The prototypes by their definition, one sentence at a time."""
+    """The prototypes by definition, one sentence at a time."""
     rows = []
     for name in names:
         sentences = []
@@ -240,7 +240,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         ({"class_names": ["grass", "brick", "grass"]}, "Class names 0 and 2 are both 'grass'"),
         ({"class_names": ["grass", "grass "]}, "Class names 0 and 1"),
         ({"class_names": ["grass"], "unseen": ["sand"]}, "`unseen` contains 'sand'"),
-        ({"class_names": ["grass"], "unseen": 5}, "Class names came as a int"),
+        ({"class_names": ["grass"], "unseen": 5}, "Class names are of type int"),
         ({"class_names": ["grass"], "processor": None}, "`processor`"),
         ({"class_names": ["grass"], "template_set": "vlid"}, "`template_set` is 'vlid'"),
         ({"class_names": ["grass"], "template_set": ["a photo"]}, r"`template_set\[0\]`"),
@@ -255,7 +255,7 @@ def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, pr
         ),
         ({"class_names": ["grass", "grass"], "text_prototypes": torch.ones(2, 24)}, "both 'grass'"),
         ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, device="meta")}, "`text_prototypes` .* meta"),
-        ({"class_names": ["a"], "text_prototypes": torch.full((1, 24), torch.nan)}, "`text_prototypes` contain NaN"),
+        ({"class_names": ["a"], "text_prototypes": torch.full((1, 24), torch.nan)}, "empty or contains NaN"),
         ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, dtype=torch.complex64)}, "type complex64"),
         ({"class_names": ["a"], "text_prototypes": torch.ones(1, 24, dtype=torch.long)}, "type int64"),
         ({"class_names": ["a"], "text_prototypes": {"a": 1}}, "`text_prototypes` is a dict"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The smallest AlignZeg that has every part: models, processors and checkpoints for the tests, made in milliseconds."""
+"""The smallest AlignZeg with all parts: models, processors and checkpoints for the tests, created in milliseconds."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "
 
 @cache
 def tiny_tokenizer() -> CLIPTokenizer:
-    """Knows the words of `CLASSES` and of the single template; spells all others."""
+    """A tokenizer with one token per word of `CLASSES` and of the single template; other words are spelled."""
     return build_tokenizer([TEMPLATE_SETS["single"][0].format(name) for name in CLASSES], model_max_length=32)
 
 
 def tiny_config(**overrides: Any) -> AlignZegConfig:
-    """CLIP of width 32 with two layers a tower, a side network of width 32; classes are `CLASSES`."""
+    """CLIP of width 32 with two layers per tower, a side network of width 32; classes are `CLASSES`."""
     tokenizer = tiny_tokenizer()
     values = {
         "vision_config": {**TOWER, "image_size": 16, "patch_size": 8},
@@ -68,13 +68,13 @@ def tiny_config(**overrides: Any) -> AlignZegConfig:
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> AlignZegModel:
-    """A model with weights drawn from `seed`, in evaluation mode; `overrides` are those of the config."""
+    """A model with weights initialised from `seed`, in evaluation mode; `overrides` are for the config."""
     torch.manual_seed(seed)
     return AlignZegModel(tiny_config(**overrides)).eval()
 
 
 def tiny_processor(**overrides: Any) -> AlignZegProcessor:
-    """A processor that fits `tiny_model`; `overrides` are those of the image processor."""
+    """A processor for `tiny_model`; `overrides` are for the image processor."""
     options = {"size": {"shortest_edge": 32, "longest_edge": 64}, "size_divisor": 16, **overrides}
     return AlignZegProcessor(AlignZegImageProcessor(**options), tiny_tokenizer(), template_set="single")
 
@@ -82,13 +82,13 @@ def tiny_processor(**overrides: Any) -> AlignZegProcessor:
 def tiny_checkpoint(
     folder: str | Path, seed: int = 0, processor: dict[str, Any] | None = None, **overrides: Any
 ) -> Path:
-    """A folder with everything that `from_pretrained` needs, its vocabulary set from the text tower; `overrides` are those
-    of the config, `processor` those of the image processor."""
+    """A folder for `from_pretrained`, with a vocabulary from the text tower; `overrides` are for the config, `processor` for
+    the image processor."""
     model, processor = tiny_model(seed, **overrides), tiny_processor(**(processor or {}))
     model.set_vocabulary(list(CLASSES), list(UNSEEN), processor)
     return save_checkpoint(model, processor, folder)
 
 
 def picture(index: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A drawn scene of `size` (width, height)."""
+    """A synthetic scene of `size` (width, height)."""
     return Image.fromarray(draw_scene(0, "test", index, 64).image).resize(size)

@@ -1,9 +1,9 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Transformers' own common tests, of the version that is installed.
 
-They are not part of the installed package. Its source distribution has them: pip downloads it once, and its folder
-`tests` is kept in `tests/.transformers/<version>`. The distribution leaves out some modules which those files import;
-the stand-ins are below, none of them holds a test.
+They are not part of the installed package, but of its source distribution: pip downloads it once, and its folder `tests`
+is stored in `tests/.transformers/<version>`. Some modules that these files import are missing in the distribution; the
+stand-ins below do not contain tests.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PACKAGE = "transformers_tests"
 
 
 class SourceUnavailable(RuntimeError):
-    """The source distribution could not be had; the message holds pip's last words."""
+    """The source distribution is not available; the message contains pip's last output."""
 
 
 def common_tests_folder() -> Path:
     """The folder `tests` of the source distribution of the installed transformers; downloads it the first time.
 
     Raises:
-        SourceUnavailable: There is no such distribution, or no way to the package index.
+        SourceUnavailable: There is no such distribution, or no access to the package index.
     """
     version = transformers.__version__
     folder = CACHE / version / "tests"
@@ -54,7 +54,7 @@ def common_tests_folder() -> Path:
             "--dest",
             temporary,
         ]
-        # Its metadata is built on the way; the setuptools that is installed does it, where there is one.
+        # pip builds its metadata, with the installed setuptools if there is one.
         for isolation in (["--no-build-isolation"], []):
             run = subprocess.run([*pip, *isolation, f"transformers=={version}"], capture_output=True, text=True)
             if run.returncode == 0:
@@ -66,7 +66,7 @@ def common_tests_folder() -> Path:
                 f"not download: {(run.stderr.strip().splitlines() or ['it gave no reason'])[-1]}"
             )
         with tarfile.open(archives[0]) as archive:
-            # Regular files inside the folder alone, as `filter="data"` has it, which Python has from 3.11.4 on.
+            # Only regular files inside the folder, like `filter="data"`, which Python supports from 3.11.4 on.
             for member in archive:
                 target = Path(temporary, member.name).resolve()
                 if (
@@ -83,14 +83,14 @@ def common_tests_folder() -> Path:
         folder.parent.mkdir(exist_ok=True)
         try:
             unpacked.rename(folder)
-        except OSError:  # another process was faster
+        except OSError:  # another process created it first
             if not folder.is_dir():
                 raise
     return folder
 
 
 def local_picture(url: str) -> str:
-    """In place of what fetches a picture from the Hub: a drawn scene for a photo, other addresses as they are."""
+    """Replaces the download of images from the Hub: a synthetic scene for a photo, other URLs unchanged."""
     name = url.rsplit("/", 1)[-1]
     if not name.endswith((".jpg", ".png")):
         return url
@@ -119,12 +119,12 @@ def load(name: str) -> ModuleType:
         sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
         for package in ("exporters", "generation", "utils"):
             _module(f"{PACKAGE}.{package}", __path__=[])
-        # Export and generation have tests of their own in transformers' repository.
+        # Export and generation have separate tests in transformers' repository.
         _module(f"{PACKAGE}.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
         _module(f"{PACKAGE}.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
         # Read for configs without parts only.
         _module(f"{PACKAGE}.utils.test_configuration_utils", config_common_kwargs={})
         _module("fetch_hub_objects_for_ci", url_to_local_path=local_picture)
-    # They import transformers a second time from the place where the repository has it; the installed one is meant.
+    # They import transformers again from its path in the repository; use the installed one instead.
     with mock.patch("transformers.utils.direct_transformers_import", lambda *_: transformers):
         return importlib.import_module(f"{PACKAGE}.{name}")

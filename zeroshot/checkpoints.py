@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Fresh AlignZeg checkpoints on any CLIP, and writing checkpoints that `from_pretrained` loads."""
+"""Creates untrained AlignZeg checkpoints on any CLIP, and writes checkpoints that `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CODE_FOLDER = "modeling_alignzeg"
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
-REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may name code
+REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may refer to code
 
 
 def assemble(
@@ -37,17 +37,17 @@ def assemble(
     config: dict[str, Any] | None = None,
     image_processor: dict[str, Any] | None = None,
 ) -> tuple[AlignZegModel, AlignZegProcessor]:
-    """A fresh AlignZeg on frozen towers: they are copied, the trainable parts initialised from `seed`.
+    """An untrained AlignZeg on copies of frozen towers.
 
     Args:
         towers: From [`load_towers`].
-        seed: Of the trainable parts.
+        seed: Seed of the trainable parts.
         config: Overrides of [`AlignZegConfig`].
         image_processor: Overrides of [`AlignZegImageProcessor`].
 
     Raises:
-        ValueError: `config` names a field that `AlignZegConfig` does not have or that describes the towers, or its values
-            contradict the towers.
+        ValueError: `config` contains a field that `AlignZegConfig` does not have or that describes the towers, or its
+            values contradict the towers.
     """
     overrides = dict(config or {})
     known = [field.name for field in dataclasses.fields(AlignZegConfig)]
@@ -58,12 +58,12 @@ def assemble(
             raise ValueError(f"`model.config` contains {name!r}, which is not a field of AlignZegConfig{hint}")
         if name in TOWER_FIELDS:
             raise ValueError(
-                f"`model.config` contains {name!r}, which is taken from the image and text towers: leave it out."
+                f"`model.config` contains {name!r}, which the image and text towers determine: leave it out."
             )
     try:
         model = fresh_model(towers, overrides, seed)
     except StrictDataclassError as error:
-        raise ValueError(f"`model.config` does not fit. {error}") from error
+        raise ValueError(f"`model.config` is invalid. {error}") from error
     options = {"size_divisor": model.config.size_divisor, **towers.image_processor, **(image_processor or {})}
     processor = AlignZegProcessor(
         image_processor=AlignZegImageProcessor(**options),
@@ -74,27 +74,27 @@ def assemble(
 
 
 def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[AlignZegModel, AlignZegProcessor]:
-    """Model, in evaluation mode, and processor of a folder or hub id that `argument` names.
+    """Loads the model, in evaluation mode, and the processor from `source`, a folder or hub id passed as `argument`.
 
     Raises:
-        ValueError: There is none, or it is damaged.
+        ValueError: The checkpoint does not exist or is damaged.
     """
     try:
         return AlignZegModel.from_pretrained(source).eval(), AlignZegProcessor.from_pretrained(source)
-    except Exception as error:  # transformers meets damaged files with errors of all kinds
+    except Exception as error:  # transformers raises errors of all types for damaged files
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         if Path(source).exists():
             why = f"which cannot be loaded as an AlignZeg checkpoint ({reason})"
         else:
-            why = f"but there is no such folder, and the Hub does not give it ({reason}). Check the spelling"
+            why = f"but there is no such folder, and the Hub does not provide it ({reason}). Check the spelling"
         raise ValueError(f"`{argument}` is {str(source)!r}, {why}.") from error
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Makes sure that [`save_checkpoint`] destroys nothing but an earlier checkpoint.
+    """Checks that [`save_checkpoint`] would replace nothing but an earlier checkpoint.
 
     Raises:
-        ValueError: `folder` holds something else.
+        ValueError: `folder` contains other files.
     """
     folder = Path(os.path.realpath(folder))
     check_output(folder / "config.json")
@@ -108,15 +108,15 @@ def check_replaceable(folder: str | Path) -> None:
     unexpected = [name for name in names if (folder / name).is_dir() and name != "__pycache__"]
     if not is_ours or unexpected:
         raise ValueError(
-            f"{folder} is not just an AlignZeg checkpoint: it holds {(unexpected or names)[0]!r}. "
-            "Everything in it would be replaced: name a new folder."
+            f"{folder} contains {(unexpected or names)[0]!r}, which is not part of an AlignZeg checkpoint. "
+            "Everything in it would be replaced: choose a new folder."
         )
 
 
 def save_checkpoint(
     model: AlignZegModel, processor: AlignZegProcessor, folder: str | Path, card: str | None = None
 ) -> Path:
-    """Writes model, processor, tokenizer and the code that loads them; an existing checkpoint is replaced as a whole.
+    """Writes model, processor, tokenizer and their code; an existing checkpoint is replaced as a whole.
 
     `card` is the text of its model card, README.md.
 
@@ -134,25 +134,25 @@ def save_checkpoint(
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint.
+    """Reads a JSON file of a checkpoint.
 
     Raises:
-        ValueError: It does not hold names and values.
+        ValueError: It does not contain names and values.
     """
     try:
         values = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): save the checkpoint again.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {shown(values)}; expected names and values. Save the checkpoint again.")
+        raise ValueError(f"{path} contains {shown(values)}; expected names and values. Save the checkpoint again.")
     return values
 
 
 def check_weights(checkpoint: Path) -> None:
-    """Opens all files of weights.
+    """Opens all weights files.
 
     Raises:
-        ValueError: One is damaged, or the index names one that is missing.
+        ValueError: A file is damaged, or a file in the index is missing.
     """
     files = {path.name for path in checkpoint.glob("*.safetensors")}
     for index in checkpoint.glob("*.safetensors.index.json"):
@@ -168,21 +168,21 @@ def check_weights(checkpoint: Path) -> None:
 
 
 def install_as_root(checkpoint: str | Path, root: str | Path, half: bool = False) -> list[Path]:
-    """Makes `checkpoint` the one that loads from `root`, with the code in its folder `modeling_alignzeg`.
+    """Installs `checkpoint` in `root`, where it loads with the code in the folder `modeling_alignzeg`.
 
-    Its weights and JSON files go there. All are written beside their places and renamed when the last is complete;
-    weights of an earlier checkpoint are removed.
+    Copies its weights and JSON files. All files are written under temporary names and renamed when the last one is
+    complete; weights of an earlier checkpoint are removed.
 
     Args:
         checkpoint: A folder that [`save_checkpoint`] wrote.
         root: A clone of this repository, or a folder with a link to the code.
-        half: Store matrices and kernels as float16. They load as float32, which the config names.
+        half: Store matrices and kernels as float16. They load as float32, the dtype in the config.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: `checkpoint` is not an AlignZeg checkpoint, is damaged, or `root` is not a clone.
+        ValueError: `checkpoint` is not an AlignZeg checkpoint or is damaged, or `root` is not a clone.
     """
     checkpoint, root = Path(checkpoint), Path(root)
     if not (root / CODE_FOLDER / "modeling_alignzeg.py").is_file():
@@ -215,7 +215,7 @@ def install_as_root(checkpoint: str | Path, root: str | Path, half: bool = False
 
 
 def _in_code_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """The contents of a JSON file in which every reference to code, `file.Class`, points into the code's folder."""
+    """The contents of a JSON file, with every reference to code, `file.Class`, changed to point into the code's folder."""
 
     def moved(reference: str) -> str:
         return reference if "/" in reference else f"{CODE_FOLDER}/{reference}"

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Command lines: options that show their type and default, and errors as one sentence instead of a traceback.
+"""Command-line helpers: options that show their type and default, and errors as one sentence instead of a traceback.
 
-Scripts parse their arguments before they import torch, so `--help` and a misspelt option answer at once.
+Scripts parse their arguments before they import torch, so that `--help` and misspelt options respond at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of the description and adds type and default to every option's help."""
+    """Keeps the layout of the description and adds type and default to the help of each option."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         details = []
@@ -28,12 +28,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a script; `description` is its docstring."""
+    """The argument parser of a script; `description` is the script's docstring."""
     return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def integer(minimum: int) -> Callable[[str], int]:
-    """The `type` of an option whose value is a whole number ≥ `minimum`."""
+    """The `type` of an option that takes a whole number ≥ `minimum`."""
 
     def parse(text: str) -> int:
         try:
@@ -49,19 +49,19 @@ def integer(minimum: int) -> Callable[[str], int]:
 
 
 def integers(text: str) -> list[int]:
-    """The `type` of an option whose value is whole numbers, separated by commas."""
+    """The `type` of an option that takes whole numbers, separated by commas."""
     return [integer(0)(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:
-    """The `type` of an option whose value is names, separated by commas; a trailing comma is ignored."""
+    """The `type` of an option that takes names, separated by commas; a trailing comma is ignored."""
     return [name.strip() for name in text.rstrip().removesuffix(",").split(",")]
 
 
 def run_command(main: Callable[[], int | None], status: int = 1) -> None:
     """Runs a script's `main` and exits with its result; an error becomes one sentence and the exit status `status`.
 
-    A RuntimeError raised inside torch or another library keeps its traceback, because its cause may lie anywhere.
+    A RuntimeError raised inside torch or another library keeps its traceback, because its cause is unclear.
     """
     try:
         if (result := main()) is not None:

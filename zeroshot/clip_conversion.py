@@ -4,18 +4,18 @@
 From open_clip that is always a `CLIPModel` with a `CLIPTokenizer`; transformers also has MetaCLIP 2 and SigLIP.
 
 open_clip's plain ViT families (S, M, B, L, H, g, e and bigG, with `-quickgelu`, `-plus` and `-alt`) have the towers of
-`CLIPModel` under other names. Whether the activation is QuickGELU stands in no weights file: it is taken from the
+`CLIPModel` under other names. Weights files do not say whether the activation is QuickGELU: it is inferred from the
 pretrained tag (OpenAI's weights need it even under the name ViT-B-16), otherwise from the model's name or config.
 
-`CLIPTokenizer` gives open_clip's token ids up to and including the end token, with four exceptions. The first two go
-away when the caller cleans the text as open_clip does, with `ftfy.fix_text` and then `html.unescape` twice:
+`CLIPTokenizer` gives open_clip's token ids up to and including the end token, with four exceptions. The caller can avoid
+the first two by cleaning the text as open_clip does, with `ftfy.fix_text` and then `html.unescape` twice:
 
 - ftfy: open_clip replaces curly quotes, full- and half-width forms, ligatures (ĳ, ǆ, ﬁ, …) and control characters by
-  plain ones and repairs mojibake ("cafÃ©"). No other single character of Unicode differs, but for the combining
-  iota U+0345.
+  plain ones and repairs mojibake ("cafÃ©"). Of all other single Unicode characters, only the combining iota U+0345
+  differs.
 - HTML entities: open_clip reads "&amp;" as "&".
 - Greek capitals: at the end of a word, open_clip lowers Σ to ς, `CLIPTokenizer` to σ.
-- Special tokens in the text: `CLIPTokenizer` knows "<|endoftext|>", open_clip "<end_of_text>".
+- Special tokens in the text: `CLIPTokenizer` recognises "<|endoftext|>", open_clip "<end_of_text>".
 
 After the end token, open_clip pads with 0 and `CLIPTokenizer` with the end token. The text embedding is the same:
 attention is causal and the first end token is pooled.
@@ -59,13 +59,13 @@ from .tokenization import siglip_tokenizer
 
 logger = logging.getLogger(__name__)
 
-HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes of repositories that hold a config beside the weights
+HUB, FOLDER = "hf-hub:", "local-dir:"  # open_clip's prefixes of repositories with a config and weights
 
 _SECTIONS = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
-# What the config of a convertible model may set; every other entry must have open_clip's default.
+# Entries that the config of a convertible model may set; every other entry must have open_clip's default.
 _CONVERTED = {
     "": {"embed_dim", *_SECTIONS, "quick_gelu", "custom_text", "init_logit_scale", "nonscalar_logit_scale"},
-    # Patches are dropped in training only, and there the towers are frozen.
+    # Patches are dropped only in training, but the towers are frozen.
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
     "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size"},
 }
@@ -78,13 +78,13 @@ _PARTS = {
     "tokenizer_kwargs": "a tokenizer other than CLIP's",
     "ls_init_value": "layer scale",
     "no_ln_pre": "no layer norm before the transformer (CLIPA)",
-    "pool_type": "another pooling than CLIP's",
+    "pool_type": "a pooling other than CLIP's",
 }
 # transformers' models that have both towers. SigLIP 2 with one image size is a `siglip`, too.
 _MODELS: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "metaclip_2": MetaClip2Model, "siglip": SiglipModel}
 _FAMILIES = "open_clip's plain ViTs: ViT-S, -M, -B, -L, -H, -g, -e and -bigG, with -quickgelu, -plus and -alt"
 
-# open_clip's names to transformers'; those of the layers follow in `_names`.
+# Maps open_clip's names to transformers'; `_names` adds the names of the layers.
 _NAMES = {
     "logit_scale": "logit_scale",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -138,7 +138,7 @@ def load_clip(
     if pretrained is not None:
         raise ValueError(
             f"`pretrained` is {pretrained!r} and `source` is {source!r}, which is not an open_clip model name"
-            f"{_suggest(source)}. A transformers CLIP brings its weights: leave `pretrained` out."
+            f"{_suggest(source)}. A transformers CLIP includes its weights: leave `pretrained` out."
         )
     return _load_from_transformers(source, cache_dir)
 
@@ -156,7 +156,7 @@ def clip_from_open_clip(
             `model_name` is a repository. For a local file, the name must say whether the weights were trained with
             QuickGELU (`"ViT-B-16-quickgelu"`): the file does not.
         cache_dir (`str`, *optional*): Where downloads are kept. Default: open_clip's own cache.
-        seed (`int`, defaults to 0): Seed of random weights; the global random number generators are left alone.
+        seed (`int`, defaults to 0): Seed of random weights; global random number generators are not changed.
 
     Returns:
         The model in evaluation mode and float32, its tokenizer, and `{"image_mean": …, "image_std": …}`, one number
@@ -173,7 +173,7 @@ def clip_from_open_clip(
     if config.text_config.vocab_size != len(tokenizer):
         raise ValueError(
             f"`model_name` {model_name!r} has {config.text_config.vocab_size} tokens, but CLIP's tokenizer has "
-            f"{len(tokenizer)}: its tokenizer is another one, which cannot be converted. Choose one of {_FAMILIES}."
+            f"{len(tokenizer)}: it has a different tokenizer, which cannot be converted. Choose one of {_FAMILIES}."
         )
     if fetch is None:
         with torch.random.fork_rng(devices=[]):
@@ -196,7 +196,7 @@ def clip_config_from_open_clip(
         quick_gelu (`bool`, *optional*): Whether the weights were trained with QuickGELU. Default: as the config says.
 
     Raises:
-        ValueError: If the name is unknown, or the model has a part that `CLIPModel` has not; the message names it.
+        ValueError: If the name is unknown, or the model has a part that `CLIPModel` lacks; the message names it.
     """
     if isinstance(model_name_or_cfg, str):
         cfg, name = _named_cfg(model_name_or_cfg), model_name_or_cfg
@@ -241,10 +241,10 @@ def _text_fields(text: open_clip.CLIPTextCfg) -> dict[str, Any]:
 
 
 def clip_text_config(cfg: Mapping[str, Any]) -> CLIPTextConfig:
-    """The config of an open_clip model's text tower, whatever its image tower.
+    """The config of an open_clip model's text tower; the image tower may be of any kind.
 
     Raises:
-        ValueError: the tower has a part that `CLIPTextModel` has not.
+        ValueError: the tower has a part that `CLIPTextModel` lacks.
     """
     _check_convertible({**cfg, "vision_cfg": {}}, "of this config")
     act = "quick_gelu" if cfg.get("quick_gelu") else "gelu"
@@ -262,7 +262,7 @@ def convert_text_weights(weights: Mapping[str, Tensor], config: CLIPTextConfig, 
     weights = {key.removeprefix("module.").removeprefix("text."): value for key, value in weights.items()}
     names = {key: targets for key, targets in _names(None, config).items() if not key.startswith(("visual.", "logit"))}
     if missing := [key for key in names if key not in weights]:
-        raise ValueError(f"The weights lack {_listed(missing)}: choose the model that they belong to.")
+        raise ValueError(f"The weights lack {_listed(missing)}: choose the model that matches the weights.")
     converted: dict[str, Tensor] = {}
     for key, targets in names.items():
         if len(targets) == 3:
@@ -273,7 +273,7 @@ def convert_text_weights(weights: Mapping[str, Tensor], config: CLIPTextConfig, 
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> dict[str, Tensor]:
-    """Renames open_clip's weights to those of `CLIPModel(config)`; none of the results share memory with each other.
+    """Converts open_clip's weights to those of `CLIPModel(config)`; the results do not share memory.
 
     Args:
         state_dict (`dict[str, Tensor]`): Weights of an `open_clip.CLIP` or `open_clip.CustomTextCLIP`, also with the
@@ -291,11 +291,11 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> 
     names = _names(config.vision_config, config.text_config)
     if unknown := [key for key in weights if key not in names]:
         raise ValueError(
-            f"`state_dict` holds {_listed(unknown)}; a CLIP with {config.vision_config.num_hidden_layers} image and "
-            f"{config.text_config.num_hidden_layers} text layers has not: choose the model that the weights are of."
+            f"`state_dict` has {_listed(unknown)}, which a CLIP with {config.vision_config.num_hidden_layers} image and "
+            f"{config.text_config.num_hidden_layers} text layers lacks: choose the model that matches the weights."
         )
     if missing := [key for key in names if key not in weights]:
-        raise ValueError(f"`state_dict` lacks {_listed(missing)}: choose the model that the weights are of.")
+        raise ValueError(f"`state_dict` lacks {_listed(missing)}: choose the model that matches the weights.")
 
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
@@ -310,7 +310,7 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> 
         if weight.shape != shape:
             raise ValueError(
                 f"`state_dict` has {key!r} of shape {tuple(weight.shape)}, expected {shape}: choose the model and the "
-                "image size that the weights are of."
+                "image size that match the weights."
             )
         if len(targets) == 3:
             converted |= {target: part.clone() for target, part in zip(targets, weight.chunk(3), strict=True)}
@@ -320,10 +320,10 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], config: CLIPConfig) -> 
 
 
 def clip_tokenizer_from_open_clip(context_length: int = 77) -> CLIPTokenizer:
-    """CLIP's tokenizer from the vocabulary that open_clip brings, without network.
+    """CLIP's tokenizer from open_clip's vocabulary file, without network access.
 
-    Call it with `truncation=True`: texts of more than `context_length` tokens then end as open_clip's do. Where its
-    ids differ from open_clip's stands at the top of this file.
+    Call it with `truncation=True`: texts of more than `context_length` tokens are then cut as in open_clip. The top of
+    this file lists differences from open_clip's ids.
 
     Args:
         context_length (`int`, defaults to 77): Tokens of the longest text, start and end included.
@@ -341,7 +341,7 @@ def clip_tokenizer_from_open_clip(context_length: int = 77) -> CLIPTokenizer:
 
 
 class Source(NamedTuple):
-    """open_clip's model config, the normalization, and what fetches the weights' file (`None`: random weights)."""
+    """open_clip's model config, the normalization, and a function that fetches the weights (`None`: random weights)."""
 
     cfg: dict[str, Any]
     normalization: dict[str, list[float]]
@@ -349,12 +349,12 @@ class Source(NamedTuple):
 
 
 def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> Source:
-    """Finds a model and its weights, downloading no more than a config."""
+    """Finds a model and its weights; downloads at most a config."""
     if model_name.startswith((HUB, FOLDER)):
         if pretrained is not None:
             raise ValueError(
                 f"`pretrained` is {pretrained!r}, but the weights are in {model_name!r}: leave `pretrained` out, or "
-                "give the name of a model that open_clip knows."
+                "pass the name of an open_clip model."
             )
         return _look_up_repository(model_name, cache_dir)
     cfg = _named_cfg(model_name)
@@ -379,7 +379,7 @@ def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> S
         if not cfg.get("quick_gelu") and f"{name}-quickgelu" in open_clip.list_models():
             logger.warning(
                 f"{pretrained} is read as {name}, without QuickGELU. If its weights were trained with it, as OpenAI's "
-                f"and many of DFN and MetaCLIP were, give the name {name}-quickgelu: the file does not tell."
+                f"and many of DFN and MetaCLIP were, use the name {name}-quickgelu: the file does not say."
             )
         return Source(cfg, _normalization({}), partial(Path, pretrained))
     raise ValueError(
@@ -389,7 +389,7 @@ def look_up(model_name: str, pretrained: str | None, cache_dir: str | None) -> S
 
 
 def _look_up_repository(name: str, cache_dir: str | None) -> Source:
-    """The same for a repository on the hub or a folder that holds open_clip's config and the weights."""
+    """As [`look_up`], for a Hub repository or a folder with open_clip's config and weights."""
     if name.startswith(HUB):
         model_id = name.removeprefix(HUB)
         fetch = partial(download_pretrained_from_hf, model_id, cache_dir=cache_dir)
@@ -399,18 +399,18 @@ def _look_up_repository(name: str, cache_dir: str | None) -> Source:
         path, names = folder / HF_CONFIG_NAME, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
         found = [folder / weights for weights in names if (folder / weights).is_file()]
         if not path.is_file() or not found:
-            raise ValueError(f"{folder} must hold {HF_CONFIG_NAME} and one of {names}, as open_clip saves them.")
+            raise ValueError(f"{folder} must contain {HF_CONFIG_NAME} and one of {names}, as open_clip saves them.")
         fetch = partial(Path, found[0])
     content = json.loads(path.read_text(encoding="utf-8"))
     if "model_cfg" not in content:
-        raise ValueError(f"{path} has no `model_cfg`: it is not a config as open_clip saves it.")
+        raise ValueError(f"{path} has no `model_cfg`: expected a config saved by open_clip.")
     return Source(content["model_cfg"], _normalization(content.get("preprocess_cfg", {})), fetch)
 
 
 def _named_cfg(name: str) -> dict[str, Any]:
     cfg = open_clip.get_model_config(name.replace("/", "-"))
     if cfg is None:
-        raise ValueError(f"`model_name` is {name!r}, which open_clip does not know{_suggest(name)}.")
+        raise ValueError(f"`model_name` is {name!r}, which is not a model of open_clip{_suggest(name)}.")
     return cfg
 
 
@@ -431,13 +431,13 @@ def _download(name: str, tag: str, pretrained_cfg: dict[str, Any], cache_dir: st
         return open_clip.download_pretrained(pretrained_cfg, cache_dir=cache_dir)
     except OSError as error:
         raise OSError(
-            f"The weights {tag!r} of {name} could not be fetched. Without network, download them elsewhere "
-            f"({pretrained_cfg.get('hf_hub') or pretrained_cfg.get('url')}) and give the file as `pretrained`."
+            f"The weights {tag!r} of {name} could not be downloaded. Without network access, download them elsewhere "
+            f"({pretrained_cfg.get('hf_hub') or pretrained_cfg.get('url')}) and pass the file as `pretrained`."
         ) from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Reads a weights file; nothing but tensors and plain containers, so no code in it can run.
+    """Reads only tensors and plain containers from a weights file, so that no code in it can run.
 
     open_clip's own loader is not used: on a `TypeError` it reads the file again without `weights_only`.
     """
@@ -448,11 +448,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} cannot be read as a file of tensors only; it is damaged, an archive with code (OpenAI's .pt: use "
-            "the tag 'openai'), or holds other objects. Save its weights as safetensors."
+            "the tag 'openai'), or contains other objects. Save its weights as safetensors."
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not all(isinstance(weight, Tensor) for weight in content.values()):
-        raise ValueError(f"{path} holds no weights by name, neither at its top level nor under 'state_dict'.")
+        raise ValueError(f"{path} contains no named weights, neither at its top level nor under 'state_dict'.")
     return content
 
 
@@ -470,7 +470,7 @@ def _load_from_transformers(
     if kind not in _MODELS:
         variable = kind == "siglip2" and " Its images have any number of patches (NaFlex), which is not supported."
         raise ValueError(
-            f"`source` {source!r} is a transformers model of type {kind!r}; expected a whole CLIP, of type "
+            f"`source` {source!r} is a transformers model of type {kind!r}; expected a complete CLIP, of type "
             f"{', '.join(map(repr, _MODELS))}, such as 'openai/clip-vit-base-patch16' or "
             f"'google/siglip2-base-patch16-224'.{variable or ''}"
         )
@@ -513,8 +513,8 @@ def _tokenizer_from_transformers(
     end = text.vocab_size - 1 if kind == "clip" and text.eos_token_id == 2 else text.eos_token_id
     if tokenizer.eos_token_id != end:  # CLIPTokenizer loads without its files, too, and then knows two tokens
         raise ValueError(
-            f"The tokenizer in {source!r} ends texts with the token {tokenizer.eos_token_id}, its text tower expects "
-            f"{end}: the tokenizer's files are missing or another model's."
+            f"The tokenizer in {source!r} ends texts with the token {tokenizer.eos_token_id}, but its text tower expects "
+            f"{end}: the tokenizer's files are missing or belong to another model."
         )
     return tokenizer
 
@@ -523,7 +523,7 @@ def _tokenizer_from_transformers(
 
 
 def _names(vision: PreTrainedConfig | None, text: PreTrainedConfig) -> dict[str, tuple[str, ...]]:
-    """What each of open_clip's weights becomes: one of transformers', or query, key and value."""
+    """Maps each of open_clip's weights to transformers' name, or to the names of query, key and value."""
     names: dict[str, tuple[str, ...]] = {old: (new,) for old, new in _NAMES.items()}
     towers = {
         ("visual.transformer", "vision_model"): vision,
@@ -541,18 +541,18 @@ def _names(vision: PreTrainedConfig | None, text: PreTrainedConfig) -> dict[str,
 
 
 def _check_convertible(cfg: Mapping[str, Any], name: str) -> None:
-    """Refuses a config that is incomplete or has a part that `CLIPModel` has not."""
+    """Raises an error if a config is incomplete or has a part that `CLIPModel` lacks."""
     if missing := {"embed_dim", "vision_cfg", "text_cfg"} - cfg.keys():
-        raise ValueError(f"The open_clip model {name} lacks {sorted(missing)}: give a complete config of open_clip.")
+        raise ValueError(f"The open_clip model {name} lacks {sorted(missing)}: pass a complete open_clip config.")
     if unsupported := _unsupported_parts(cfg):
         raise ValueError(
-            f"The open_clip model {name} has {'; '.join(unsupported)}, which transformers' CLIP has not, so it cannot "
+            f"The open_clip model {name} has {'; '.join(unsupported)}, which transformers' CLIP lacks, so it cannot "
             f"be converted: choose one of {_FAMILIES}."
         )
 
 
 def _unsupported_parts(cfg: Mapping[str, Any]) -> list[str]:
-    """Every entry of a config that is neither converted nor open_clip's default, in words; the known ones if any."""
+    """Describes the entries of a config that are neither converted nor open_clip's default; only known ones, if any."""
     vision = cfg["vision_cfg"]
     if isinstance(vision.get("layers"), (list, tuple)):
         return [f"a ResNet image tower (vision_cfg.layers = {vision['layers']})"]
@@ -568,7 +568,7 @@ def _unsupported_parts(cfg: Mapping[str, Any]) -> list[str]:
                     special.append(f"a special setting {entry}")
     for key in ("image_size", "patch_size"):
         if not isinstance(vision.get(key, 0), int):
-            known.append(f"two sides (vision_cfg.{key} = {vision[key]!r}; expected one of a square)")
+            known.append(f"a non-square size (vision_cfg.{key} = {vision[key]!r})")
     return known or special
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Export of a checkpoint to ONNX or `torch.export`, its vocabulary an input."""
+"""Exports a checkpoint to ONNX or `torch.export`, with the vocabulary as an input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ImageTowerAndHead(nn.Module):
 
 
 def export_program(model: AlignZegModel) -> torch.export.ExportedProgram:
-    """`model`, in evaluation mode, as a `torch.export` program with free batch, height, width and number of classes."""
+    """`model`, in evaluation mode, as a `torch.export` program with dynamic batch, height, width and class count."""
     config, device, dtype = model.config, model.device, model.dtype
     divisor = config.size_divisor
     sides = [divisor * torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns")]
@@ -64,7 +64,7 @@ def export_program(model: AlignZegModel) -> torch.export.ExportedProgram:
 
 
 def export_onnx(model: AlignZegModel, path: str | Path) -> None:
-    """Writes `model` to an ONNX file; more than 2 GB of weights go beside it.
+    """Writes `model` to an ONNX file, and to an external data file if its weights exceed 2 GB.
 
     Raises:
         ImportError: `onnx` or `onnxscript` is missing.
@@ -80,11 +80,12 @@ def export_onnx(model: AlignZegModel, path: str | Path) -> None:
         output_names=list(ImageTowerAndHead(model).outputs),
         verbose=False,
     )
-    assert program is not None  # None is what the old exporter returns
+    assert program is not None  # only the old exporter returns None
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial", dir=path.parent) as folder:  # the file of weights is known by its name
+    # A folder, because the ONNX file refers to the weights by file name.
+    with TemporaryDirectory(prefix=".partial", dir=path.parent) as folder:
         program.save(str(Path(folder) / path.name), external_data=size > 1.9e9)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first
             os.replace(file, path.parent / file.name)
@@ -98,21 +99,19 @@ def export_checkpoint(
     prototypes: str | None,
     browser: str | None = None,
 ) -> None:
-    """Writes the checkpoint `source` to `output`, the text prototypes of `classes` to the .npz file `prototypes`, and what
-    the page in app/static reads to the folder `browser`.
+    """Exports the checkpoint `source` to `output`, the text prototypes of `classes` to the .npz file `prototypes`, and the
+    files for the page in app/static to the folder `browser`.
 
     Raises:
-        ValueError: An argument is out of its range or contradicts another.
+        ValueError: An argument is invalid or contradicts another.
     """
     if not (output or browser):
-        raise ValueError("Neither `--output` nor `--browser` was given: say where to write.")
+        raise ValueError("Neither `--output` nor `--browser` is given: pass a path to write to.")
     suffix = Path(output).suffix if output else ""
     if suffix not in (".onnx", ".pt2", ""):
-        raise ValueError(
-            f"`--output` is {output}; its ending chooses the format: .onnx or .pt2, or none for a folder."
-        )
+        raise ValueError(f"`--output` is {output}; expected the extension .onnx or .pt2, or none for a folder.")
     if classes and not prototypes:
-        raise ValueError("`--classes` chooses what `--prototypes` holds, and that is missing: name a .npz file.")
+        raise ValueError("`--classes` needs `--prototypes`, the .npz file to write; pass both.")
     for file in filter(None, (output if suffix else None, prototypes)):
         check_output(file)
     folders: dict[str | Path, bool] = {}
@@ -122,7 +121,7 @@ def export_checkpoint(
     names = check_class_names(classes) if classes else []
     unseen = check_class_names(unseen) if unseen else []
     if unknown := [name for name in unseen if name not in names]:
-        raise ValueError(f"`--unseen` names {unknown[0]!r}, which is not among `--classes`.")
+        raise ValueError(f"`--unseen` contains {unknown[0]!r}, which is not in `--classes`.")
     model, processor = load_checkpoint(source)
     if output and suffix:
         _export_file(model, Path(output))
@@ -148,13 +147,13 @@ def _export_file(model: AlignZegModel, path: Path) -> None:
 def _export_prototypes(
     model: AlignZegModel, processor: AlignZegProcessor, names: list[str], unseen: list[str], file: str
 ) -> None:
-    """The text prototypes of `names`, or of the checkpoint's own vocabulary, into a .npz file."""
+    """Writes the text prototypes of `names`, or of the checkpoint's own vocabulary, to a .npz file."""
     if names:
         vectors = model.get_text_prototypes(processor, names)
         seen = torch.tensor([name not in unseen for name in names])
     else:
         names = list(model.config.id2label.values())
         vectors, seen = model.class_text_embeds, model.seen_class_mask
-    with atomic_file(file) as partial, open(partial, "wb") as stream:  # np.savez appends .npz to a mere name
+    with atomic_file(file) as partial, open(partial, "wb") as stream:  # np.savez appends .npz to file names
         np.savez(stream, text_prototypes=vectors, seen_class_mask=seen, names=np.array(names))
     print(f"Text prototypes of {len(names)} classes: {file}")

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Reading user-supplied text files, and writing files and folders atomically.
 
-What is written appears beside its place and is renamed when complete, so nothing is ever half written.
+Files and folders are written under a temporary name in the same place and renamed when complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 10
 
 
 def shown(value: Any) -> str:
-    """`repr` of a value for a message, shortened: a few lines of YAML can expand to gigabytes."""
+    """`repr` of a value for messages, shortened because a few lines of YAML can expand to gigabytes."""
     return _REPR.repr(value)
 
 
@@ -42,7 +42,7 @@ def read_text(path: str | Path) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that holds a key twice, where YAML would silently keep the last value."""
+    """Raises an error if a mapping has a duplicate key; YAML would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -52,10 +52,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, source: str | Path) -> Any:
-    """The contents of YAML that came from `source`, a file or an option.
+    """Parses YAML from `source`, a file or an option.
 
     Raises:
-        ValueError: It is not YAML, or a mapping holds a key twice.
+        ValueError: It is not YAML, or a mapping has a duplicate key.
     """
     try:
         return yaml.load(text, _UniqueKeyLoader)
@@ -65,13 +65,13 @@ def parse_yaml(text: str, source: str | Path) -> Any:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path`: at every moment, the file has its old content or the new one."""
+    """Writes `text` (UTF-8) to `path` atomically: the file always has its old content or the new one."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def check_output(path: str | Path) -> Path:
-    """Where a file can be written, links resolved; called before the work whose result is to be written there.
+    """Checks that `path` can be written and returns it with links resolved; call it before computing the contents.
 
     Raises:
         ValueError: `path` is a folder or a device, or its folder cannot be written to.
@@ -79,26 +79,26 @@ def check_output(path: str | Path) -> Path:
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
         what = "a folder" if place.is_dir() else "not a regular file"
-        raise ValueError(f"{path} is {what} where a file is to be written: choose another name.")
+        raise ValueError(f"{path} is {what}, but a file is to be written there: choose another name.")
     folder = next(folder for folder in place.parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "cannot be written to" if folder.is_dir() else "is a file where a folder is needed"
+        reason = "is not writable" if folder.is_dir() else "is a file, not a folder"
         raise ValueError(f"{path} cannot be written: {folder} {reason}. Choose another place.")
     return place
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Gives the name of a file beside `path`, of the same suffix, to write to; it becomes `path` at the end.
+    """Yields a temporary file name with the same suffix in the same folder; the file is renamed to `path` at the end.
 
-    After an exception inside the block, `path` is as it was before. Of a symbolic link, the file it leads to is written.
+    After an exception inside the block, `path` is unchanged. If it is a symbolic link, its target is written.
 
     Raises:
         ValueError: As [`check_output`].
     """
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem[:50]}.partial{path.suffix}")  # long names have little room for more
+    partial = path.with_name(f".{path.stem[:50]}.partial{path.suffix}")  # file names have a maximum length
     try:
         yield partial
         sync(partial)
@@ -110,20 +110,20 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path` to write to; at the end it takes the place of `path`, *with all it holds*.
+    """Yields an empty folder next to `path`; at the end it replaces `path` *and everything in it*.
 
-    After an exception inside the block, or when the process is killed, `path` is as it was before. POSIX cannot
-    exchange two folders in one step: killed between the two renames, the old one is left as `.name.replaced` beside
-    it, and the next call puts it back first.
+    After an exception inside the block, or if the process is killed, `path` is unchanged. POSIX cannot exchange two
+    folders in one step: if the process is killed between the two renames, the old folder remains as `.name.replaced`, and
+    the next call restores it first.
 
     Raises:
-        ValueError: If `path` holds the working directory or the home directory, or is a file.
+        ValueError: If `path` contains the working directory or the home directory, or is a file.
     """
     path = Path(path).resolve()
     if any(place.resolve().is_relative_to(path) for place in (Path.cwd(), Path(os.path.expanduser("~")))):
-        raise ValueError(f"{path} would be replaced with all it holds: name a new folder inside it instead.")
+        raise ValueError(f"{path} would be replaced with everything in it: choose a new folder inside it instead.")
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file where a folder is to be written: remove it or choose another name.")
+        raise ValueError(f"{path} is a file, but a folder is to be written there: remove it or choose another name.")
     partial = begin_folder(path)
     try:
         yield partial
@@ -135,7 +135,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of names in a folder, is on the disk."""
+    """Waits until a file, or the list of names in a folder, is on disk."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -150,7 +150,7 @@ def beside(path: Path, what: str) -> Path:
 
 
 def recover_folder(path: Path) -> None:
-    """Puts an old folder back that [`finish_folder`] moved aside just before it was killed."""
+    """Restores an old folder that [`finish_folder`] moved aside just before it was killed."""
     aside = beside(path, "replaced")
     if aside.exists() and not path.exists():
         os.rename(aside, path)

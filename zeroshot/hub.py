@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which files go to the Hub for a model and for its demo, and their upload."""
+"""Collects the files of a model and of its demo, and uploads them to the Hub."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .files import read_text
 
 
 Files = dict[str, bytes | Path]
-PLACEHOLDER = "to-be-chosen"  # `license_name` of a card whose licence nobody has chosen yet
+PLACEHOLDER = "to-be-chosen"  # `license_name` of a card without a licence
 
 
 def code_files(values: object) -> set[str]:
-    """The files that a config names as code: `folder/file.Class` in `auto_map` and `custom_pipelines`."""
+    """The code files that a config refers to: `folder/file.Class` in `auto_map` and `custom_pipelines`."""
     if not isinstance(values, dict):
         return set()
     nested = (code_files(value) for value in values.values())
@@ -27,7 +27,7 @@ def code_files(values: object) -> set[str]:
 
 
 def checkpoint_files(checkpoint: Path) -> Files:
-    """Weights, config, processor, tokenizer and code of a checkpoint, by their names in the repository.
+    """Weights, config, processor, tokenizer and code of a checkpoint, by their paths in the repository.
 
     Raises:
         ValueError: The folder is not a complete AlignZeg checkpoint.
@@ -50,7 +50,7 @@ def checkpoint_files(checkpoint: Path) -> Files:
 
 
 def card_files(card: Path, model: str, root: Path) -> Files:
-    """The card as README.md, its example loading `model`, and the files of the clone `root` to which it refers.
+    """The card as README.md, with `model` in its example, and the files of the clone `root` to which it links.
 
     Raises:
         ValueError: The file is missing, has no metadata, or its licence is still the placeholder.
@@ -60,13 +60,13 @@ def card_files(card: Path, model: str, root: Path) -> Files:
     text = re.sub(r'(?m)^checkpoint = ".*"$', f'checkpoint = "{model}"', read_text(card))
     try:
         metadata = ModelCard(text).data.to_dict()
-    except Exception as error:  # YAML errors, and values that the Hub's classes refuse
+    except Exception as error:  # YAML errors, and values that the Hub's classes reject
         raise ValueError(f"The metadata of {card} cannot be read: {error}") from error
     if not metadata.get("library_name") or not metadata.get("pipeline_tag"):
         raise ValueError(f"{card} needs metadata with `library_name` and `pipeline_tag` at its top.")
     if metadata.get("license_name") == PLACEHOLDER:
         raise ValueError(
-            f"{card} has no licence yet: at its top, replace `license: other` and `license_name: {PLACEHOLDER}` by the "
+            f"{card} has no licence: at its top, replace `license: other` and `license_name: {PLACEHOLDER}` by a "
             "licence that the pretrained weights and the data allow."
         )
     names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.(?:png|jpg))\"", text)
@@ -75,7 +75,7 @@ def card_files(card: Path, model: str, root: Path) -> Files:
 
 
 def space_files(app: Path, model: str | None) -> Files:
-    """The demo's folder as the root of a Space, showing `model`."""
+    """The demo's folder as the root of a Space with `model`."""
     files: Files = {
         path.relative_to(app).as_posix(): path
         for path in sorted(app.rglob("*"))
@@ -85,12 +85,12 @@ def space_files(app: Path, model: str | None) -> Files:
     if model is not None:
         readme, count = re.subn(r"^(models:\s*\n\s*-\s*)\S+", rf"\g<1>{model}", readme, count=1, flags=re.MULTILINE)
         if not count:
-            raise ValueError(f"{app / 'README.md'} names no model: its metadata needs `models:` with one entry.")
+            raise ValueError(f"{app / 'README.md'} has no model: its metadata needs `models:` with one entry.")
     return {**files, "README.md": readme.encode()}
 
 
 def push(api: HfApi, repository: str, kind: str, files: Files, message: str, private: bool) -> str:
-    """Makes the repository if it does not exist and commits `files`; returns its address."""
+    """Creates the repository if it does not exist and commits `files`; returns its URL."""
     try:
         address = api.create_repo(
             repository, repo_type=kind, private=private, exist_ok=True, space_sdk="gradio" if kind == "space" else None
@@ -103,10 +103,10 @@ def push(api: HfApi, repository: str, kind: str, files: Files, message: str, pri
         )
     except LocalTokenNotFoundError as error:
         raise RuntimeError(
-            "Nobody is logged in; run `hf auth login`, or set HF_TOKEN to a token that may write."
+            "You are not logged in; run `hf auth login`, or set HF_TOKEN to a token with write access."
         ) from error
     except HfHubHTTPError as error:
         raise RuntimeError(
-            f"the Hub refused ({error}). Look at the repository's name and the token's rights."
+            f"the Hub rejected it ({error}). Check the repository's name and the token's permissions."
         ) from error
     return str(address)

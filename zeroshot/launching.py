@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""One process or several: what a launcher was asked for and what it started have to agree."""
+"""Checks that a launcher started as many processes as requested."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ HOW_TO_LAUNCH = (
 
 
 def start_processes(**options: Any) -> Accelerator:
-    """The accelerator of this process, on the CPU where there is nothing else.
+    """The accelerator of this process, on the CPU if there is no other device.
 
     Args:
         options: Arguments of [`Accelerator`].
 
     Raises:
-        RuntimeError: The launcher was asked for another number of processes than would work together. Some of
-            accelerate's flags do so silently: `--cpu --num_processes 2` starts one process.
+        RuntimeError: The launcher was asked for a different number of processes than would work together. With some
+        flags, accelerate ignores the number silently: `--cpu --num_processes 2` starts one process.
     """
-    # Without this, several processes that a GPU launcher starts on a machine without a GPU do not find each other.
+    # Without this, processes that a GPU launcher starts on a machine without a GPU do not connect to each other.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     asked = os.environ.get("WORLD_SIZE")
     if asked is None:
-        # accelerate's launcher of one process leaves an address to meet at where it was asked for more than one.
+        # accelerate's single-process launcher sets MASTER_ADDR if it was asked for more than one process.
         alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
         if alone and accelerator.num_processes == 1:
             raise RuntimeError(
                 "`accelerate launch` was asked for several processes and started one, as it does with `--cpu`. "
-                f"{HOW_TO_LAUNCH} (If one process is what you want, unset MASTER_ADDR.)"
+                f"{HOW_TO_LAUNCH} (If you want one process, unset MASTER_ADDR.)"
             )
     elif int(asked) != accelerator.num_processes:
         raise RuntimeError(

@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""A checkpoint as two ONNX files that need nothing of torch: an image into its label map, and tokens into prototypes.
+"""Exports a checkpoint as two ONNX files that run without torch: image to label map, and tokens to prototypes.
 
-The network comes from `torch.export`. What surrounds it, the resize of the image before and of the scores afterwards, is
-written as ONNX text: its sizes are computed from the image, which `torch.export` cannot trace.
+The network comes from `torch.export`. The resize of the image before it and of the scores after it is written as ONNX text,
+because their sizes are computed from the image, which `torch.export` cannot trace.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ScoreMaps(nn.Module):
         """
         Args:
             pixel_values: `(B, 3, H, W)`.
-            content: `int64 (2,)`: height and width of the images in pixels; the rest is padding.
+            content: `int64 (2,)`: height and width of the images without padding, in pixels.
             text_prototypes: `(C, D)`.
             seen_class_mask: `bool (C,)`.
             gamma, threshold: `()`, see [`class_probabilities`].
@@ -80,7 +80,7 @@ class ScoreMaps(nn.Module):
 class Prompts(nn.Module):
     """Tokenized prompts `int64 (classes, templates, length)` to unit prototypes `(classes, D)`.
 
-    No attention mask: CLIP reads a sentence at its end token, which sees nothing of the padding after it.
+    No attention mask: CLIP pools a text at its end token, which does not attend to the padding after it.
     """
 
     def __init__(self, text_encoder: AlignZegTextEncoder):
@@ -92,7 +92,7 @@ class Prompts(nn.Module):
 
 
 def network_graph(module: nn.Module, example: dict[str, Tensor], shapes: tuple, outputs: list[str]) -> onnx.ModelProto:
-    """`module`, whose inputs are named and shaped as `example`, as an ONNX graph with the free axes of `shapes`."""
+    """Exports `module` with the inputs in `example` to an ONNX graph; `shapes` gives the dynamic axes."""
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         module.requires_grad_(False)
@@ -109,12 +109,12 @@ def network_graph(module: nn.Module, example: dict[str, Tensor], shapes: tuple, 
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-    assert exported is not None  # None is what the old exporter returns
+    assert exported is not None  # only the old exporter returns None
     return exported.model_proto
 
 
 def score_graph(model: AlignZegModel, uses_cells: bool) -> onnx.ModelProto:
-    """[`ScoreMaps`] with free batch, height, width and number of classes."""
+    """[`ScoreMaps`] with dynamic batch, height, width and number of classes."""
     divisor, dimension = model.config.size_divisor, torch.export.Dim
     rows, columns = (divisor * dimension(name, min=2, max=4096) for name in ("rows", "columns"))
     classes = dimension("classes", min=2, max=2**24)
@@ -138,7 +138,7 @@ def score_graph(model: AlignZegModel, uses_cells: bool) -> onnx.ModelProto:
 
 
 def text_graph(model: AlignZegModel) -> onnx.ModelProto:
-    """[`Prompts`] with free numbers of classes, templates and tokens."""
+    """[`Prompts`] with dynamic numbers of classes, templates and tokens."""
     dimension, longest = torch.export.Dim, model.config.text_config.max_position_embeddings
     example = {"input_ids": torch.ones(2, 3, min(5, longest), dtype=torch.int64)}
     shapes = (
@@ -152,10 +152,10 @@ def text_graph(model: AlignZegModel) -> onnx.ModelProto:
 
 
 def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
-    """What the image processor does: images `uint8 (B, H, W, 3)` to `pixel_values` and `content`.
+    """The image processor as a graph: images `uint8 (B, H, W, 3)` to `pixel_values` and `content`.
 
-    Two passes that round to 8 bits, halves up, as PIL has them. Under 2 % of the values differ, by 1 of 255 and seldom by 2;
-    where the sizes have a ratio such as 3:2, which makes many halves, up to 10 %.
+    As PIL, it resizes in two passes and rounds each to 8 bits, halves up. Under 2 % of the values differ from PIL's, by 1 of
+    255 and rarely by 2. At ratios such as 3:2, where many values are halves, up to 10 % differ.
 
     Raises:
         ValueError: The image processor has a setting that ONNX lacks.
@@ -175,7 +175,7 @@ def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
     elif size.get("shortest_edge") or size.get("longest_edge"):
         shortest = size.get("shortest_edge") or size["longest_edge"]
         longest = size.get("longest_edge") or 4 * shortest
-        # The short side is `shortest`, unless the long one would exceed `longest` then.
+        # The short side becomes `shortest`, unless the long one would then exceed `longest`.
         sides = f"""
             shortest = Constant <value_ints=[{shortest}]> ()
             longest = Constant <value_ints=[{longest}]> ()
@@ -256,11 +256,11 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
     """Scores `(B, C, h, w)` of proposals, and of cells unless their weight is 0, to the best class of every pixel of
     the image, `int32 (B, H, W)`.
 
-    One class after the other, so that the scores of all of them are never held. The argmax of
-    `proposals^(1 - a) · cells^a` is that of `proposals · cells^(a / (1 - a))`.
+    It loops over the classes, so the scores of all classes are never in memory together. The argmax of
+    `proposals^(1 - a) · cells^a` equals that of `proposals · cells^(a / (1 - a))`.
 
     Args:
-        stride: Pixels of the input per side of a cell of `scores`.
+        stride: Input pixels per side of a cell of `scores`.
         dense_weight: `a`, from 0 to 1.
     """
     import onnx
@@ -318,8 +318,8 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
 
 
 def _matrices(grid: str, content: str) -> str:
-    """The interpolation of `grid` at the pixels of the image, as [`resize_matrix`] makes it: `{grid}_down (H, h)` and
-    `{grid}_right (w, W)`. `content` computes `cut (2,)`, the cells that show the image."""
+    """The interpolation matrices of [`resize_matrix`] from `grid` to the pixels of the image: `{grid}_down (H, h)` and
+    `{grid}_right (w, W)`. `content` computes `cut (2,)`, the cells without padding."""
     lines = [content.replace("cut =", f"{grid}_cut ="), f"{grid}_end = Ceil ({grid}_cut)"]
     for name, axis, index in (("down", 1, "first"), ("right", 2, "second")):
         key = f"{grid}_{name}"
@@ -362,11 +362,11 @@ def _enlarged(grid: str, name: str) -> str:
 
 
 def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.ModelProto:
-    """Images of one size into label maps of that size.
+    """Converts images of one size to label maps of that size.
 
     Inputs: `image`, uint8 (batch, height, width, 3); `text_prototypes`, float32 (classes, projection_dim), unit vectors of
-    at least two classes; `seen_class_mask`, bool (classes,). Output: `label_map`, int32 (batch, height, width). The
-    correction and the weight of the cells are those of the image processor.
+    at least two classes; `seen_class_mask`, bool (classes,). Output: `label_map`, int32 (batch, height, width). The image
+    processor's correction and weight of the cells are built in.
 
     Raises:
         ValueError: The image processor has a setting that ONNX lacks.
@@ -375,7 +375,7 @@ def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.
 
     settings = processor.image_processor
     weight = settings.dense_weight if model.cell_classifier is not None else 0.0
-    pixels = pixels_graph(settings, model.config.size_divisor)  # errors come before the slow part
+    pixels = pixels_graph(settings, model.config.size_divisor)  # raises errors before the slow part
     network, readout = score_graph(model, weight > 0), readout_graph(model.config.mask_stride, weight)
     values = {value.name: value for part in (pixels, network) for value in part.graph.input}
     values = {name: values[name] for name in ("image", "text_prototypes", "seen_class_mask")}
@@ -386,7 +386,7 @@ def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.
 
 
 def _joined(parts: list[onnx.ModelProto], inputs: dict[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
-    """Graphs one after the other; an output and an input of the same name are one value."""
+    """Chains graphs; an output feeds the input of the same name."""
     from onnx import compose, helper
 
     renamed = [
@@ -403,7 +403,7 @@ def _joined(parts: list[onnx.ModelProto], inputs: dict[str, onnx.ValueInfoProto]
 
 
 def store_half(model: onnx.ModelProto) -> None:
-    """Stores large weights as float16; they become float32 again when the file is loaded."""
+    """Stores large weights as float16; the graph casts them to float32."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph, casts = model.graph, []
@@ -421,30 +421,30 @@ def store_half(model: onnx.ModelProto) -> None:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """Where [`export_folders`] can write, links resolved.
+    """Checks that [`export_folders`] can write to `folder`, and returns it with links resolved.
 
     Raises:
         ValueError: `folder` contains other files, or cannot be written.
     """
     path = check_output(Path(folder) / FILES[0]).parent
     if others := sorted({file.name for file in path.iterdir()} - set(FILES) if path.exists() else ()):
-        raise ValueError(f"{folder} contains {others[0]}, which would be lost: name a new folder.")
+        raise ValueError(f"{folder} contains {others[0]}, which would be lost: choose a new folder.")
     return path
 
 
 def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: dict[str | Path, bool]) -> None:
-    """Writes `FILES` to each of `folders`: all that onnxruntime and tokenizers, or a browser, need to segment by names.
+    """Writes `FILES` to each of `folders`, for segmentation by class names with onnxruntime and tokenizers or in a browser.
 
     - `image.onnx`: see [`label_map_graph`];
     - `text.onnx`: `input_ids`, int64 (classes, templates, length), to `text_prototypes`, float32 (classes,
       projection_dim);
     - `tokenizer.json`: for the `tokenizers` library;
-    - `alignzeg.json`: `templates`, `max_length` (tokens), `classes` and `unseen` (the checkpoint's own), `colors`, and
-      `bytes` of the ONNX files.
+    - `alignzeg.json`: `templates`, `max_length` (tokens), the checkpoint's own `classes` and `unseen` ones, `colors`, and
+      `bytes`, the sizes of the ONNX files.
 
     Args:
-        folders: Whether weights are stored as float16, which halves the files, for each folder. It is new, empty, or has
-            nothing but such files, which are replaced.
+        folders: Maps each folder to whether weights are stored as float16, which halves the files. A folder is new, empty,
+            or contains only such files, which are replaced.
 
     Raises:
         ImportError: `onnx` or `onnxscript` is missing.

@@ -1,10 +1,10 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Settings of a training: dataclasses hold every default, a YAML preset overrides them, options override both.
+"""Settings of a training: dataclasses define the defaults, a YAML preset overrides them, options override both.
 
     train.py --config scripts/configs/embedded.yaml --training.steps 100 --model.config.num_queries 50
 
-A preset may build on others: `base: [base/vitb16.yaml, base/voc2012.yaml]`, relative to its own folder; what stands
-later wins. Hyper-parameters of the model are not repeated here: `model.config` overrides [`AlignZegConfig`] by name.
+A preset may build on others: `base: [base/vitb16.yaml, base/voc2012.yaml]`, relative to its own folder; later entries
+    win. Hyper-parameters of the model are not repeated here: `model.config` overrides [`AlignZegConfig`] by name.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .files import parse_yaml, read_text, shown
 
 @dataclass
 class ModelSettings:
-    """Model: where it comes from.
+    """Model: its source.
 
     Attributes:
         checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; `clip` and `config` are then ignored.
         clip: A CLIP to start from: folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP, or a name of open_clip.
         pretrained: With open_clip, the tag or file of the weights.
-        random_weights: With open_clip, draw the weights instead: for tests of size and speed, not for training.
+        random_weights: With open_clip, initialise randomly: for tests of size and speed, not for training.
         config: Overrides of `AlignZegConfig`, by name.
         image_processor: Overrides of `AlignZegImageProcessor`, by name.
     """
@@ -47,35 +47,35 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """Data: what to train on.
+    """Data: datasets and how to read them.
 
     Attributes:
-        dataset: A name known to `zeroshot.data.benchmarks.load_benchmark`, a hub id or a local folder.
+        dataset: A benchmark name of `zeroshot.data.benchmarks.load_benchmark`, a hub id or a local folder.
         root: Folder of a named benchmark's files.
-        split: Name of a split, or a YAML file with classes and unseen classes; by default that of `dataset`.
+        split: Name of a split, or a YAML file with classes and unseen classes; default: the split of `dataset`.
         train_part: Part of the dataset to train on.
         validation_part: Part of the dataset to evaluate on.
         num_train: Use only the first N training images (for embedded scenes: draw N).
         num_validation: Use only the first N validation images (for embedded scenes: draw N).
         image_column: Image column of a dataset that is not a named benchmark.
         label_column: Label column of a dataset that is not a named benchmark.
-        image_folder: Folder of images below a folder of your own; `{part}` in it stands for the part.
-        label_folder: Folder of label files, likewise, or where a benchmark has several.
-        image_suffix: End of the names of images in a folder of your own, before the file extension: `_leftImg8bit`.
-        label_suffix: End of the names of label maps, likewise: `_L`.
-        label_file: COCO JSON file (instances or panoptic) in a folder of your own; `{part}` in it stands for the part.
-        context_459_ids: The label files of PASCAL Context hold the original ids 1..459 instead of 0..59.
+        image_folder: Subfolder of images, if `dataset` is a folder; `{part}` in it is replaced by the part.
+        label_folder: Subfolder of label files, likewise, or one of several of a benchmark.
+        image_suffix: Suffix of image names before the file extension, if `dataset` is a folder: `_leftImg8bit`.
+        label_suffix: Suffix of label map names, likewise: `_L`.
+        label_file: COCO JSON file (instances or panoptic), if `dataset` is a folder; `{part}` is replaced by the part.
+        context_459_ids: The label files of PASCAL Context have the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
         transform: Arguments of `zeroshot.data.transforms.TrainTransform`.
         in_memory: Decode the training images once and keep them in memory.
-        cached_epochs: Run the frozen image tower once on the samples of the first N epochs, keep its hidden states in
-            memory, and repeat these epochs. 1 is exact where the transform never changes an image; with random crops,
+        cached_epochs: Run the frozen image tower only on the samples of the first N epochs, keep its hidden states in
+            memory, and repeat these epochs. 1 is exact if the transform is deterministic; with random crops,
             N is the number of augmented versions of each image. 0 runs the tower in every step.
-        feature_folder: Keep these hidden states in files there, for later runs on the same samples and tower.
-        augmentation_seed: Seed of the transform; by default `seed`. Runs with several seeds can share cached features.
+        feature_folder: Store these hidden states in files in this folder, for later runs on the same samples and tower.
+        augmentation_seed: Seed of the transform; default: `seed`. Lets runs with different seeds share cached features.
         validate: Read the whole dataset once before training, and stop if a file is missing or unusable.
-        pseudo_unseen: Share of the seen classes that is treated as unseen; the real unseen classes are then
-            ignored. For choosing hyper-parameters without labels of unseen classes; 0 is the real task.
+        pseudo_unseen: Share of the seen classes to treat as unseen; the real unseen classes are then ignored. For
+            choosing hyper-parameters without labels of unseen classes; 0 is the real task.
         pseudo_seed: Seed that chooses these classes.
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
         num_workers: Loader processes.
@@ -111,7 +111,7 @@ class DataSettings:
 
 @dataclass
 class TrainingSettings:
-    """Training: how long, how fast, and what is written when.
+    """Training: schedule, optimizer, evaluation, checkpoints and logs.
 
     Attributes:
         steps: Optimizer steps.
@@ -122,16 +122,16 @@ class TrainingSettings:
         warmup_steps: Steps of linear warm-up.
         schedule: Learning rate after warm-up: cosine to zero, polynomial (power 0.9) to zero, or constant.
         max_grad_norm: Gradients are clipped to this norm.
-        log_every: Steps between two log entries; an entry has the means over them.
-        evaluate_every: Steps between two evaluations; 0 turns evaluation off.
-        save_every: Steps between two training checkpoints; 0 turns them off.
-        keep_checkpoints: How many training checkpoints are kept.
-        best_metric: Score on the validation part that selects `best`. The default looks at seen classes only:
+        log_every: Steps between two log entries; an entry contains means over these steps.
+        evaluate_every: Steps between two evaluations; 0 disables evaluation.
+        save_every: Steps between two training checkpoints; 0 disables them.
+        keep_checkpoints: Number of training checkpoints to keep.
+        best_metric: Score on the validation part that selects `best`. The default uses seen classes only:
             labels of unseen classes must not select a model.
         on_nan: What to do if a loss or gradient is not finite.
         num_threads: CPU threads of torch; 0 keeps torch's own choice.
         tensorboard: Log to TensorBoard as well as to `metrics.jsonl`.
-        trackio: Log to trackio too, where it is installed.
+        trackio: Log to trackio as well, if it is installed.
     """
 
     steps: PositiveInt = 60000
@@ -155,11 +155,11 @@ class TrainingSettings:
 
 @dataclass
 class Settings:
-    """The run.
+    """Run: output folder, seed and resume.
 
     Attributes:
         output_dir: Folder of the run: training checkpoints, logs and the final model.
-        seed: Seed of weights, order, augmentation and every random choice in the objective.
+        seed: Seed of weights, sample order, augmentation and random choices in the loss.
         resume: Resume from the newest complete training checkpoint in `output_dir`, if there is one.
     """
 
@@ -175,9 +175,9 @@ class Settings:
 
 
 class SettingsParser(ArgumentParser):
-    """Options of a script that trains: one for every field of [`Settings`], `--config`, and the script's own.
+    """Parser of a script that trains: one option per field of [`Settings`], `--config`, and the script's own options.
 
-    Every error is a ValueError; for an unknown key it proposes the closest known one.
+    Every error is a ValueError; for an unknown key it suggests the closest known one.
     """
 
     def __init__(self, description: str | None = None) -> None:
@@ -217,7 +217,7 @@ class SettingsParser(ArgumentParser):
 
 class _Preset(ActionConfigFile):
     def __call__(self, parser, cfg, values, option_string=None) -> None:
-        preset = json.dumps(read_preset(values), default=str)  # dates become text
+        preset = json.dumps(read_preset(values), default=str)  # dates become strings
         self.apply_config(parser, cfg, self.dest, preset)
 
 
@@ -227,19 +227,19 @@ def load_settings(arguments: list[str]) -> Settings:
 
 
 def read_preset(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML preset merged over the presets that its `base` names.
+    """Reads a YAML preset and merges it over the presets in its `base`.
 
     Raises:
-        ValueError: A file cannot be read, holds a key twice, or builds on itself.
+        ValueError: A file cannot be read, has a duplicate key, or builds on itself.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"`--config` names {str(path)!r}, which is not a file.")
+        raise ValueError(f"`--config` refers to {str(path)!r}, which is not a file.")
     if path.resolve() in seen:
         raise ValueError(f"The preset {path} builds on itself; check `base`.")
     own = parse_yaml(read_text(path), path) or {}
     if not isinstance(own, dict):
-        raise ValueError(f"{path} holds {shown(own)}; expected names and values, such as `seed: 0`.")
+        raise ValueError(f"{path} contains {shown(own)}; expected names and values, such as `seed: 0`.")
     own = {name: value for name, value in own.items() if value is not None}  # empty sections
     for section in {"model", "data", "training"} & own.keys():
         if not isinstance(own[section], dict):
@@ -265,14 +265,14 @@ class ClipPretraining:
 
     Attributes:
         output_dir: Folder to write the model to.
-        steps: Optimizer steps, of which the last third shows more scenes.
-        pool_singles: Single-object images drawn once per phase, and mirrored.
-        pool_scenes: Scenes drawn once per phase, and mirrored.
+        steps: Optimizer steps; the last third uses more scenes.
+        pool_singles: Single-object images generated per phase and mirrored.
+        pool_scenes: Scenes generated per phase and mirrored.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of AdamW.
-        warmup_steps: Steps of linear warm-up; after it the rate follows a cosine to zero.
+        warmup_steps: Steps of linear warm-up, followed by cosine decay to zero.
         eval_per_class: Held-out single-object images per class.
-        seed: Seed of weights, drawing and order.
+        seed: Seed of weights, images and sample order.
         num_threads: Threads of torch.
     """
 

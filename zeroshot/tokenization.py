@@ -13,12 +13,12 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, TokenizersBacke
 
 
 def build_tokenizer(texts: list[str], model_max_length: int, vocab_size: int = 4096) -> CLIPTokenizer:
-    """A CLIP tokenizer with byte-pair merges learned from `texts`; any other text can still be spelled.
+    """A CLIP tokenizer with byte-pair merges learned from `texts`; it can encode any other text too.
 
     Args:
-        texts: What the merges are learned from; a text that occurs more often counts more.
+        texts: Texts to learn the merges from; frequent texts count more.
         model_max_length: Tokens of the longest text, start and end included.
-        vocab_size: Largest count of tokens, 512 of them bytes and two special ones.
+        vocab_size: Maximum number of tokens, of which 512 are bytes and two are special.
     """
     byte_tokens = sorted(ByteLevel.alphabet())
     tokens = dict.fromkeys(byte_tokens + [f"{token}</w>" for token in byte_tokens])

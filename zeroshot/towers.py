@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The frozen parts of an AlignZeg, by the names that `AlignZegModel` gives them: image tower, text tower, projections.
+"""Loads the frozen parts of AlignZeg (image tower, text tower, projections) under their names in `AlignZegModel`.
 
 They come from a CLIP, MetaCLIP 2 or SigLIP of transformers, from any open_clip model whose image tower is a plain ViT or a
 convolutional network of timm (ConvNeXt and others), from `scripts/pretrain_lit.py`, or from another AlignZeg checkpoint.
@@ -49,9 +49,9 @@ class Towers(NamedTuple):
     """Frozen parts.
 
     Attributes:
-        config: Fields of `AlignZegConfig` that describe them.
-        weights: By the names of `AlignZegModel`; the temperature is among them.
-        tokenizer: Of the text tower.
+        config: Fields of `AlignZegConfig` that describe the towers.
+        weights: Weights by their names in `AlignZegModel`, including the temperature.
+        tokenizer: Tokenizer of the text tower.
         image_processor: Fields of `AlignZegImageProcessor`, at least `image_mean` and `image_std`.
     """
 
@@ -64,27 +64,27 @@ class Towers(NamedTuple):
 def load_towers(
     source: str, pretrained: str | None = None, *, random_weights: bool = False, cache_dir: str | None = None
 ) -> Towers:
-    """Loads the frozen parts that `source` names.
+    """Loads the frozen parts from `source`.
 
     Args:
-        source: A folder that `scripts/pretrain_lit.py` wrote; an AlignZeg checkpoint, of which the trained parts are left
-            behind; or what [`load_clip`] takes, with open_clip also models with a convolutional image tower, such as
+        source: A folder that `scripts/pretrain_lit.py` wrote; an AlignZeg checkpoint, without its trained parts; or a
+            source of [`load_clip`]. open_clip models may also have a convolutional image tower, such as
             `"convnext_base_w"`.
         pretrained: Weights for an open_clip model name, see [`clip_from_open_clip`].
-        random_weights: Draw the weights of an open_clip model instead. For tests of size and speed: a model on top of
-            random towers learns nothing that carries over to unseen classes.
-        cache_dir: Where downloads are kept.
+        random_weights: Initialise an open_clip model randomly. For tests of size and speed: a model on random towers
+            learns nothing that transfers to unseen classes.
+        cache_dir: Folder for downloads.
 
     Raises:
-        ValueError: there is no such model, it cannot be converted, or neither weights nor `random_weights` are named.
+        ValueError: there is no such model, it cannot be converted, or neither weights nor `random_weights` are given.
     """
     is_open_clip = source.startswith((HUB, FOLDER)) or source.replace("/", "-") in open_clip.list_models()
     is_named = is_open_clip and not source.startswith((HUB, FOLDER))
     if is_named and pretrained is None and not random_weights:
         tags = open_clip.list_pretrained_tags_by_model(source.replace("/", "-"))
         raise ValueError(
-            f"`pretrained` is missing for the open_clip model {source!r}: name one of its weights "
-            f"({', '.join(tags) or 'a file, as it has no tags'}), or ask for random weights."
+            f"`pretrained` is missing for the open_clip model {source!r}: choose one of its weights "
+            f"({', '.join(tags) or 'a file, as it has no tags'}), or use random weights."
         )
     if is_open_clip:
         found = look_up(source, pretrained, cache_dir)
@@ -100,7 +100,7 @@ def load_towers(
 
 
 def layers_of_vit(depth: int) -> dict[str, Any]:
-    """Where a ViT of `depth` layers is divided, and which layers are read: what is usual for 12, in proportion."""
+    """Split layer and fusion layers of a ViT with `depth` layers, scaled from the usual ones for 12."""
     split_layer = max(1, depth * 3 // 4)
     return {"clip_split_layer": split_layer, "fusion_layers": sorted({split_layer * step // 3 for step in range(4)})}
 
@@ -134,7 +134,7 @@ def clip_towers(clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, norma
 
 
 def alignzeg_towers(source: str) -> Towers:
-    """Those of an AlignZeg checkpoint."""
+    """Frozen parts of an AlignZeg checkpoint."""
     from .checkpoints import load_checkpoint
 
     model, processor = load_checkpoint(source, "model.clip")
@@ -147,7 +147,7 @@ def alignzeg_towers(source: str) -> Towers:
 
 
 def lit_towers(folder: Path) -> Towers:
-    """Those of `scripts/pretrain_lit.py`: an image tower of timm, a linear layer plus MLP, and a small text tower."""
+    """Frozen parts from `scripts/pretrain_lit.py`: a timm image tower, a linear layer plus MLP, and a small text tower."""
     info = json.loads((folder / LIT_INFO).read_text(encoding="utf-8"))
     config = {
         "vision_config": {
@@ -204,12 +204,12 @@ def check_timm_tower(vision: Mapping[str, Any]) -> None:
 
 
 def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: dict[str, Tensor] | None) -> Towers:
-    """Those of an open_clip model with a convolutional image tower of timm.
+    """Frozen parts of an open_clip model with a convolutional timm image tower.
 
     Args:
         cfg: open_clip's model config.
         normalization: `image_mean` and `image_std`.
-        weights: open_clip's; `None` draws them.
+        weights: open_clip's weights; `None` initialises them randomly.
 
     Raises:
         ValueError: the text tower cannot be converted.
@@ -257,10 +257,10 @@ def _model_type(source: str, cache_dir: str | None) -> str | None:
 
 
 def fresh_model(towers: Towers, config: dict[str, Any], seed: int) -> AlignZegModel:
-    """An AlignZeg on `towers`, its trainable parts drawn from `seed`; `config` holds further fields of its config.
+    """An AlignZeg on `towers`, with trainable parts initialised from `seed` and further config fields in `config`.
 
     Raises:
-        ValueError: a weight is missing or has another shape.
+        ValueError: a weight is missing or has the wrong shape.
     """
     full = AlignZegConfig(**{**towers.config, **config})
     torch.manual_seed(seed)
@@ -273,7 +273,7 @@ def fresh_model(towers: Towers, config: dict[str, Any], seed: int) -> AlignZegMo
         if came is None or came.shape != value.shape:
             shape = "missing" if came is None else f"of shape {tuple(came.shape)}"
             raise ValueError(
-                f"The weight {key!r} is {shape}; expected {tuple(value.shape)}. The towers do not fit together."
+                f"The weight {key!r} is {shape}; expected {tuple(value.shape)}. The towers do not match each other."
             )
     model.load_state_dict({key: towers.weights[key] for key in expected}, strict=False)
     return model.eval()

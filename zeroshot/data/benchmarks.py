@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Opening benchmarks, hub ids and local folders as `datasets.Dataset`. Image files are not read here."""
+"""Opens benchmarks, hub ids and local folders as `datasets.Dataset`, without reading image files."""
 
 from __future__ import annotations
 
@@ -47,44 +47,44 @@ def load_benchmark(
     num_scenes: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
-    """Opens one part of a benchmark. Its files are not read yet; [`validate_dataset`] does that.
+    """Opens one part of a benchmark without reading its files; [`validate_dataset`] reads them.
 
-    - `"voc2012"`: `root` holds `JPEGImages`, `SegmentationClassAug` or `SegmentationClass` or both, and
+    - `"voc2012"`: `root` contains `JPEGImages`, `SegmentationClassAug` or `SegmentationClass` or both, and
       `ImageSets/Segmentation`, whose lists are the parts: `train`, `trainaug`, `val`.
-    - `"pascal_context_59"`, `"pascal_context_60"`: `root` holds `JPEGImages`, `SegmentationClassContext` and
+    - `"pascal_context_59"`, `"pascal_context_60"`: `root` contains `JPEGImages`, `SegmentationClassContext` and
       `ImageSets/SegmentationContext`, whose lists are the parts: `train`, `val`.
-    - `"coco_stuff"`: `root` holds `train2017` and `val2017`, or both in `images`, and label folders of the same names
+    - `"coco_stuff"`: `root` contains `train2017` and `val2017`, or both in `images`, and label folders of the same names
       in `stuffthingmaps` or `annotations`. The parts are `train` and `val`.
-    - `"ade20k"`: `root` holds `images` and `annotations`, each with the folders `training` and `validation`. The parts
+    - `"ade20k"`: `root` contains `images` and `annotations`, each with the folders `training` and `validation`. The parts
       are `train` and `val`.
-    - `"msrc"`, `"coco_panoptic"`: `root` holds parquet files, see photos.py; `train`, `validation`, `test` and `train`,
-      `test`. MSRC also as its original folder. `"photos"` is the `train` part of both together.
-    - `"embedded_scenes"`: drawn now; `train`, `validation`, `test`.
-    - anything else: a hub id, or a local folder of images and label maps (see folders.py) or with COCO JSON files (see
-      coco_json.py), or one that is an imagefolder with metadata, holds parquet files or was made by `save_to_disk`.
-      The parts are what the dataset calls them; what `save_to_disk` wrote of a single part is `train` by default.
+    - `"msrc"`, `"coco_panoptic"`: `root` contains parquet files, see photos.py. The parts are `train`, `validation` and
+      `test`, or `train` and `test`. MSRC may also be its original folder. `"photos"` is both `train` parts together.
+    - `"embedded_scenes"`: generated on the fly; the parts are `train`, `validation`, `test`.
+    - anything else: a hub id, or a local folder: images and label maps (see folders.py), COCO JSON files (see
+      coco_json.py), an imagefolder with metadata, parquet files, or the output of `save_to_disk`. The dataset defines
+      the names of its parts; a single dataset saved by `save_to_disk` is `train` by default.
 
-    `val` and `validation` mean the same everywhere.
+    `val` and `validation` are synonyms.
 
     Args:
         name: See above.
         split_part: See above.
-        root: See above. The years `VOC2012` and `VOC2010` are found inside it, also inside its `VOCdevkit`.
-        label_folder: For VOC and Context, the only folder of label files to use. By default VOC takes a file from
-            `SegmentationClassAug`, and from `SegmentationClass` if it is not there.
-        layout: For local folders, where the images and label maps are, if not in the usual places.
+        root: See above. `VOC2012` and `VOC2010` are also found inside it and inside its `VOCdevkit`.
+        label_folder: For VOC and Context, the only folder of label files to use. By default, VOC uses a file from
+            `SegmentationClassAug`, or else from `SegmentationClass`.
+        layout: For local folders, the locations of images and label maps, if not the usual ones.
         image_column: For hub ids and local folders, the column of images.
         label_column: For hub ids and local folders, the column of label maps.
-        split: For COCO JSON files, whose categories are found by the names of its classes.
-        num_scenes: For embedded scenes, how many to draw; by default the number in the split file.
-        seed: For embedded scenes, what they are drawn with.
+        split: For COCO JSON files; its class names select the categories.
+        num_scenes: For embedded scenes, the number to generate; default: the number in the split file.
+        seed: For embedded scenes, their seed.
 
     Returns:
         A dataset with the columns `image` and `label` (both [`datasets.Image`], raw ids) and `name` (file name
-        without its ending, or the position if there is none).
+        without extension, or the position if there is none).
 
     Raises:
-        FileNotFoundError: A folder or a list that the layout needs does not exist.
+        FileNotFoundError: A required folder or list does not exist.
         ValueError: The part is unknown or empty, a column is missing, or `name` cannot be opened.
     """
     if name == "embedded_scenes":
@@ -95,7 +95,7 @@ def load_benchmark(
         return _open_dataset(name, split_part, image_column, label_column)
 
     if root is None:
-        raise ValueError(f"`root` is missing; give the folder of {name}.")
+        raise ValueError(f"`root` is missing; pass the folder of {name}.")
     if not Path(root).is_dir():
         raise FileNotFoundError(f"`root` is {str(root)!r}, which is not a folder; expected the folder of {name}.")
     if name in PHOTOS:
@@ -151,16 +151,16 @@ def _voc_files(
     if not image_list.is_file():
         present = sorted(path.stem for path in image_list.parent.glob("*.txt"))
         raise FileNotFoundError(
-            f"{image_list} does not exist. `split_part` names a list in that folder, which has {present or 'none'}."
+            f"{image_list} does not exist. `split_part` is the name of a list in that folder; it has {present or 'none'}."
         )
     label_roots = [root / folder for folder in label_folders if (root / folder).is_dir()]
     if not label_roots:
         raise FileNotFoundError(f"{root} has no folder {' or '.join(label_folders)} of label maps.")
-    # Some lists in circulation hold paths of image and label; the name is in the first.
+    # Some published lists have paths of image and label; the name is in the first one.
     lines = read_text(image_list).splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not names:
-        raise ValueError(f"{image_list} lists no image; expected one name a line.")
+        raise ValueError(f"{image_list} lists no image; expected one name per line.")
     labels = []
     for name in names:
         candidates = [folder / f"{name}.png" for folder in label_roots]
@@ -173,12 +173,12 @@ def _paired_files(
 ) -> tuple[list[Path], list[Path]]:
     image_root = _existing_folder(*(root / folder for folder in image_folders))
     label_root = _existing_folder(*(root / folder for folder in label_folders))
-    # A name that is in one folder only stays in, so that its missing partner is reported.
+    # Names in only one folder are kept, so that the missing file is reported.
     image_names = {Path(file).stem for file in os.listdir(image_root) if file.endswith(".jpg")}
     label_names = {Path(f).stem for f in os.listdir(label_root) if f.endswith(".png") and "TrainIds" not in f}
     names = sorted(image_names | label_names)
     if not names:
-        raise ValueError(f"{image_root} holds no .jpg file and {label_root} no label map.")
+        raise ValueError(f"{image_root} contains no .jpg file and {label_root} no label map.")
     return [image_root / f"{name}.jpg" for name in names], [label_root / f"{name}.png" for name in names]
 
 
@@ -186,19 +186,19 @@ def _existing_folder(*folders: Path) -> Path:
     for folder in folders:
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"None of these folders exists: {', '.join(map(str, folders))}.")
+    raise FileNotFoundError(f"None of these folders exist: {', '.join(map(str, folders))}.")
 
 
 def open_any_dataset(
     name: str, split_part: str, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """One part of a hub id or a local folder, with the columns that it has; streamed without being downloaded first.
+    """Opens one part of a hub id or a local folder with its original columns; can stream it instead of downloading it.
 
     Raises:
         ValueError: `name` cannot be opened, has no such part, or the part is empty.
     """
     if not name:
-        raise ValueError("The dataset has an empty name; give a benchmark's name, a hub id or a folder.")
+        raise ValueError("The dataset has an empty name; pass a benchmark name, a hub id or a folder.")
     folder = Path(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -207,14 +207,14 @@ def open_any_dataset(
             return _load_dataset(name, split_part, streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"Cannot open the part {split_part!r} of {name!r}, taken for a local folder or a hub id because it is "
-            f"none of the named benchmarks. {error}"
+            f"Cannot open the part {split_part!r} of {name!r}, interpreted as a local folder or a hub id because it is "
+            f"not a named benchmark. {error}"
         ) from error
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
 def _load_from_disk(folder: Path, part: str) -> datasets.Dataset:
-    """One part of what `save_to_disk` wrote. Of a single dataset, `datasets` would ignore which part is asked for."""
+    """Opens one part of the output of `save_to_disk`. For a single dataset, `datasets` would ignore the part."""
     listing = folder / "dataset_dict.json"
     if listing.is_file():
         places = {name: folder / name for name in json.loads(read_text(listing))["splits"]}
@@ -230,7 +230,7 @@ def _load_from_disk(folder: Path, part: str) -> datasets.Dataset:
         raise ValueError(f"It has the parts {', '.join(places)}{hint}.")
     try:
         return datasets.load_from_disk(str(places[found]))
-    except IndexError:  # datasets reads no file where no row was written
+    except IndexError:  # `datasets` raises it for a dataset without rows
         raise ValueError("It is empty.") from None
 
 
@@ -260,7 +260,9 @@ def _open_dataset(name: str, split_part: str, image_column: str, label_column: s
     try:
         encoded = encoded_images(dataset)
     except (pyarrow.ArrowException, TypeError) as error:
-        raise ValueError(f"A column of {name!r} does not hold images; it has {dataset.features}. {error}") from error
+        raise ValueError(
+            f"A column of {name!r} does not contain images; it has {dataset.features}. {error}"
+        ) from error
     paths = pyarrow.compute.struct_field(encoded.with_format("arrow")[:]["image"], "path").to_pylist()
     names = [Path(path).stem if path else f"{index:08d}" for index, path in enumerate(paths)]
     dataset = encoded.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
@@ -269,7 +271,7 @@ def _open_dataset(name: str, split_part: str, image_column: str, label_column: s
 
 def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with columns `image` and `label` as bytes and paths."""
-    # Never Image(mode=…): converting a palette image to grey replaces its ids by grey values.
+    # Never Image(mode=…): converting a palette image to grey replaces its ids with grey values.
     encoded = datasets.Image(decode=False)
     return dataset.cast_column("image", encoded).cast_column("label", encoded)
 

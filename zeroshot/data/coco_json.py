@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""COCO's JSON files of instances (polygons and run lengths) and of panoptic segmentation, as label maps.
+"""Reads COCO's JSON files of instances (polygons and run lengths) and panoptic segmentation as label maps.
 
-Label maps are drawn once and kept in the cache of the library `datasets`. Their raw ids are the category ids of the file.
-Where a split is given, its classes are found by the names of the categories, and those with other names by its raw id map.
+Label maps are drawn once and cached by the library `datasets`. Their raw ids are the category ids of the file. With a
+split, classes are matched to categories by name, or by the split's raw id map.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .folders import part_names
 from .splits import SegmentationSplit
 
 
-KINDS = ("panoptic", "instances", "")  # how names of files begin; the first that is there counts
+KINDS = ("panoptic", "instances", "")  # prefixes of file names; the first one found is used
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")})
 
 
@@ -47,21 +47,21 @@ def load_coco(
 ) -> datasets.Dataset:
     """The images of a COCO JSON file with label maps drawn from its annotations.
 
-    Where instances overlap, the smaller one is on top. Pixels without annotation are unlabelled, or of the class
-    `background` where the split has one.
+    Where instances overlap, the smaller one is on top. Pixels without annotation are unlabelled, or belong to the class
+    `background` if the split has one.
 
     Args:
-        file: With `images`, `annotations` and `categories`.
-        root: Folder of the dataset, where the images are looked for.
-        image_folder: Folder of the images below `root`, if it is not one of the usual places.
-        split: Its classes; by default raw ids are the category ids, and 255 is unlabelled.
+        file: JSON file with `images`, `annotations` and `categories`.
+        root: Folder of the dataset, which is searched for the images.
+        image_folder: Subfolder of `root` with the images, if it is not one of the usual ones.
+        split: The classes. By default, raw ids are the category ids, and 255 is unlabelled.
 
     Returns:
         Columns `image`, `label` and `name`, see [`~zeroshot.data.benchmarks.load_benchmark`].
 
     Raises:
         FileNotFoundError: The images are not found.
-        ValueError: The file is not COCO's, or lacks a class of the split.
+        ValueError: The file does not have COCO's format, or lacks a class of the split.
     """
     content = _read(file)
     images = _image_folder(file, root, image_folder, content)
@@ -75,7 +75,7 @@ def load_coco(
             "images": str(images),
             "table": table,
             "rest": rest,
-            "stamp": (stamp.st_mtime_ns, stamp.st_size),  # a file that changed is drawn anew
+            "stamp": (stamp.st_mtime_ns, stamp.st_size),  # a changed file is drawn again
         },
     )
 
@@ -113,11 +113,11 @@ def _image_folder(file: Path, root: Path, chosen: str | None, content: dict[str,
 
 
 def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: Path) -> tuple[dict[int, int], int]:
-    """The raw id that label maps hold for every category, and that of pixels without annotation."""
+    """The raw ids in label maps for each category, and for pixels without annotation."""
     if split is None:
         return {key: key for key in categories}, 255
     if split.palette:
-        raise ValueError(f"{file} gives categories, not colours; remove `palette` from the split.")
+        raise ValueError(f"{file} has categories, not colours; remove `palette` from the split.")
     by_name = {name.casefold(): position for position, name in enumerate(split.classes)}
     table: dict[int, int] = {}
     for key, name in categories.items():
@@ -129,7 +129,7 @@ def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: 
     if missing and not split.has_raw_id_map:
         raise ValueError(
             f"{file} has no category {shown(missing)} of `classes`; it has {shown(list(categories.values()))}. Use its "
-            "names, or give the category ids as `raw_id_map`."
+            "names, or map the category ids with `raw_id_map`."
         )
     if unused := [name for key, name in categories.items() if table[key] == split.ignore_index]:
         warnings.warn(f"Not in `classes`, so unlabelled: the categories {shown(unused)} of {file}.", stacklevel=4)
@@ -138,7 +138,7 @@ def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: 
         raw_of[split.ignore_index] = split.ignore_index
     if unmapped := {*table.values(), rest} - raw_of.keys():
         raise ValueError(
-            f"No raw id of {split.name!r} stands for {sorted(unmapped)}, which {file} needs (`ignore_index` is "
+            f"No raw id of {split.name!r} maps to {sorted(unmapped)}, which {file} needs (`ignore_index` is "
             f"{split.ignore_index}): add one to its raw id map."
         )
     return {key: raw_of[target] for key, target in table.items()}, raw_of[rest]
@@ -181,7 +181,7 @@ def _draw_segments(label: np.ndarray, annotation: dict[str, Any], file: Path, ta
         raise ValueError(f"{name} is in none of {', '.join(str(place.parent) for place in places)}")
     codes = np.asarray(Image.open(place).convert("RGB")).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
     if codes.shape != label.shape:
-        raise ValueError(f"{place} has another size than its image")
+        raise ValueError(f"{place} and its image differ in size")
     segments = {segment["id"]: segment["category_id"] for segment in annotation["segments_info"]}
     known, places_of = np.unique(codes, return_inverse=True)
     rest = label.flat[0]
@@ -201,12 +201,12 @@ def _mask(segmentation: Any, shape: tuple[int, ...]) -> np.ndarray:
     values = np.arange(len(counts)) % 2 == 1
     flat = np.repeat(values, counts)
     if flat.size != shape[0] * shape[1]:
-        raise ValueError(f"its run lengths have {flat.size} pixels, the image {shape[0] * shape[1]}")
+        raise ValueError(f"its run lengths have {flat.size} pixels, but the image has {shape[0] * shape[1]}")
     return flat.reshape(shape[1], shape[0]).T  # column by column
 
 
 def _polygon(corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels whose centres lie in the polygon of `corners (N, 2)`, x and y; PIL would add those on its border."""
+    """Pixels whose centres are inside the polygon of `corners (N, 2)`, x and y; PIL would include its border pixels."""
     height, width = shape
     flips = np.zeros((height, width + 1), bool)  # where a row enters or leaves the polygon
     for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0)):
@@ -219,7 +219,7 @@ def _polygon(corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _decode_counts(text: bytes) -> list[int]:
-    """COCO's compressed run lengths: 5 bits a character, and differences to the run before the last."""
+    """COCO's compressed run lengths: 5 bits per character, as differences from the run before the last."""
     counts: list[int] = []
     position = 0
     while position < len(text):

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Label pictures in which colours stand for classes."""
+"""Colour-coded label images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy as np
 
 
 class UnknownColorError(ValueError):
-    """A label picture has `colors` that no class has; each is (red, green, blue)."""
+    """A label image has `colors`, (red, green, blue), that no class has."""
 
     def __init__(self, colors: list[tuple[int, int, int]], pixels: int) -> None:
         self.colors = colors
-        super().__init__(f"the label picture has the colours {colors[:10]} in {pixels} pixels, which no class has")
+        super().__init__(f"the label image has the colours {colors[:10]} in {pixels} pixels, which no class has")
 
 
 def voc_palette(count: int) -> np.ndarray:
-    """The first `count` colours of PASCAL VOC's palette, `uint8 (count, 3)`: the bits of an id, dealt out in turn to red,
-    green and blue from the highest bit down."""
+    """The first `count` colours of PASCAL VOC's palette, `uint8 (count, 3)`: the bits of an id are assigned to red, green
+    and blue in turn, filling each from its highest bit."""
     ids = np.arange(count)
     colors = np.zeros((count, 3), np.uint8)
     for level in range(8):
@@ -26,10 +26,11 @@ def voc_palette(count: int) -> np.ndarray:
 
 
 def colors_to_ids(picture: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A coloured label picture `uint8 (height, width, 3)` as positions in `palette (K, 3)`, `int64 (height, width)`.
+    """Converts a colour-coded label image `uint8 (height, width, 3)` to positions in `palette (K, 3)`, `int64 (height,
+    width)`.
 
     Raises:
-        UnknownColorError: The picture has colours that the palette does not have.
+        UnknownColorError: The image has colours that the palette does not have.
     """
     weights = np.array([1 << 16, 1 << 8, 1])
     codes, known = picture.astype(np.int64) @ weights, np.asarray(palette).astype(np.int64) @ weights

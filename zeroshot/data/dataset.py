@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The samples that training and evaluation read, and a check of the files behind them.
+"""Samples for training and evaluation, and validation of their files.
 
-Label maps stay as their files have them until a [`~zeroshot.data.splits.SegmentationSplit`] maps them, sample by sample.
+Label maps keep their raw ids until a [`~zeroshot.data.splits.SegmentationSplit`] maps them, sample by sample.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL modes with o
 
 
 class Problem(NamedTuple):
-    """What is wrong with one file of a dataset.
+    """A problem with one file of a dataset.
 
-    `ids` are the raw ids, or `colors` the colours, that the split does not have, if that is what is wrong.
+    `ids` are raw ids, and `colors` colours, that the split does not have, if that is the problem.
     """
 
     file: str
@@ -52,17 +52,17 @@ def validate_dataset(
     counts: PartCounts | None = None,
     first: int = 0,
 ) -> list[Problem]:
-    """Reads every file of `dataset` once and returns all that is wrong, in the order of the dataset.
+    """Reads every file of `dataset` once and returns all problems, in the order of the dataset.
 
-    Found are missing and damaged files, label maps that are not one integer a pixel or not of the image's size, raw
-    ids that `split` does not map, and a dataset without any image.
+    It finds missing and damaged files, label maps that do not have one integer per pixel or do not match the image's
+    size, raw ids that `split` does not map, and a dataset without images.
 
     Args:
-        dataset: As from [`load_benchmark`].
-        split: The split whose raw ids the label maps should hold.
-        num_threads: Number of files that are decoded at once.
-        counts: Where to count the pixels of the classes, in the images of its sample.
-        first: Position in the part of the first image of `dataset`.
+        dataset: A dataset from [`load_benchmark`].
+        split: The split that should map all raw ids in the label maps.
+        num_threads: Number of files to decode at once.
+        counts: Counts to add the pixels per class to, for images in its sample.
+        first: Position of the first image of `dataset` in the part.
     """
     sample = counts.sample if counts is not None else frozenset()
 
@@ -78,7 +78,7 @@ def validate_dataset(
     rows = encoded_images(dataset)
     progress = tqdm(total=len(rows), desc="Checking files", disable=None)
     with progress, ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(rows), 512):  # not all at once, because embedded files are read ahead
+        for start in range(0, len(rows), 512):  # in blocks, because embedded files are read ahead
             batch = rows.select(range(start, min(start + 512, len(rows)))).to_list()
             for found, pixels, size in pool.map(read, range(first + start, first + start + len(batch)), batch):
                 problems += found
@@ -89,8 +89,8 @@ def validate_dataset(
 
 
 def raise_for_problems(problems: list[Problem], split: SegmentationSplit | None = None, limit: int = 20) -> None:
-    """Raises a [`ValueError`] that lists `problems`, those of one cause in one line, and at most `limit` lines; does
-    nothing if there are none. `split` is what says how to map unknown ids."""
+    """Raises a [`ValueError`] that lists `problems`, if there are any, with one line per cause and at most `limit`
+    lines. `split` provides hints for unknown ids."""
     if not problems:
         return
     groups: dict[str, list[Problem]] = {}
@@ -112,11 +112,11 @@ def _line(group: list[Problem], split: SegmentationSplit | None) -> str:
     if len(group) > 1 and ids:
         message = f"label maps contain the raw ids {ids}, which the split does not have"
     elif len(group) > 1 and colors:
-        message = f"label pictures have the colours {colors[:20]}, which no class has"
+        message = f"label images have the colours {colors[:20]}, which no class has"
     if ids and split is not None:
         message = f"{message.rstrip('.')}. {split.hint(ids)}"
     elif colors and split is not None:
-        message = f"{message}. Add them to `palette`, those without a class under {split.ignore_index}."
+        message = f"{message}. Add them to `palette`, colours without a class as {split.ignore_index}."
     if len(group) == 1:
         return f"{group[0].file}: {message}"
     files = ", ".join(problem.file for problem in group[:5])
@@ -124,10 +124,10 @@ def _line(group: list[Problem], split: SegmentationSplit | None) -> str:
 
 
 def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: SegmentationSplit) -> PartCounts:
-    """Reads all files of a part once, each process its share, and counts the pixels of the classes.
+    """Reads all files of a part once, divided among the processes, and counts the pixels per class.
 
     Raises:
-        ValueError: On every process, if something is wrong anywhere; the message names the files.
+        ValueError: On every process, if any process finds a problem; the message names the files.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     first = len(rows) * rank // world
@@ -146,7 +146,7 @@ def check_dataset(accelerator: Accelerator, rows: datasets.Dataset, split: Segme
 def _read_row(
     row: dict[str, Any], split: SegmentationSplit
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[Problem]]:
-    """The `uint8` RGB image, the map of class ids, and what is wrong; what cannot be read is `None`."""
+    """The `uint8` RGB image, the map of class ids, and the problems; a file that cannot be read is `None`."""
     arrays: dict[str, np.ndarray | None] = {}
     files, problems = {}, []
     colored = bool(split.palette)
@@ -160,7 +160,7 @@ def _read_row(
     image, label = arrays["image"], arrays["label"]
     if image is not None and label is not None and image.shape[:2] != label.shape[:2]:
         sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape[:2], *image.shape)
-        problems.append(Problem(files["label"], f"the label map has {sizes}; they must agree"))
+        problems.append(Problem(files["label"], f"the label map has {sizes}; they must be equal"))
     if label is not None:
         try:
             label = split.map_colors(label) if colored else split.map_raw(label)
@@ -180,7 +180,7 @@ def _decode(value: dict[str, Any] | None) -> PILImage.Image:
         raise ValueError("the file does not exist")
     try:
         return datasets.Image().decode_example(value)
-    except Exception as error:  # damaged files make PIL raise errors of all kinds
+    except Exception as error:  # PIL raises errors of all types for damaged files
         raise ValueError(f"the file cannot be decoded ({error or type(error).__name__})") from None
 
 
@@ -192,8 +192,8 @@ def _label_array(value: dict[str, Any] | None) -> np.ndarray:
     picture = _decode(value)
     if picture.mode not in LABEL_MODES:
         raise ValueError(
-            f"the label map has mode {picture.mode}, expected one integer id a pixel (PNG of mode L, P or I;16); "
-            "if colours stand for classes, add their `palette` to the split"
+            f"the label map has mode {picture.mode}, expected one integer id per pixel (PNG of mode L, P or I;16); "
+            "if it is colour-coded, add its `palette` to the split"
         )
     return np.array(picture)
 
@@ -201,23 +201,22 @@ def _label_array(value: dict[str, Any] | None) -> np.ndarray:
 class SegmentationDataset(torch.utils.data.Dataset):
     """Samples of a benchmark, decoded, mapped and transformed.
 
-    A sample depends on `seed`, the epoch and its index only, never on a global random state or on which worker reads
-    it.
+    A sample depends only on `seed`, the epoch and its index, not on global random state or the worker that reads it.
 
     Args:
-        dataset: As from [`load_benchmark`].
+        dataset: A dataset from [`load_benchmark`].
         split: The split that maps its label files.
         transform: Called with image, label map and a `torch.Generator`, such as
             [`~zeroshot.data.transforms.TrainTransform`].
-        training: Whether label maps hold training ids, with unseen classes ignored, instead of class ids. The
-            transform sees nothing else.
+        training: Whether label maps contain training ids, with unseen classes unlabelled, instead of class ids. The
+            transform receives the same ids.
         seed: Seed of the transform.
-        in_memory: Whether to decode everything now and keep it, 4 bytes a pixel.
-        keep_samples: Whether to keep every sample after the transform too, for runs that repeat a few epochs.
+        in_memory: Whether to decode everything now and keep it in memory, 4 bytes per pixel.
+        keep_samples: Whether to also keep every transformed sample, for runs that repeat a few epochs.
 
     Raises:
-        ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or not as `split`
-            says. The message names it.
+        ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or does not match
+            `split`. The message names it.
     """
 
     def __init__(
@@ -236,7 +235,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self.training = training
         self.seed = seed
         self._rows = encoded_images(dataset)
-        # In shared memory, so that loader processes which live on through several epochs see it change.
+        # In shared memory, so that persistent loader processes see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
         self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = {} if keep_samples else None
@@ -245,7 +244,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return len(self._rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the transform's randomness of the samples read from now on."""
+        """Sets the epoch that seeds the transform of all further samples."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -253,7 +252,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
         - `image`: `uint8` array of shape (height, width, 3), RGB;
         - `label`: `int64` array of shape (height, width), training ids or class ids, or `split.ignore_index`;
-        - `name`: what the dataset calls it;
+        - `name`: its name in the dataset;
         - `index`: its position in the dataset.
         """
         image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)

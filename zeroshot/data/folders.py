@@ -1,13 +1,13 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Plain folders of images and label maps: which folders belong to a part, and which label map to which image.
+"""Reads plain folders of images and label maps: finds the folders of a part, and pairs images with label maps.
 
-Known without any setting are, for a part such as `train`,
+Recognised without any setting are, for a part such as `train`,
 
     train/images  train/labels        images/train  labels/train        train  trainannot (or train_labels, …)
     images        labels              with or without lists of names, train.txt
 
-under the usual names of such folders (`IMAGES`, `LABELS`), nested as deep as wanted, with names that are equal or that end
-as in `ENDINGS`; and images beside their label maps in one folder, if the names of the latter have such an ending.
+with the usual folder names (`IMAGES`, `LABELS`), nested to any depth. File names of a pair are equal or end as in
+`ENDINGS`. Images and label maps may also share one folder, if the names of label maps have such an ending.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BESIDE = (
     "_annotations",
     "labels",
     "masks",
-)  # train_labels beside train
+)  # for train_labels next to train
 ENDINGS = (
     *(("", ""), ("_leftImg8bit", "_gtFine_labelIds"), ("", "_gtFine_labelIds"), ("", "_L"), ("", "_GT"), ("", "_gt")),
     *(
@@ -49,18 +49,18 @@ ENDINGS = (
         ("_image", "_mask"),
     ),
 )
-OTHER_READERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of `datasets`, as are the next
+OTHER_READERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # files that `datasets` reads, like the next
 OTHER_SUFFIXES = (".parquet", ".arrow", ".tar")
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Where a folder has its images and label maps, where this cannot be told from the names.
+    """Locations of images and label maps in a folder that does not use the usual names.
 
     Attributes:
-        image_folder, label_folder: Paths below the folder; `{part}` in them stands for the part.
-        image_suffix, label_suffix: Ends of the names of images and label maps, before the file extension, that differ.
-        label_file: A COCO JSON file below the folder instead of label maps; `{part}` stands for the part.
+        image_folder, label_folder: Paths below the folder; `{part}` in them is replaced by the part.
+        image_suffix, label_suffix: Suffixes of the names of images and label maps, before the file extension.
+        label_file: A COCO JSON file below the folder instead of label maps; `{part}` is replaced by the part.
     """
 
     image_folder: str | None = None
@@ -71,13 +71,13 @@ class FolderLayout:
 
 
 def part_names(part: str) -> list[str]:
-    """`part`, and the other names for the same: `val` and `validation` mean one thing."""
+    """`part` and its synonyms, such as `val` and `validation`."""
     others = next((names for names in PARTS if part in names), ())
     return [part, *(name for name in others if name != part)]
 
 
 def is_plain_folder(folder: Path) -> bool:
-    """Whether `folder` contains images, and neither tables nor metadata that the library `datasets` reads."""
+    """Whether `folder` contains images, but no tables or metadata for the library `datasets`."""
     found = False
     for path in folder.rglob("*") if folder.is_dir() else ():
         if path.name in OTHER_READERS or path.suffix in OTHER_SUFFIXES:
@@ -87,16 +87,16 @@ def is_plain_folder(folder: Path) -> bool:
 
 
 def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[Path, Path]]:
-    """Image and label map by name, sorted. A file without its partner stays in, so that the missing one is reported.
+    """Pairs of image and label map by name, sorted. Files without a partner are kept, so that the missing one is reported.
 
     Args:
         root: The folder.
-        part: Such as `train`. A folder without parts is all `train`, unless it has lists of names such as `train.txt`.
-        layout: What differs from the usual names.
+        part: Part such as `train`. A folder without parts is all `train`, unless it has lists of names such as `train.txt`.
+        layout: Deviations from the usual names.
 
     Raises:
         FileNotFoundError: There are no folders of images and label maps.
-        ValueError: The part does not exist, is empty, or its names do not pair.
+        ValueError: The part does not exist, is empty, or its names do not match.
     """
     for name in part_names(part):
         for folders in _part_folders(root, name, layout):
@@ -107,7 +107,7 @@ def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[P
     if whole is None and not parts:
         present = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "no folders"
         raise FileNotFoundError(
-            f"{root} has no folders of images and label maps that can be told by their names; it has {present}. Call them "
+            f"{root} has no folders with the usual names of images and label maps; it has {present}. Rename them to "
             "`images` and `labels`, or set `image_folder` and `label_folder`."
         )
     if whole is not None and not parts:
@@ -118,41 +118,43 @@ def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[P
             return _pair(*whole, layout)
     raise ValueError(
         f"{root} has no part {part!r}; it has {', '.join(parts or sorted(lists) or ['train'])}. Put files into folders of "
-        f"that part, or list their names in {part}.txt beside folders without parts."
+        f"that part, or list their names in {part}.txt next to folders without parts."
     )
 
 
 def find_part_file(root: Path, pattern: str, part: str) -> Path:
-    """The file below `root` that `pattern` names, with the part in the place of `{part}`.
+    """The file below `root` at `pattern`, in which `{part}` is replaced by the part.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such file.
     """
     places = [root / pattern.replace("{part}", name) for name in part_names(part)]
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f"None of these files exists: {', '.join(map(str, dict.fromkeys(places)))}.")
+    raise FileNotFoundError(f"None of these files exist: {', '.join(map(str, dict.fromkeys(places)))}.")
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """The image files in and below `folder`, sorted, by their paths below it without file extensions.
+    """The image files in and below `folder`, sorted; keys are relative paths without extension.
 
     Raises:
-        ValueError: Two differ in the extension only.
+        ValueError: Two files differ only in the extension.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:
-                raise ValueError(f"{files[name]} and {path} have one name; images and label maps are paired by name.")
+                raise ValueError(
+                    f"{files[name]} and {path} have the same name; images and label maps are paired by name."
+                )
             files[name] = path
     return files
 
 
 def _part_folders(root: Path, name: str, layout: FolderLayout) -> Iterator[tuple[Path, Path]]:
-    """Folders of images and of label maps of the part that is called `name`."""
+    """Folders of images and of label maps of the part `name`."""
     if chosen := _chosen(root, layout):
         places = [chosen] if "{part}" in f"{chosen}" else []
     else:
@@ -169,7 +171,7 @@ def _part_folders(root: Path, name: str, layout: FolderLayout) -> Iterator[tuple
 
 
 def _whole_folders(root: Path, layout: FolderLayout) -> Iterator[tuple[Path, Path]]:
-    """Folders of images and of label maps that are not divided into parts."""
+    """Folders of images and of label maps without parts."""
     if chosen := _chosen(root, layout):
         if all(folder.is_dir() for folder in chosen):
             yield chosen
@@ -184,7 +186,7 @@ def _chosen(root: Path, layout: FolderLayout) -> tuple[Path, Path] | None:
         return None
     if layout.image_folder is None or layout.label_folder is None:
         missing = "image_folder" if layout.image_folder is None else "label_folder"
-        raise ValueError(f"`{missing}` is missing; a folder needs both `image_folder` and `label_folder`, or neither.")
+        raise ValueError(f"`{missing}` is missing; set both `image_folder` and `label_folder`, or neither.")
     return root / layout.image_folder, root / layout.label_folder
 
 
@@ -209,9 +211,9 @@ def _pair(image_folder: Path, label_folder: Path, layout: FolderLayout) -> dict[
             best, ends = found, (image_end, label_end)
     if not best[0]:
         raise ValueError(
-            f"No image in {image_folder} has the name of a label map in {label_folder}: there are "
-            f"{shown(list(images)[:3])} and {shown(list(labels)[:3])}. Set `image_suffix` and `label_suffix` to the ends of "
-            "the names that differ, such as _L."
+            f"No image in {image_folder} has the name of a label map in {label_folder}: they have "
+            f"{shown(list(images)[:3])} and {shown(list(labels)[:3])}. Set `image_suffix` and `label_suffix` to the "
+            "suffixes in which the names differ, such as _L."
         )
     kinds = [next(iter(files.values())).suffix for files in best]
     return {
@@ -234,17 +236,15 @@ def _without(files: dict[str, Path], ending: str) -> dict[str, Path]:
 
 
 def _listed(pairs: dict[str, tuple[Path, Path]], file: Path) -> dict[str, tuple[Path, Path]]:
-    """Those of `pairs` that a list names, one name or path of an image a line."""
+    """The `pairs` in a list, which has the name or path of one image per line."""
     by_name = {Path(name).name: name for name in pairs} | {image.stem: name for name, (image, _) in pairs.items()}
     chosen = {}
     for line in filter(str.strip, read_text(file).splitlines()):
         name = Path(line.split()[0]).name
         found = by_name.get(name) or by_name.get(Path(name).stem)
         if found is None:
-            raise ValueError(
-                f"{file} lists {shown(name)}, which is not the name of an image. Correct or remove the line."
-            )
+            raise ValueError(f"{file} lists {shown(name)}, but there is no such image. Correct or remove the line.")
         chosen[found] = pairs[found]
     if not chosen:
-        raise ValueError(f"{file} lists no image; expected one name a line.")
+        raise ValueError(f"{file} lists no image; expected one name per line.")
     return chosen

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Reading user-supplied image files, and label maps as pictures.
+"""Reads user-supplied image files, and writes label maps as images.
 
-Every failure is one sentence that names the file and says what to do.
+Error messages name the file and say what to do.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from modeling_alignzeg.images_alignzeg import to_rgb
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
 
 
-# A file of a few kilobytes can claim terabytes of pixels. This is where PIL itself refuses one, about 13,400 x 13,400.
+# A file of a few kilobytes can claim terabytes of pixels. This is PIL's own limit, about 13,400 x 13,400.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in a file: upright, 8 bits, three channels, whatever the file holds.
+    """Opens any image file as upright 8-bit RGB.
 
     Args:
-        path: a file in any format that PIL reads; of several frames the first one is taken.
-        max_pixels: larger pictures are refused after reading their header, before they take memory. To read pictures
-            above its default, raise `PIL.Image.MAX_IMAGE_PIXELS` too.
+        path: a file in any format that PIL reads; the first of several frames is used.
+        max_pixels: larger images are rejected after reading their header, before they take memory. To read images
+            above the default, raise `PIL.Image.MAX_IMAGE_PIXELS` too.
 
     Returns:
         A PIL image of mode `RGB`; see [`to_rgb`] for transparency, 16-bit images and EXIF orientation.
@@ -51,19 +51,19 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As [`open_image`], for the contents of a file; `name` is what errors call it."""
+    """As [`open_image`], for the contents of a file; error messages call it `name`."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes); save or download it again.")
     return _decode(io.BytesIO(data), name, max_pixels)
 
 
 def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """A label map as a palette image for up to 255 classes, as a 16-bit image for more.
+    """Converts a label map to a palette image for up to 255 classes, or a 16-bit image for more.
 
     Args:
-        label: Integers of shape (height, width), positions in `names`, or negative for none of them: 255 in a palette
-            image, 65535 in a 16-bit one.
-        names: Class names; they choose the colours.
+        label: Integers of shape (height, width), positions in `names`. Negative values mean no class: they become 255 in
+            a palette image, 65535 in a 16-bit one.
+        names: Class names, which determine the colours.
     """
     if len(names) > 255:
         return Image.fromarray(np.where(label < 0, 65535, label.astype(np.uint16)))
@@ -85,7 +85,7 @@ def _decode(source: Path | io.BytesIO, path: str, max_pixels: int) -> Image.Imag
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}); scale it down first.") from None
-    except Exception as error:  # permissions, and headers on which PIL's plug-ins stumble
+    except Exception as error:  # missing permissions, or headers on which PIL's plug-ins fail
         raise ValueError(f"{path} cannot be read: {error}.") from error
     with image:
         if image.width * image.height > max_pixels:

@@ -1,10 +1,9 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Two small benchmarks of photographs: MSRC v2 (Shotton et al., 2006) and COCO panoptic (Kirillov et al., 2019).
 
-Both are read from parquet files `<benchmark>_<part>.parquet` with the columns `name`, `image` and `label`; MSRC also from
-its original folder, with `Images/*.bmp` and the coloured `GroundTruth/*_GT.bmp`. MSRC has no official split into parts:
-by their positions in the sorted file names, modulo 10, images 0, 2, 4, 6, 8 are for training, 3 for validation, and
-1, 5, 7, 9 for testing.
+Both are read from parquet files `<benchmark>_<part>.parquet` with the columns `name`, `image` and `label`, or MSRC from its
+original folder, with `Images/*.bmp` and the colour-coded `GroundTruth/*_GT.bmp`. MSRC has no official parts. By position in
+the sorted file names, modulo 10, images 0, 2, 4, 6, 8 are for training, 3 for validation, and 1, 5, 7, 9 for testing.
 """
 
 from __future__ import annotations
@@ -20,21 +19,22 @@ from .colors import UnknownColorError, colors_to_ids, voc_palette
 
 
 MSRC_PARTS = {"train": (0, 2, 4, 6, 8), "validation": (3,), "test": (1, 5, 7, 9)}
-# MSRC's colours are those of PASCAL VOC's palette, in which two were passed over before "road".
+# MSRC uses the colours of PASCAL VOC's palette, but skips two of them before "road".
 MSRC_PALETTE_IDS = [*range(19), *range(21, 26)]
 
 
-COCO_REPEATS = 3  # beside MSRC, whose photographs are three times as many and show fewer things
-MSRC_OFFSET = 210  # of MSRC's ids where COCO's, up to 200, are in the same files
+COCO_REPEATS = 3  # balances MSRC, which has three times as many photographs and fewer classes per image
+MSRC_OFFSET = 210  # added to MSRC's ids if they are combined with COCO's, which go up to 200
 ENCODED = datasets.Image(decode=False)
 
 
 def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
     """One part of `"msrc"`, `"coco_panoptic"` or both (`"photos"`) with the columns `image`, `label` (raw ids) and `name`.
-    Together, MSRC's ids come after COCO's, from [`MSRC_OFFSET`] on, and COCO's photographs come [`COCO_REPEATS`] times.
+    In `"photos"`, MSRC's ids start at [`MSRC_OFFSET`], after COCO's, and COCO's photographs are repeated
+    [`COCO_REPEATS`] times.
 
     Raises:
-        FileNotFoundError: `root` holds neither the parquet file nor, for MSRC, the original folders.
+        FileNotFoundError: `root` contains neither the parquet file nor, for MSRC, the original folders.
     """
     if benchmark == "photos":
         features = datasets.Features({"image": ENCODED, "label": ENCODED, "name": datasets.Value("string")})
@@ -53,7 +53,7 @@ def load_photos(benchmark: str, part: str, root: Path) -> datasets.Dataset:
     present = sorted(path.name for path in root.glob(f"{benchmark}_*.parquet"))
     raise FileNotFoundError(
         f"{root} has no {file.name}; it has {', '.join(present) or 'no such files'}"
-        f"{', and no folder Images as MSRC v2 comes with' if benchmark == 'msrc' else ''}."
+        f"{', and no folder Images of MSRC v2' if benchmark == 'msrc' else ''}."
     )
 
 
@@ -74,7 +74,7 @@ def _original_msrc(root: Path, part: str) -> datasets.Dataset:
     for path in (path for position, path in enumerate(paths) if position % 10 in MSRC_PARTS[part]):
         label = root / "GroundTruth" / f"{path.stem}_GT.bmp"
         if not label.is_file():
-            raise FileNotFoundError(f"{label} does not exist; MSRC's label of {path.name} is missing.")
+            raise FileNotFoundError(f"{label} does not exist; MSRC's label map of {path.name} is missing.")
         try:
             ids = colors_to_ids(np.asarray(Image.open(label).convert("RGB")), palette).astype(np.uint8)
         except UnknownColorError as error:

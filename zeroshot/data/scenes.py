@@ -1,12 +1,12 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The embedded benchmark: procedurally drawn scenes with exact label maps, nothing to download.
+"""The embedded benchmark: procedurally generated scenes with exact label maps; no download needed.
 
-A class of *things* is a pair of attributes, ``"red striped"``; eight colours times eight surface patterns make 64 of
-them. A class of *stuff* is a textured background, ``"grass"``. A scene shows one or two kinds of stuff, one to six
-overlapping things of random shape, size and rotation, and grey clutter that belongs to no class (``ignore_index``).
+A *thing* class is a pair of attributes, such as ``"red striped"``; eight colours times eight surface patterns give 64 of
+them. A *stuff* class is a textured background, such as ``"grass"``. A scene shows one or two stuff classes, one to six
+overlapping things of random shape, size and rotation, and unlabelled grey clutter (``ignore_index``).
 
-Every scene is a pure function of ``(seed, split, index)``: neither the number of scenes drawn before it nor the number
-of processes changes a pixel.
+Every scene is a pure function of ``(seed, split, index)``: it does not depend on the scenes generated before it or on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SPLITS: dict[str, int] = {"train": 0, "validation": 1, "test": 2}  # the value i
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn scene.
+    """One synthetic scene.
 
     Attributes:
         image: `uint8` array of shape `(size, size, 3)`, RGB.
@@ -55,7 +55,7 @@ class Scene:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of which at least one pixel is visible, in the order of [`CLASSES`]."""
+        """Names of the classes with at least one visible pixel, in the order of [`CLASSES`]."""
         return [CLASSES[i] for i in np.unique(self.label) if i != IGNORE_INDEX]
 
 
@@ -66,7 +66,7 @@ def draw_scene(seed: int, split: str, index: int, size: int = SCENE_SIZE) -> Sce
         seed: Seed of the whole benchmark, non-negative.
         split: One of [`SPLITS`]; splits never share a scene.
         index: Position in the split, non-negative.
-        size: Side in pixels. Sizes of things and periods of patterns scale with it.
+        size: Side in pixels. Things and patterns scale with it.
 
     Raises:
         ValueError: `split` is unknown, or `index`, `seed` or `size` is out of range.
@@ -85,10 +85,10 @@ def draw_scene(seed: int, split: str, index: int, size: int = SCENE_SIZE) -> Sce
 def draw_single(
     seed: int, split: str, index: int, class_id: int, size: int = SCENE_SIZE, min_radius: float = 0.22
 ) -> np.ndarray:
-    """Draws one class alone, as a captioned web image would show it: a thing on some ground, or stuff all over.
+    """Draws a single class like a captioned web image: a thing on a background, or stuff over the whole image.
 
-    Returns a `uint8` array of shape `(size, size, 3)`. Arguments as for [`draw_scene`]; `class_id` indexes [`CLASSES`]
-    and the thing's radius is at least `min_radius` of the side.
+    Returns a `uint8` array of shape `(size, size, 3)`. Arguments as for [`draw_scene`]; `class_id` indexes [`CLASSES`],
+    and the thing's radius is at least `min_radius` times the side.
     """
     rng = _generator(seed, split, index, size, stream=1)
     if class_id >= len(THINGS):
@@ -150,7 +150,7 @@ def _generator(seed: int, split: str, index: int, size: int, stream: int = 0) ->
     if seed < 0 or index < 0:
         raise ValueError(f"`seed` and `index` must be non-negative integers, got {seed} and {index}.")
     if size < 32:
-        raise ValueError(f"`size` is {size}; scenes need at least 32 pixels a side for their patterns to be visible.")
+        raise ValueError(f"`size` is {size}; scenes need at least 32 pixels per side for visible patterns.")
     return np.random.default_rng([seed, SPLITS[split], index, stream])
 
 
@@ -161,7 +161,8 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cell: tuple[float, float]) -> np.ndarray:
-    """Noise in [0, 1] of shape (size, size), bilinear between random values `cell` = (rows, columns) pixels apart."""
+    """Noise in [0, 1] of shape (size, size): random values every `cell` = (rows, columns) pixels, bilinearly
+    interpolated."""
     shape = [int(np.ceil(size / c)) + 2 for c in cell]
     values = rng.random(shape, dtype=np.float32)
     y, x = (np.arange(size, dtype=np.float32) / c + rng.random() for c in cell)
@@ -206,7 +207,7 @@ def _texture(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
 
 
 def _draw_ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One kind of stuff, or two that meet along a wavy border."""
+    """One stuff class, or two that meet along a wavy border."""
     first, second = rng.choice(len(STUFF), 2, replace=False)
     image = _texture(rng, STUFF[first], size)
     label = np.full((size, size), len(THINGS) + first, np.uint8)
@@ -235,7 +236,7 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, label: np.ndarray
 
 
 def _radius_profile(rng: np.random.Generator, angle: np.ndarray) -> np.ndarray:
-    """A random star-shaped outline: distance from the centre to the border in every direction, at most about 1."""
+    """A random star-shaped outline: distance from the centre to the border per direction, at most about 1."""
     kind = rng.integers(4)
     if kind == 0:  # regular polygon
         corners = int(rng.integers(3, 7))
@@ -307,7 +308,7 @@ def _draw_thing(
     )
     base = np.array(colorsys.hsv_to_rgb(hue / 360 % 1, min(saturation, 1), min(value, 1)), np.float32)
     tone = base + (1 - base) * rng.uniform(0.62, 0.9) if rng.random() < 0.5 else base * rng.uniform(0.12, 0.38)
-    # The outline turns freely, the surface by up to 20 degrees.
+    # The outline has any rotation, the surface pattern up to 20 degrees.
     period, slant = rng.uniform(10, 14) * size / SCENE_SIZE, np.deg2rad(rng.uniform(-20, 20))
     along, across = x * np.cos(slant) + y * np.sin(slant), y * np.cos(slant) - x * np.sin(slant)
     weight = _pattern(rng, pattern, along, across, period)[..., None]
@@ -319,7 +320,7 @@ def _draw_thing(
 
 
 def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Light, colour cast and sensor noise, then 8 bits."""
+    """Applies lighting, colour cast and sensor noise, and converts to 8 bits."""
     size = len(image)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.uniform(-0.2, 0.2, 2)

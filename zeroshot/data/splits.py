@@ -1,13 +1,13 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which classes a benchmark has, which of them are unseen, and how its label files are read.
+"""Splits: the classes of a benchmark, the unseen ones among them, and the mapping of its label files.
 
-Three kinds of ids occur, and only this file converts between them:
+There are three kinds of ids, and only this file converts between them:
 
-- *raw* ids, as the label files hold them;
-- *class* ids, `0 … C-1` in the order of `classes`: what evaluation and prediction use;
-- *training* ids, `0 … S-1` in the order of `seen`: what the model is trained on. Unseen classes have none.
+- *raw* ids, as stored in label files;
+- *class* ids, `0 … C-1` in the order of `classes`, for evaluation and prediction;
+- *training* ids, `0 … S-1` in the order of `seen`, for training. Unseen classes have none.
 
-Pixels that take no part hold `ignore_index` in the last two.
+Unlabelled pixels have `ignore_index` in the last two.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SHIPPED_SPLITS: dict[str, str] = {
     "cityscapes": "cityscapes_19.json",
     "coco_object": "coco_object_81.json",
 }
-NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits a pixel
-CONTEXT_CATEGORIES = 459  # of PASCAL Context before the rare ones became background
+NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits per pixel
+CONTEXT_CATEGORIES = 459  # categories of PASCAL Context before rare ones were merged into the background
 
 _UNMAPPED = np.iinfo(np.int64).min
 _JSON_KEYS = ("name", "classes", "unseen", "unseen_ids", "seen_ids", "ignore_index", "raw_id_to_contiguous")
@@ -50,13 +50,13 @@ _YAML_KEYS = ("classes", "unseen", "ignore_index", "raw_id_map", "palette", "phr
 
 
 class UnmappedIdError(ValueError):
-    """A label map holds raw `ids` that the raw id map of a split does not have."""
+    """A label map contains raw `ids` that the raw id map of a split does not have."""
 
     def __init__(self, ids: list[int], split: str) -> None:
         self.ids = ids
         super().__init__(
-            f"The label map holds the raw ids {ids}, which the raw id map of {split!r} does not have. "
-            "Use the split that belongs to these files, or add the ids to its raw id map."
+            f"The label map contains the raw ids {ids}, which the raw id map of {split!r} does not have. "
+            "Use the split that matches these files, or add the ids to its raw id map."
         )
 
 
@@ -68,19 +68,18 @@ class SegmentationSplit:
         name: Name of the protocol.
         classes: Names of all classes; a class id is a position in it.
         unseen: Names of the unseen classes, a subset of `classes`.
-        ignore_index: Id of pixels that take no part; any integer that is not a class id.
-        raw_id_to_class: Class id, or `ignore_index`, of every raw id that a label file may hold. By default raw ids
-            are class ids and `ignore_index` is itself.
-        palette: Where label maps are coloured pictures, the class id or `ignore_index` of every colour (red, green, blue).
-            Raw ids then do not occur.
-        protocol: In words, what a report must say beside the name, such as what became of the background.
-        phrases: Texts that stand for a class in place of its name, by class; for evaluation and prediction.
+        ignore_index: Id of unlabelled pixels; any integer that is not a class id.
+        raw_id_to_class: Class id, or `ignore_index`, of each raw id in label files. By default raw ids are class ids, and
+            `ignore_index` is unlabelled.
+        palette: For colour-coded label maps, the class id or `ignore_index` of each colour (red, green, blue). There are
+            no raw ids then.
+        protocol: Details for reports, such as the treatment of the background.
+        phrases: Phrases that replace the name of a class, by class; for evaluation and prediction.
         sizes: Number of images of each part ("train", "val", …) as published; empty if unknown.
 
     Raises:
-        ValueError: Names are empty, occur twice, differ in the case of letters only or have spaces around them, `unseen`
-            names a class that does not exist, `ignore_index` is a class id, or `raw_id_to_class` leaves the range of raw
-            or class ids.
+        ValueError: Names are empty, duplicates, differ only in case or have spaces around them, `unseen` contains a class
+            that does not exist, `ignore_index` is a class id, or `raw_id_to_class` has raw or class ids out of range.
     """
 
     name: str
@@ -100,12 +99,12 @@ class SegmentationSplit:
             raise ValueError("`classes` is empty; expected at least one class name.")
         unexpected = [name for name in self.unseen if name not in self.classes]
         if unexpected:
-            raise ValueError(f"`unseen` names {_quoted(unexpected)}, not found in `classes`; check the spelling.")
+            raise ValueError(f"`unseen` contains {_quoted(unexpected)}, not found in `classes`; check the spelling.")
         for name, phrases in self.phrases.items():
             if name not in self.classes:
-                raise ValueError(f"`phrases` names {shown(name)}, not found in `classes`; check the spelling.")
+                raise ValueError(f"`phrases` contains {shown(name)}, not found in `classes`; check the spelling.")
             if not isinstance(phrases, (list, tuple)) or not phrases:
-                raise ValueError(f"`phrases` of {name!r} is {shown(phrases)}; expected a list of texts.")
+                raise ValueError(f"`phrases` of {name!r} is {shown(phrases)}; expected a list of strings.")
             _check_names("phrases", phrases)
         if not _is_integer(self.ignore_index):
             raise ValueError(f"`ignore_index` is {shown(self.ignore_index)}; expected an integer.")
@@ -123,14 +122,14 @@ class SegmentationSplit:
                 )
             if not _is_integer(target) or not (0 <= target < len(self.classes) or target == self.ignore_index):
                 raise ValueError(
-                    f"The raw id map sends {raw} to {shown(target)}; expected a class id in 0..{len(self.classes) - 1} or "
+                    f"The raw id map maps {raw} to {shown(target)}; expected a class id in 0..{len(self.classes) - 1} or "
                     f"the ignore index {self.ignore_index}."
                 )
 
     @property
     def _identity(self) -> dict[int, int]:
         ids = {i: i for i in range(len(self.classes))} | {self.ignore_index: self.ignore_index}
-        return {raw: target for raw, target in ids.items() if raw >= 0}  # no file holds a negative `ignore_index`
+        return {raw: target for raw, target in ids.items() if raw >= 0}  # no file contains a negative `ignore_index`
 
     @property
     def has_raw_id_map(self) -> bool:
@@ -139,21 +138,21 @@ class SegmentationSplit:
 
     @property
     def counting_from_one(self) -> str:
-        """What to do about files in which 0 means unlabelled and the first class is 1."""
+        """Hint for files in which 0 means unlabelled and the first class is 1."""
         more = ", …" if len(self.classes) > 2 else ""
         ids = ", ".join(f"{position}: {name}" for position, name in enumerate(self.classes[:2], 1))
         return f"add `raw_id_map: {{0: {self.ignore_index}, {ids}{more}}}` to the split"
 
     def hint(self, ids: Sequence[int]) -> str:
-        """What to do about raw `ids` that label files hold and the split does not have."""
+        """Hint for raw `ids` in label files that the split does not have."""
         if self.has_raw_id_map:
             return "Add them to `raw_id_map`."
         hints = []
         if len(ids) == 1:
             hints.append(f"If {ids[0]} marks unlabelled pixels, set `ignore_index: {ids[0]}`.")
         if len(self.classes) in ids:
-            hints.append(f"If 0 means unlabelled and classes count from 1, {self.counting_from_one}.")
-        return " ".join(hints) or "Add the classes that they stand for, or a `raw_id_map`."
+            hints.append(f"If 0 means unlabelled and class ids start at 1, {self.counting_from_one}.")
+        return " ".join(hints) or "Add their classes, or a `raw_id_map`."
 
     @cached_property
     def seen(self) -> tuple[str, ...]:
@@ -162,7 +161,7 @@ class SegmentationSplit:
 
     @cached_property
     def vocabulary(self) -> dict[str, list[str]]:
-        """The phrases of every class: its name, or what `phrases` says."""
+        """The phrases of every class: its entry in `phrases`, or else its name."""
         return {name: list(self.phrases.get(name, (name,))) for name in self.classes}
 
     @cached_property
@@ -172,16 +171,16 @@ class SegmentationSplit:
 
     @cached_property
     def seen_ids(self) -> tuple[int, ...]:
-        """Class ids of `seen`, in its order; turns a training id into a class id."""
+        """Class ids of `seen`, in its order; maps training ids to class ids."""
         return tuple(self.classes.index(name) for name in self.seen)
 
     @cached_property
     def seen_class_mask(self) -> tuple[bool, ...]:
-        """For every class, whether it is seen."""
+        """Whether each class is seen."""
         return tuple(name not in self.unseen for name in self.classes)
 
     def map_raw(self, label: np.ndarray) -> np.ndarray:
-        """Turns a label map as stored in a file into class ids.
+        """Maps raw ids, as stored in a label file, to class ids.
 
         Args:
             label: Integer array of any shape.
@@ -190,8 +189,8 @@ class SegmentationSplit:
             `int64` array of that shape with values in `0..C-1` or `ignore_index`.
 
         Raises:
-            ValueError: `label` does not hold integers.
-            UnmappedIdError: `label` holds an id that the raw id map does not have.
+            ValueError: `label` does not contain integers.
+            UnmappedIdError: `label` contains an id that the raw id map does not have.
         """
         label = _integer_array(label)
         inside = (label >= 0) & (label < NUM_RAW_IDS) if label.dtype.itemsize > 2 or label.dtype.kind == "i" else True
@@ -202,7 +201,7 @@ class SegmentationSplit:
         return mapped
 
     def map_colors(self, picture: np.ndarray) -> np.ndarray:
-        """Turns a coloured label picture into class ids by `palette`.
+        """Maps a colour-coded label image to class ids by `palette`.
 
         Args:
             picture: `uint8` array of shape (height, width, 3), RGB.
@@ -216,9 +215,9 @@ class SegmentationSplit:
         return np.array(list(self.palette.values()))[colors_to_ids(picture, np.array(list(self.palette)))]
 
     def hide_unseen(self, label: np.ndarray) -> np.ndarray:
-        """Turns class ids into training ids; pixels of unseen classes become `ignore_index`.
+        """Maps class ids to training ids; pixels of unseen classes become `ignore_index`.
 
-        Everything a training sees of a label map passes through here, and nothing else may renumber classes.
+        All label maps for training pass through here, and no other function may renumber classes.
 
         Args:
             label: Integer array of any shape with values in `0..C-1` or `ignore_index`.
@@ -227,14 +226,14 @@ class SegmentationSplit:
             `int64` array of that shape with values in `0..S-1` or `ignore_index`.
 
         Raises:
-            ValueError: `label` does not hold integers, or holds an id that is not a class.
+            ValueError: `label` does not contain integers, or contains an id that is not a class.
         """
         label = _integer_array(label)
         ignored = label == self.ignore_index
         known = ignored | ((label >= 0) & (label < len(self.classes)))
         if not known.all():
             raise ValueError(
-                f"The label map holds the ids {np.unique(label[~known]).tolist()}; expected class ids in "
+                f"The label map contains the ids {np.unique(label[~known]).tolist()}; expected class ids in "
                 f"0..{len(self.classes) - 1} or the ignore index {self.ignore_index}. Call `map_raw` on it first."
             )
         return self._training_table[np.where(ignored, len(self.classes), label)]
@@ -247,20 +246,20 @@ class SegmentationSplit:
 
     @cached_property
     def _training_table(self) -> np.ndarray:
-        table = np.full(len(self.classes) + 1, self.ignore_index, np.int64)  # its last entry is for ignored pixels
+        table = np.full(len(self.classes) + 1, self.ignore_index, np.int64)  # the last entry is for unlabelled pixels
         table[list(self.seen_ids)] = np.arange(len(self.seen))
         return table
 
 
 def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed: int = 0) -> SegmentationSplit:
-    """A split of the *seen* classes alone, some of which are treated as unseen: for choosing anything without unseen labels.
+    """A split of the *seen* classes only, some of which are treated as unseen: for tuning without labels of unseen classes.
 
-    The real unseen classes are in it by neither name nor pixel: their pixels are ignored everywhere.
+    The real unseen classes are excluded: it does not contain their names, and their pixels are unlabelled.
 
     Args:
         split: The real split.
         fraction: Share of its seen classes to treat as unseen, in (0, 1).
-        seed: Chooses them.
+        seed: Seed that chooses these classes.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}; expected a number between 0 and 1.")
@@ -281,42 +280,42 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
 
 
 def split_by_training_names(split: SegmentationSplit, names: Sequence[str]) -> SegmentationSplit:
-    """`split` with other unseen classes: those whose names a training did not see, for evaluation across benchmarks.
+    """`split`, in which the unseen classes are those that a training did not contain, for cross-dataset evaluation.
 
     Args:
-        split: The benchmark that is evaluated on.
-        names: Classes that were labelled in the training; they match whatever the case of their letters.
+        split: The benchmark for evaluation.
+        names: Classes that were labelled in training; matching ignores case.
     """
     known = {name.casefold() for name in names}
     unseen = tuple(name for name in split.classes if name.casefold() not in known)
     note = (
-        f"classes count as unseen where the training did not know their names: {len(unseen)} of {len(split.classes)}"
+        f"classes count as unseen if the training did not contain their names: {len(unseen)} of {len(split.classes)}"
     )
     return replace(split, unseen=unseen, protocol="; ".join(filter(None, (split.protocol, note))))
 
 
 def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> SegmentationSplit:
-    """Loads a shipped split by name, or a user's own from a file.
+    """Loads a built-in split by name, or a custom one from a file.
 
     Args:
         name_or_path: One of [`SHIPPED_SPLITS`], or the path of a YAML file with the keys
 
             - `classes`: list of class names;
-            - `unseen` (optional): list of the names of the unseen ones;
-            - `phrases` (optional): for a class name a list of texts that stand for it in place of its name;
+            - `unseen` (optional): list of unseen class names;
+            - `phrases` (optional): maps class names to lists of phrases that replace the name;
             - `ignore_index` (optional, 255);
-            - `raw_id_map` (optional): for every id in the label files a class name, a class id or `ignore_index`.
-              Pixels that hold `ignore_index` stay ignored without being listed. By default the files hold class ids;
-            - `palette` (optional), where the label maps are coloured pictures: for every class name (or `ignore_index`) its
-              colour `[red, green, blue]`, or a list of colours;
+            - `raw_id_map` (optional): maps every id in the label files to a class name, a class id or `ignore_index`. The id
+              `ignore_index` itself need not be listed. By default the files contain class ids;
+            - `palette` (optional), for colour-coded label maps: maps each class name (or `ignore_index`) to its colour
+              `[red, green, blue]`, or to a list of colours;
 
-            or of a JSON file in the form of the shipped ones.
-        context_459_ids: For the PASCAL Context splits: the label files hold the original ids 1..459 instead of the
+            or of a JSON file in the format of the built-in ones.
+        context_459_ids: For the PASCAL Context splits: the label files have the original ids 1..459 instead of the
             usual 0..59. Categories outside the 59 are background.
 
     Raises:
         FileNotFoundError: There is no such split and no such file.
-        ValueError: The file is not what is described above; the message names the file and the key.
+        ValueError: The file does not have this format; the message names the file and the key.
     """
     name = str(name_or_path)
     path = SPLITS_FOLDER / SHIPPED_SPLITS[name] if name in SHIPPED_SPLITS else Path(name_or_path)
@@ -339,7 +338,7 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
 def _from_json(data: Any, context_459_ids: bool) -> SegmentationSplit:
     missing = [key for key in _JSON_KEYS if key not in data] if isinstance(data, dict) else _JSON_KEYS
     if missing:
-        raise ValueError(f"It lacks {_quoted(missing)}; a JSON split has the keys of the shipped ones.")
+        raise ValueError(f"It lacks {_quoted(missing)}; a JSON split has the keys of the built-in ones.")
     _check_types(data)
     raw_id_to_class = {int(raw): target for raw, target in data["raw_id_to_contiguous"].items()}
     if context_459_ids:
@@ -356,9 +355,9 @@ def _from_json(data: Any, context_459_ids: bool) -> SegmentationSplit:
         protocol=f"background: {data['background']['policy']}" if "background" in data else "",
         sizes={part: facts["images"] for part, facts in data.get("splits", {}).items()},
     )
-    for key in ("unseen_ids", "seen_ids"):  # names decide; ids that disagree mean that one of them is wrong
+    for key in ("unseen_ids", "seen_ids"):  # names take precedence; ids that disagree indicate a mistake
         if tuple(data[key]) != getattr(split, key):
-            raise ValueError(f"`{key}` is {shown(data[key])}, but by the names it is {shown(getattr(split, key))}.")
+            raise ValueError(f"`{key}` is {shown(data[key])}, but the names give {shown(getattr(split, key))}.")
     return split
 
 
@@ -374,21 +373,21 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
     raw_id_to_class = {}
     for raw, target in data.get("raw_id_map", {}).items():
         if isinstance(target, str) and target not in classes:
-            raise ValueError(f"`raw_id_map` sends {shown(raw)} to {shown(target)}, which `classes` does not have.")
+            raise ValueError(f"`raw_id_map` maps {shown(raw)} to {shown(target)}, which `classes` does not have.")
         raw_id_to_class[raw] = classes.index(target) if isinstance(target, str) else target
     if raw_id_to_class and _is_integer(ignore_index) and ignore_index >= 0:
         raw_id_to_class.setdefault(ignore_index, ignore_index)
     palette = _read_palette(data.get("palette", {}), classes, ignore_index)
     if raw_id_to_class and palette:
-        raise ValueError("It has both `raw_id_map` and `palette`; label maps hold either ids or colours.")
+        raise ValueError("It has both `raw_id_map` and `palette`; label maps contain either ids or colours.")
     unseen, phrases = tuple(data.get("unseen", [])), data.get("phrases", {})
     return SegmentationSplit(name, classes, unseen, ignore_index, raw_id_to_class, palette, phrases=phrases)
 
 
 def _read_palette(data: Any, classes: tuple[str, ...], ignore_index: Any) -> dict[tuple[int, int, int], int]:
-    """The class id or `ignore_index` of every colour."""
+    """The class id or `ignore_index` of each colour."""
     if not isinstance(data, dict):
-        raise ValueError(f"`palette` is {shown(data)}; expected a class name and its colour on every line.")
+        raise ValueError(f"`palette` is {shown(data)}; expected one class name and its colour per line.")
     palette: dict[tuple[int, int, int], int] = {}
     for key, value in data.items():
         if key not in classes and key != ignore_index:
@@ -402,7 +401,9 @@ def _read_palette(data: Any, classes: tuple[str, ...], ignore_index: Any) -> dic
                 or len(color) != 3
                 or not all(_is_integer(part) and 0 <= part <= 255 for part in color)
             ):
-                raise ValueError(f"`palette` gives {shown(key)} the colour {shown(color)}; expected three of 0..255.")
+                raise ValueError(
+                    f"`palette` maps {shown(key)} to the colour {shown(color)}; expected three of 0..255."
+                )
             if tuple(color) in palette:
                 raise ValueError(f"`palette` has the colour {color} more than once.")
             palette[color[0], color[1], color[2]] = ignore_index if key == ignore_index else classes.index(key)
@@ -415,24 +416,24 @@ def _check_types(data: dict[str, Any]) -> None:
             raise ValueError(f"`{key}` is {shown(data[key])}; expected a list.")
     if not isinstance(data.get("phrases", {}), dict):
         raise ValueError(
-            f"`phrases` is {shown(data['phrases'])}; expected a class name and a list of texts on every line."
+            f"`phrases` is {shown(data['phrases'])}; expected one class name and its list of phrases per line."
         )
     for key in ("raw_id_map", "raw_id_to_contiguous"):
         if not isinstance(data.get(key, {}), dict):
-            raise ValueError(f"`{key}` is {shown(data[key])}; expected a raw id and what it stands for on every line.")
+            raise ValueError(f"`{key}` is {shown(data[key])}; expected one raw id and its class per line.")
     background, parts = data.get("background", {"policy": ""}), data.get("splits", {})
     if not isinstance(background, dict) or not isinstance(background.get("policy"), str):
-        raise ValueError(f"`background` is {shown(background)}; expected a text as its `policy`.")
+        raise ValueError(f"`background` is {shown(background)}; expected a string as its `policy`.")
     if not isinstance(parts, dict) or not all(
         isinstance(p, dict) and _is_integer(p.get("images")) for p in parts.values()
     ):
-        raise ValueError(f"`splits` is {shown(parts)}; expected the number of `images` of every part.")
+        raise ValueError(f"`splits` is {shown(parts)}; expected the number of `images` per part.")
 
 
 def _check_names(argument: str, names: Sequence[str]) -> None:
     for position, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
-            hint = " (YAML reads yes, no, on, off and numbers as something else; put them in quotes)"
+            hint = " (YAML does not read yes, no, on, off and numbers as strings; quote them)"
             raise ValueError(
                 f"`{argument}` has {shown(name)} at position {position}; expected a class name{'' if name == '' else hint}."
             )
@@ -440,12 +441,12 @@ def _check_names(argument: str, names: Sequence[str]) -> None:
             raise ValueError(f"`{argument}` has {shown(name)} at position {position}; remove the spaces around it.")
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
-        raise ValueError(f"`{argument}` has {_quoted(doubles)} more than once; every class needs its own name.")
+        raise ValueError(f"`{argument}` has {_quoted(doubles)} more than once; class names must be unique.")
     folded = [name.casefold() for name in names]
     alike = [name for name, key in zip(names, folded) if folded.count(key) > 1]
     if alike:
         raise ValueError(
-            f"`{argument}` has {_quoted(alike)}, which differ in the case of letters only; CLIP reads them as one name."
+            f"`{argument}` has {_quoted(alike)}, which differ only in case; CLIP does not distinguish them."
         )
 
 

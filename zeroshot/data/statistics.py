@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How much of each class a dataset has, and what of that is likely a mistake."""
+"""Counts the pixels per class in a dataset, and warns of likely mistakes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ..files import shown
 from .splits import SegmentationSplit
 
 
-SAMPLE = 2000  # images that are counted of a larger part
-SIMILAR = 0.99  # cosine of two text prototypes from which on the text tower does not tell the names apart
+SAMPLE = 2000  # images to count in larger parts
+SIMILAR = 0.99  # from this cosine of two text prototypes, the text tower does not distinguish the names
 
 
 @dataclass
 class PartCounts:
-    """Pixels and images of every class in one part of a dataset.
+    """Pixels and images per class in one part of a dataset.
 
     Attributes:
-        classes: Count of classes `C`.
-        images: Count of images in the part.
-        counted: How many of them were counted, at most [`SAMPLE`].
+        classes: Number of classes `C`.
+        images: Number of images in the part.
+        counted: Number of counted images, at most [`SAMPLE`].
         pixels: `int64 (C + 1,)`, the last for unlabelled pixels.
-        occurrences: Count of images with such pixels, `int64 (C + 1,)`.
-        sizes: How often each image size (width, height) occurs.
+        occurrences: Number of images with such pixels, `int64 (C + 1,)`.
+        sizes: Number of images by size (width, height).
     """
 
     classes: int
@@ -47,7 +47,7 @@ class PartCounts:
         return frozenset(np.linspace(0, self.images - 1, min(self.images, SAMPLE)).astype(int).tolist())
 
     def add(self, pixels: np.ndarray, size: tuple[int, int]) -> None:
-        """Adds an image of `size` by its [`label_pixels`]."""
+        """Adds an image of `size` with its [`label_pixels`]."""
         self.counted += 1
         self.pixels += pixels
         self.occurrences += pixels > 0
@@ -61,18 +61,18 @@ class PartCounts:
         self.sizes += other.sizes
 
     def has(self, class_ids: tuple[int, ...]) -> bool:
-        """Whether there is a pixel of one of these classes."""
+        """Whether any pixel belongs to one of these classes."""
         return bool(self.pixels[list(class_ids)].sum())
 
 
 def label_pixels(label: np.ndarray, split: SegmentationSplit) -> np.ndarray:
-    """Pixels of every class in a map of class ids of any shape, and last the unlabelled ones, `int64 (C + 1,)`."""
+    """Pixel counts per class in a map of class ids of any shape, with unlabelled pixels last, `int64 (C + 1,)`."""
     classes = len(split.classes)
     return np.bincount(np.where(label == split.ignore_index, classes, label).ravel(), minlength=classes + 1)
 
 
 def class_table(split: SegmentationSplit, parts: Mapping[str, PartCounts]) -> str:
-    """Pixels, their share and images of every class in every part, as text."""
+    """A text table of pixels, their share and images, per class and part."""
     header = ["class", "", *(f"{part}: {what}" for part in parts for what in ("pixels", "share", "images"))]
     rows = [header]
     for position, name in enumerate([*split.classes, "unlabelled pixels"]):
@@ -98,12 +98,12 @@ def _describe(part: str, counts: PartCounts) -> str:
 def data_warnings(
     split: SegmentationSplit, parts: Mapping[str, PartCounts], train_part: str | None = None
 ) -> list[str]:
-    """What is likely a mistake, one sentence or two each.
+    """Warnings of likely mistakes.
 
     Args:
-        split: The classes; those that it calls seen are trained on.
-        parts: Counts by the name of the part.
-        train_part: The one for training; the others are for evaluation.
+        split: The classes; seen ones are for training.
+        parts: Counts by part name.
+        train_part: The part for training; the others are for evaluation.
     """
     found = []
     for part, counts in parts.items():
@@ -111,14 +111,12 @@ def data_warnings(
         expected = split.seen if part == train_part else split.unseen
         missing = [name for name in expected if not counts.has((split.classes.index(name),))]
         if not counts.pixels[:-1].any():
-            found.append(
-                f"All pixels in {where} are unlabelled. Check `ignore_index` and what the ids in the files mean."
-            )
+            found.append(f"All pixels in {where} are unlabelled. Check `ignore_index` and the ids in the files.")
         elif part != train_part and missing:
             present = occurring(len(expected) - len(missing), len(expected))
             found.append(f"{present} in {where}; mIoU(U) is the mean over these. Missing: {_listed(missing)}.")
         elif missing == list(expected) and missing:
-            found.append(f"All labelled pixels in {where} are of unseen classes, so there is nothing to learn from.")
+            found.append(f"All labelled pixels in {where} belong to unseen classes, so there is nothing to train on.")
         elif missing:
             found.append(
                 f"Seen classes without a pixel in {where}: {_listed(missing)}.{_counting_hint(split, missing)}"
@@ -127,12 +125,12 @@ def data_warnings(
 
 
 def occurring(present: int, total: int) -> str:
-    """In words, how many of the unseen classes there are in some images."""
+    """A phrase with the number of unseen classes that occur."""
     return f"{present} of {total} unseen classes {'occurs' if present == 1 else 'occur'}"
 
 
 def similar_names(prototypes: torch.Tensor, names: list[str] | tuple[str, ...]) -> list[str]:
-    """A sentence about every pair of class names that the text tower does not tell apart.
+    """One warning per pair of class names that the text tower does not distinguish.
 
     Args:
         prototypes: Unit vectors `(C, D)`.
@@ -140,8 +138,8 @@ def similar_names(prototypes: torch.Tensor, names: list[str] | tuple[str, ...]) 
     """
     cosines = torch.triu(prototypes.float() @ prototypes.float().T, diagonal=1)
     return [
-        f"The text tower does not tell {names[i]!r} and {names[j]!r} apart (cosine {float(cosines[i, j]):.3f}); choose "
-        "words that describe the classes in photographs."
+        f"The text tower does not distinguish {names[i]!r} and {names[j]!r} (cosine {float(cosines[i, j]):.3f}); choose "
+        "more descriptive names."
         for i, j in (cosines > SIMILAR).nonzero().tolist()
     ]
 
@@ -149,7 +147,7 @@ def similar_names(prototypes: torch.Tensor, names: list[str] | tuple[str, ...]) 
 def _counting_hint(split: SegmentationSplit, missing: list[str]) -> str:
     if split.has_raw_id_map or split.palette or split.classes[-1] not in missing:
         return ""
-    return f" If 0 means unlabelled in the files and classes count from 1, {split.counting_from_one}."
+    return f" If 0 means unlabelled in the files and class ids start at 1, {split.counting_from_one}."
 
 
 def _listed(names: list[str]) -> str:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training is about: its classes, and the images it trains and evaluates on; opened, checked and described."""
+"""Opens, checks and describes the data of a training: its classes, and its images for training and evaluation."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Task(NamedTuple):
 
     Attributes:
         split: The classes, seen and unseen.
-        training_split: The one split that training sees: its unseen classes become unlabelled in every label map.
-        parts: The images by the name of their part. The first part is for training, a second one for validation.
+        training_split: The only split used in training: its unseen classes become unlabelled in every label map.
+        parts: Images by part name. The first part is for training, a second one for validation.
     """
 
     split: SegmentationSplit
@@ -44,7 +44,7 @@ class Task(NamedTuple):
 
 
 def open_task(data: DataSettings, validation: bool) -> Task:
-    """Opens what `data` names; files of images are not read yet.
+    """Opens the data in the settings, without reading image files.
 
     Args:
         data: The settings.
@@ -59,8 +59,8 @@ def open_task(data: DataSettings, validation: bool) -> Task:
     training_split = replace(split, unseen=()) if data.fully_supervised else split
     if not training_split.seen:
         raise ValueError(
-            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: take some "
-            "names out of `unseen`, or set `data.fully_supervised`."
+            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: remove some "
+            "names from `unseen`, or set `data.fully_supervised`."
         )
     parts = {data.train_part: open_part(data, data.train_part, data.num_train)}
     if validation:
@@ -70,17 +70,17 @@ def open_task(data: DataSettings, validation: bool) -> Task:
 
 
 def check_task(accelerator: Accelerator, task: Task) -> None:
-    """Reads all files once, and prints how much of each class there is, and what is likely a mistake.
+    """Reads all files once, and prints pixel counts per class and warnings of likely mistakes.
 
     Raises:
-        ValueError: A file cannot be used, or no pixel of a seen class was found for training.
+        ValueError: A file cannot be used, or the training part has no pixel of a seen class.
     """
     counts = {part: check_dataset(accelerator, rows, task.split) for part, rows in task.parts.items()}
     accelerator.print(class_table(task.split, counts))
     warnings = data_warnings(task.training_split, counts, train_part=next(iter(counts)))
     if len(same := {part.removesuffix(" again") for part in counts}) < len(counts):
         warnings.append(
-            f"`{same.pop()}` is the part for training and for validation, so scores say nothing of other images."
+            f"`{same.pop()}` is the part for both training and validation, so scores do not generalize to other images."
         )
     train = next(iter(counts.values()))
     if train.counted == train.images and not train.has(task.training_split.seen_ids):
@@ -93,7 +93,7 @@ def describe_pairs(task: Task, count: int = 3) -> str:
     """The first `count` pairs of files of every part, as text."""
     lines = []
     for part, rows in task.parts.items():
-        lines.append(f"{part}: {len(rows):,} pairs of image and label map, such as")
+        lines.append(f"{part}: {len(rows):,} pairs of image and label map, for example")
         for row in encoded_images(rows.select(range(min(count, len(rows))))):
             image, label = ((row[column] or {}).get("path") or f"bytes in {column}" for column in ("image", "label"))
             lines.append(f"  {row['name']}: {image} + {label}")
@@ -101,7 +101,7 @@ def describe_pairs(task: Task, count: int = 3) -> str:
 
 
 def draw_grid(task: Task, count: int, output: str, width: int = 360) -> None:
-    """Writes a picture of `count` images of every part, evenly spaced, each `width` pixels wide and beside its labels."""
+    """Writes a figure of `count` evenly spaced images of every part, `width` pixels wide, next to their label maps."""
     pairs = []
     for rows in task.parts.values():
         samples = SegmentationDataset(rows, task.split, training=False)

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The training recipe, and the way from label maps to a batch of masks.
+"""Training augmentation, and batching of label maps as masks.
 
-All randomness comes from the `torch.Generator` that is passed in, so that a sample can be drawn again bit by bit.
+All randomness comes from the given `torch.Generator`, so that samples are exactly reproducible.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from modeling_alignzeg import AlignZegImageProcessor
 from ..files import shown
 
 
-# The photometric distortion of SSD (Liu et al., 2016), as SAN and Mask2Former use it. Each part is applied with
-# probability one half; the numbers are its largest change.
+# The photometric distortion of SSD (Liu et al., 2016), as in SAN and Mask2Former. Each part is applied with
+# probability 0.5; the values are its maximum change.
 BRIGHTNESS = 32 / 255  # relative
 CONTRAST = SATURATION = 0.5  # relative
 HUE = 0.1  # turns of the colour circle
@@ -32,25 +32,24 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, crop, horizontal flip and colours of one training sample.
+    """Random scale, crop, horizontal flip and colour jitter for one training sample.
 
-    The scale is drawn relative to the crop, as in SAN and Mask2Former: the short side becomes `crop_size` times a
-    factor. (Copy-paste's range of 0.1–2.0 would leave crops that are padding for the most part.) An image smaller
-    than the crop comes back smaller; [`Collator`] pads it.
+    The scale is relative to the crop, as in SAN and Mask2Former: the short side becomes `crop_size` times a random factor.
+        (Copy-paste's range of 0.1–2.0 would give crops that are mostly padding.) An image smaller than the crop is returned
+        smaller; [`Collator`] pads it.
 
     Attributes:
-        crop_size: Largest height and width of the result in pixels. `None`: the size stays as it is, nothing is
-            scaled or cropped.
-        scale_range: Smallest and largest length of the short side before the crop, in units of `crop_size`.
-        max_category_ratio: Largest part of a crop's labelled pixels that may belong to one class, in (0, 1]. After
-            [`CROP_TRIES`] crops that break it the last one is taken.
+        crop_size: Maximum height and width of the result in pixels. `None`: no scaling or cropping.
+        scale_range: Minimum and maximum length of the short side before the crop, in units of `crop_size`.
+        max_category_ratio: Maximum share of a crop's labelled pixels that may belong to one class, in (0, 1]. After
+            [`CROP_TRIES`] crops above it, the last one is used.
         flip_probability: Probability of a horizontal flip.
-        color_jitter: Whether brightness, contrast, saturation and hue change.
+        color_jitter: Whether to change brightness, contrast, saturation and hue.
         ignore_index: Id of unlabelled pixels.
-        resample: PIL's filter for images, that of the image processor.
+        resample: PIL resampling filter for images, the same as in the image processor.
 
     Raises:
-        ValueError: An attribute is out of its range.
+        ValueError: An attribute is out of range.
     """
 
     crop_size: int | None = 640
@@ -67,7 +66,7 @@ class TrainTransform:
             raise ValueError(f"`crop_size` is {shown(crop)}; expected a whole number of pixels ≥ 1, or None.")
         is_pair = isinstance(scale, Sequence) and len(scale) == 2 and all(map(_is_number, scale))
         if not is_pair or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors, the smaller first.")
+            raise ValueError(f"`scale_range` is {shown(scale)}; expected two positive factors in ascending order.")
         if not _is_number(self.max_category_ratio) or not 0 < self.max_category_ratio <= 1:
             raise ValueError(
                 f"`max_category_ratio` is {shown(self.max_category_ratio)}; expected a number above 0, at most 1."
@@ -84,16 +83,16 @@ class TrainTransform:
 
         Args:
             image: `uint8` array of shape (height, width, 3), RGB.
-            label: `int64` array of shape (height, width). Every id in it is one of those that went in or nothing.
+            label: `int64` array of shape (height, width).
             generator: Source of all randomness.
 
         Returns:
-            Image and label map of the same types and of one common size.
+            Image and label map of the same types and of equal size. No new ids occur.
         """
         if self.crop_size is not None:
             image, label = self._scale_and_crop(image, label, self.crop_size, generator)
         if _uniform(generator) < self.flip_probability:
-            image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch takes no negative strides
+            image, label = image[:, ::-1].copy(), label[:, ::-1].copy()  # torch does not support negative strides
         if self.color_jitter:
             image = jitter_colors(image, generator)
         return np.ascontiguousarray(image), np.ascontiguousarray(label)
@@ -113,7 +112,7 @@ class TrainTransform:
             _, counts = np.unique(label_crop[label_crop != self.ignore_index], return_counts=True)
             if counts.size and counts.max() <= self.max_category_ratio * counts.sum():
                 break
-        # Only the crop is resized, never the whole image: `box` is its place in the source, in fractions of pixels.
+        # Only the crop is resized, not the whole image: `box` is its position in the source, in fractional pixels.
         y_scale, x_scale = label.shape[0] / height, label.shape[1] / width
         right = min((left + crop_width) * x_scale, label.shape[1])
         bottom = min((top + crop_height) * y_scale, label.shape[0])
@@ -143,20 +142,20 @@ def jitter_colors(image: np.ndarray, generator: torch.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of samples of [`~zeroshot.data.dataset.SegmentationDataset`], in the terms of the model's `forward`.
+    """Batches samples of [`~zeroshot.data.dataset.SegmentationDataset`] as arguments of the model's `forward`.
 
     Attributes:
         image_processor: Normalizes and pads; images are not resized.
-        size_divisor: Height and width are padded to a multiple of it. With the crop size all batches have one shape.
+        size_divisor: Height and width are padded to a multiple of this. With the crop size, all batches have the same shape.
     """
 
     image_processor: AlignZegImageProcessor
     size_divisor: int
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns what [`AlignZegImageProcessor`] returns, with `bool` masks, and
+        """Returns the output of [`AlignZegImageProcessor`], with `bool` masks, and
 
-        - `names` and `indices`: lists of what the samples are called, and their positions in the dataset.
+        - `names` and `indices`: lists of the samples' names and positions in the dataset.
         """
         batch = self.image_processor(
             [sample["image"] for sample in samples],
@@ -178,7 +177,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _nearest(source: int, target: int) -> np.ndarray:
-    """For `target` positions along a side, the nearest of `source` positions: picking by them keeps any id intact."""
+    """The nearest of `source` positions for each of `target` positions along a side; indexing with them preserves ids."""
     return ((np.arange(target) + 0.5) * (source / target)).astype(np.int64)
 
 
@@ -187,10 +186,10 @@ def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) ->
 
 
 def _integer(generator: torch.Generator, high: int) -> int:
-    """One of 0 … high - 1."""
+    """A random integer from 0 to high - 1."""
     return int(torch.randint(high, (), generator=generator))
 
 
 def _maybe(generator: torch.Generator, limit: float) -> float:
-    """A number in [-limit, limit], or 0 half of the time."""
+    """A random number in [-limit, limit], or 0 with probability 0.5."""
     return _uniform(generator, -limit, limit) if _uniform(generator) < 0.5 else 0.0

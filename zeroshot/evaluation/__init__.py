@@ -1,2 +1,2 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Scores, test-time augmentation, calibration, the ablation, bulk prediction, speed."""
+"""Scores, test-time augmentation, calibration, ablation, bulk prediction and speed."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Rows of the ablation, one cell of it, and its tables and figures."""
+"""The ablation: its rows, the training of a cell, tables and figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-CURVES = ("baseline", "full")  # rows whose scores are followed over training, for the figure
+CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
 OFF = {
@@ -40,17 +40,17 @@ OFF = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what it says in tables, the training it reads, and how.
+    """A row: its title, its trainings, and their read-out.
 
     Attributes:
         title: Its name in tables.
-        overrides: Of `AlignZegConfig`, for a row with a training of its own.
-        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant at
-            its best value on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
-            The first three may end in ` with cells`: those of a convolutional tower are weighed in.
+        overrides: Overrides of `AlignZegConfig`, for a row with its own trainings.
+        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant tuned
+            on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
+            The first three may end in ` with cells`, which includes the cells of a convolutional tower.
         seeds: Number of trainings.
-        cells: The row whose trainings it reads instead of its own. The indicator's input is detached: a model without PBC
-            is the full one read out plainly, but for its share in gradient clipping.
+        cells: The row whose trainings it uses instead of its own. The indicator's input is detached, so a model without
+            PBC equals the full one without its correction, apart from gradient clipping.
     """
 
     title: str
@@ -94,8 +94,8 @@ TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 def run_cell(
     name: str, seed: int, folder: str, arguments: list[str], corrections: list[tuple[float, float]]
 ) -> dict[str, Any]:
-    """Trains one cell in `folder` and evaluates it on the test part with PBC's `corrections` (γ, θ), without correction and
-    with the constants of the blind baseline."""
+    """Trains one cell in `folder` and evaluates it on the test part: with PBC's `corrections` (γ, θ), without correction,
+    and with the constants of the blind baseline."""
     row = ROWS[name]
     flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
     output = f"{folder}/{name}-{seed}"
@@ -121,7 +121,7 @@ def run_cell(
         if "validation/hiou" in line
     ]
     shown = settings.as_dict()
-    del shown["output_dir"], shown["data"]["root"]  # of this machine
+    del shown["output_dir"], shown["data"]["root"]  # specific to this machine
     return {
         "row": name,
         "seed": seed,
@@ -140,10 +140,10 @@ def run_cell(
 def evaluate_cell(
     trainer: Trainer, model: AlignZegModel, readouts: dict[str, Readout]
 ) -> tuple[dict[str, dict[str, Any]], list[BestProposal]]:
-    """Scores on the test part by readout, all of one forward pass per image, and the best proposals.
+    """Scores on the test part by readout, from one forward pass per image, and the best proposals.
 
-    Without further words a readout is of the proposals alone; "… with cells" weighs in the cells of a convolutional tower,
-    and "queries" leaves out the unclaimed region.
+    A readout uses the proposals only; "… with cells" adds the cells of a convolutional tower, and "queries" leaves out the
+    unclaimed region.
     """
     split = trainer.split
     test = SegmentationDataset(open_part(trainer.settings.data, "test", None), split, training=False)
@@ -168,7 +168,7 @@ def evaluate_cell(
             evaluators[" with cells"].add(with_cells, outputs, labels)
         proposals += best_proposals(outputs, labels, split)
         for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
-            if name in outputs:  # there is no indicator without PBC
+            if name in outputs:  # a model without PBC has no indicator
                 outputs[name] = outputs[name][:, : model.config.num_queries]
         queries.add(alone, outputs, labels)
     if outputs.dense_logits is None:
@@ -182,7 +182,7 @@ def summarize(cells: Path, results: Path) -> None:
 
     Args:
         cells: Folder of the cells' results.
-        results: Folder to write to; `calibration.json` in it holds the γ and θ of the rows with PBC.
+        results: Folder to write to; it contains `calibration.json` with γ and θ for the rows with PBC.
     """
     calibration = json.loads((results / "calibration.json").read_text(encoding="utf-8"))
     corrected = f"pbc {calibration['gamma']}/{calibration['threshold']}" if calibration["gamma"] else "plain"
@@ -200,10 +200,10 @@ def summarize(cells: Path, results: Path) -> None:
         kind, _, cells_too = row.readout.partition(" ")
         suffix = f" {cells_too}" if cells_too else ""
         shared = set.intersection(*(set(cell["scores"]) for cell in done))
-        if f"plain{suffix}" not in shared:  # a tower without cells of its own
+        if f"plain{suffix}" not in shared:  # the tower has no cells
             continue
         readout = {"pbc": corrected}.get(kind, kind) + suffix
-        if kind == "constant":  # one value for all seeds, the best of the row: the peers' correction at its strongest
+        if kind == "constant":  # the best value of the row, shared by all seeds: an upper bound of the blind baseline
             constants = [f"constant {penalty}{suffix}" for penalty in PENALTIES]
             readout = max(
                 shared.intersection(constants),
@@ -211,7 +211,7 @@ def summarize(cells: Path, results: Path) -> None:
             )
         if readout not in shared:
             raise ValueError(
-                f"Cells of {name!r} were not read out with the γ and θ of calibration.json ({readout}): run "
+                f"Cells of {name!r} have no scores for the γ and θ of calibration.json ({readout}): run "
                 "calibrate.py with the grid of this version, or remove the cells."
             )
         rows.append(
@@ -288,7 +288,7 @@ def _draw_misalignment(found: dict[str, list[dict[str, Any]]], path: Path) -> No
             mean, spread = values.mean(0), values.std(0, ddof=1 if len(values) > 1 else 0)
             axes.plot(steps, mean, style, color=color, label=f"{label}, {title}")
             axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
-    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # the band can reach below what a score can be
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # the band can reach below 0
     axes.set_xlabel("training step")
     axes.set_ylabel("percent on the validation part")
     axes.set_title("mean over seeds; band: standard deviation", fontsize="medium")

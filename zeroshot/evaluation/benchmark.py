@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The sections of the speed benchmark: what is timed and how."""
+"""The sections of the speed benchmark."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MIB = 2**20
 
 
 # --- sections ------------------------------------------------------------------------------------------------------
-# Each takes the arguments and returns what is written to the JSON file; seconds, MiB, giga multiply-adds.
+# Each takes the arguments and returns the results for the JSON file, in seconds, MiB and giga multiply-adds.
 
 
 def dtype_of(args: argparse.Namespace) -> torch.dtype:
@@ -72,7 +72,7 @@ def end_to_end(
     prototypes: torch.Tensor,
     label_side: int | None = None,
 ) -> Callable[[], torch.Tensor]:
-    """From the bytes of an image file to its label map, the network at `side` pixels."""
+    """A function from the bytes of an image file to its label map, with the network at `side` pixels."""
     processor = AlignZegImageProcessor(size={"shortest_edge": side}, size_divisor=model.config.size_divisor)
 
     def call() -> torch.Tensor:
@@ -129,7 +129,7 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of a forward, each model in a process of its own."""
+    """Peak memory of a forward pass, each model in a separate process."""
     results = {}
     for name in CONTESTANTS:
         results[name] = in_a_child(args, {"what": "forward", "model": name, "classes": args.num_classes})
@@ -153,7 +153,7 @@ def sizes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def classes(args: argparse.Namespace) -> dict[str, Any]:
-    """Vocabularies of any size, image file to label map of `label_size`; all sizes in one comparison."""
+    """Vocabularies of several sizes, from image file to label map of `label_size`, timed alternately."""
     model, floor = alignzeg_and_floor(args)
     images, file = sample_pixels(1, args.size, args.device, dtype_of(args)), image_file(args.label_size)
     calls: dict[str, Any] = {"clip": lambda: floor.call(images, 0)}
@@ -192,7 +192,7 @@ def batches(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def dtypes(args: argparse.Namespace) -> dict[str, Any]:
-    """float32 beside bfloat16 weights and beside autocast, and how many pixels of the label map agree."""
+    """float32 against bfloat16 weights and autocast, and the share of pixels that agree in the label map."""
     whole = build_alignzeg(args.tower).to(args.device)
     half = build_alignzeg(args.tower).to(args.device, torch.bfloat16)
     floor, half_floor = (build_contestant("clip", args.tower, args.device) for _ in range(2))
@@ -224,8 +224,8 @@ def dtypes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def equal_pixels(args: argparse.Namespace, scenes: int = 8) -> dict[str, float]:
-    """Share of pixels that keep their label in bfloat16, with the trained checkpoint of this repository: random weights
-    put one class everywhere."""
+    """Share of pixels that keep their label in bfloat16, with this repository's trained checkpoint, because random weights
+    predict one class everywhere."""
     maps: dict[str, list[torch.Tensor]] = {name: [] for name in ("float32", "bfloat16", "autocast")}
     processor = AlignZegProcessor.from_pretrained(ROOT)
     for name, labels in maps.items():
@@ -242,7 +242,7 @@ def equal_pixels(args: argparse.Namespace, scenes: int = 8) -> dict[str, float]:
 
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
-    """One optimizer step, taken apart, beside the forward without gradients; and what it keeps as CLIP grows deeper."""
+    """The parts of one optimizer step, the forward pass without gradients, and memory by depth of CLIP."""
     model = build_alignzeg(args.tower, num_labels=args.num_classes).to(args.device).train()
     images = sample_pixels(1, args.size, args.device)
     labels = sample_labels(1, args.size, args.num_classes, args.device)
@@ -274,7 +274,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
             timed("inference", forward)
         timed("step", step)
         if round_number == 0:
-            seconds.clear()  # first calls allocate
+            seconds.clear()  # the first calls allocate memory
     medians = {name: torch.tensor(values, dtype=torch.float64).median().item() for name, values in seconds.items()}
     medians["forward"] = medians["forward and loss"] - medians["loss and matching"]
     shallow, deep = (
@@ -294,7 +294,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Training samples of the embedded scenes a second: decode, scale, crop, flip, colours, masks."""
+    """Training samples of the embedded scenes per second: decode, scale, crop, flip, colour jitter, masks."""
     split, count = load_split("embedded_scenes"), 32 if args.quick else 256
     rows = load_benchmark("embedded_scenes", "train", num_scenes=count)
     dataset = SegmentationDataset(rows, split, TrainTransform(crop_size=args.size), training=True)
@@ -310,7 +310,7 @@ def loader(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compiled(args: argparse.Namespace) -> dict[str, Any]:
-    """`torch.compile` against eager; "frozen" lays the weights out anew, "dynamic" has one graph for all image sizes."""
+    """`torch.compile` against eager; "frozen" reorders the weights, "dynamic" uses one graph for all image sizes."""
     model = build_alignzeg(args.tower).to(args.device, dtype_of(args)).requires_grad_(False)
     prototypes = prototypes_for(model, args.num_classes)
     images = sample_pixels(1, args.size, args.device, dtype_of(args))
@@ -352,7 +352,7 @@ SECTIONS = {
 
 
 def in_a_child(args: argparse.Namespace, task: dict[str, Any]) -> dict[str, float]:
-    """Peak memory of `task` in a fresh process: weights and all, and what the call adds to them. MiB."""
+    """Peak memory of `task` in a new process, in MiB: the total including weights, and the increase by the call."""
     names = ("device", "tower", "dtype", "threads", "size", "label_size")
     flags = [f"--{name}={getattr(args, name)}" for name in names]
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *flags, "--child", json.dumps(task)]
@@ -396,7 +396,7 @@ def measure_memory(args: argparse.Namespace, task: dict[str, Any]) -> dict[str, 
 
 
 def run_benchmark(args: argparse.Namespace) -> None:
-    """Measures the sections that the options of scripts/benchmark.py ask for, and writes the report after each."""
+    """Measures the sections in the options of scripts/benchmark.py, and writes the report after each."""
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.child:
@@ -407,7 +407,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0)
     chosen = args.sections or [name for name in SECTIONS if not (args.quick and name == "compile")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
-        raise ValueError(f"`--sections` names {unknown[0]!r}; use some of {', '.join(SECTIONS)}.")
+        raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(SECTIONS)}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"`--device` is {args.device}, but torch finds no GPU; use cpu.")
     folder = args.output_dir or (ROOT / "runs" / "benchmark" if args.quick else ROOT / "docs" / "results")

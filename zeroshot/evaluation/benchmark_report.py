@@ -17,7 +17,7 @@ def milliseconds(timing: dict[str, float]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """Tables of everything that was measured."""
+    """Markdown tables of all results."""
     lines = ["# Speed and memory", ""]
     sections = report["sections"]
     for machine in {json.dumps(s["machine"], sort_keys=True): s["machine"] for s in sections.values()}.values():
@@ -155,7 +155,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Latency of all models, and of AlignZeg over the number of classes."""
+    """Plots the latency of all models, and of AlignZeg over the number of classes."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,15 +1,15 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Label maps for a whole dataset: sharded over processes and machines, resumable, and every image accounted for.
+"""Label maps for a whole dataset: sharded over processes and machines, resumable, with a result for every image.
 
-The images of a dataset are cut into shards of a fixed size, whose names do not depend on how many processes there
-are. Each is written beside its place and renamed when it is complete, so a shard that exists is finished: whoever runs
-the same command again, on any number of processes, redoes only what was under way. Processes never wait for each other
-before the end. The images of a shard are predicted in predictor.py, its files are those of shards.py.
+The images of a dataset are divided into shards of a fixed size, whose names do not depend on the number of processes.
+Each shard is written under a temporary name and renamed when it is complete, so an existing shard is finished. Running
+the same command again, on any number of processes, repeats only unfinished shards. Processes do not wait for each other
+before the end. predictor.py predicts the images of a shard, shards.py writes its files.
 
 ```
-run.json                          what was asked for; a resumed run must ask for the same
+run.json                          the settings; a resumed run must have the same
 part-00000-00000012.parquet       or a folder of that name with PNG files and results.jsonl
-source-00000.json                 streaming: how many shards file 0 of the dataset makes, once its end was reached
+source-00000.json                 streaming: the number of shards of file 0 of the dataset, once known
 ```
 """
 
@@ -48,7 +48,7 @@ RUN = "run.json"
 
 
 def start_bulk() -> Accelerator:
-    """The accelerator of a run in which the processes meet once, at the end, however late the last one comes."""
+    """The accelerator of a run in which processes synchronize only at the end, with a timeout of 90 days."""
     return start_processes(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=90))])
 
 
@@ -60,14 +60,14 @@ def predict_dataset(
     output_dir: str | Path,
     accelerator: Accelerator,
 ) -> tuple[int, int]:
-    """Predicts all shards of this process that are not finished yet.
+    """Predicts all unfinished shards of this process.
 
     Returns:
-        How many images the dataset has, and how many of them are broken, over all processes and earlier runs.
+        Numbers of images and of broken images in the dataset, over all processes and earlier runs.
 
     Raises:
-        ValueError: The dataset cannot be opened, or `output_dir` holds results of another model, vocabulary or dataset;
-            the message says what differs.
+        ValueError: The dataset cannot be opened, or `output_dir` contains results of another model, vocabulary or dataset;
+            the message gives the difference.
     """
     output = Path(output_dir)
     check_output(output / RUN)
@@ -102,7 +102,7 @@ def predict_dataset(
 
 
 def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableDataset:
-    """The images of a dataset, as bytes or paths in the column `image`; `name` is there for named benchmarks."""
+    """The images of a dataset, as bytes or paths in the column `image`; named benchmarks also have `name`."""
     if settings.is_named:
         scenes = settings.limit if settings.dataset == "embedded_scenes" else None
         rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
@@ -110,7 +110,7 @@ def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableD
     else:
         rows = open_any_dataset(settings.dataset, settings.part, settings.streaming)
         present = rows.column_names
-        if present is None:  # a stream says so with its first row
+        if present is None:  # a stream gets its columns from the first row
             present = list(next(iter(rows.decode(False)), {settings.image_column: None}))
         if settings.image_column not in present:
             raise ValueError(
@@ -121,14 +121,14 @@ def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableD
     column = "image" if settings.is_named else settings.image_column
     try:
         rows = rows.cast_column(column, datasets.Image(decode=False))
-        if settings.streaming:  # which casts with the first row
+        if settings.streaming:  # it casts at the first row
             next(iter(rows), None)
     except (pyarrow.ArrowException, TypeError) as error:
-        raise ValueError(f"The column {column!r} of {settings.dataset!r} does not hold images. {error}") from error
+        raise ValueError(f"The column {column!r} of {settings.dataset!r} does not contain images. {error}") from error
     if column != "image":
         rows = rows.rename_column(
             column, "image"
-        )  # after the cast: a stream decodes columns that were renamed before it
+        )  # after the cast: a stream would decode columns that were renamed before it
     if settings.limit is not None:
         rows = rows.take(settings.limit)
     if not settings.streaming and not len(rows):
@@ -164,7 +164,7 @@ def _shards(
         marker = output / f"source-{source:05d}.json"
         if marker.exists() and number >= read_object(marker, "shards")["shards"]:
             continue
-        # From the last finished one on, to learn where the end is; what lies before it is skipped.
+        # Starts at the last finished shard, to find the end of the file.
         position = max(number - step, first)
         stream = rows.shard(num_shards=sources, index=source) if sources > 1 else rows
         stream = enumerate(stream.skip(position * size) if position else stream, position * size)
@@ -173,7 +173,7 @@ def _shards(
             shard, is_last_mine = Shard(source, position), (position - first) % step == 0
             if is_last_mine and position >= number:
                 yield shard, None if is_finished(shard) else shard_rows
-            deque(shard_rows, maxlen=0)  # what nobody took
+            deque(shard_rows, maxlen=0)  # consumes the remaining rows
             position += 1
         if position > first and is_last_mine:
             atomic_write_text(marker, json.dumps({"shards": position}) + "\n")
@@ -182,7 +182,7 @@ def _shards(
 def _describe(
     model: AlignZegModel, processor: AlignZegProcessor, vocabulary: Vocabulary, settings: BulkSettings, rows
 ) -> dict[str, Any]:
-    """What a resumed run must have in common with the first one, as JSON."""
+    """Settings that a resumed run must share with the first one, as JSON."""
     ways_to_run = ("batch_size", "num_threads", "root")
     prototypes = hashlib.sha256(vocabulary.prototypes.float().cpu().numpy().tobytes()).hexdigest()
     return {
@@ -209,9 +209,9 @@ def _weights_hash(model: AlignZegModel) -> str:
 
 
 def _begin(output: Path, run: dict[str, Any], accelerator: Accelerator) -> None:
-    """Writes what this run does, or checks that it goes on with what is there."""
+    """Writes the settings of this run, or checks that they match an earlier run."""
     path = output / RUN
-    # The first process, and where machines do not share a disk the first of each.
+    # The first process, or the first of each machine if they do not share a disk.
     for is_writer in (accelerator.is_main_process, accelerator.is_local_main_process):
         if is_writer and not path.exists():
             atomic_write_text(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
@@ -222,7 +222,7 @@ def _begin(output: Path, run: dict[str, Any], accelerator: Accelerator) -> None:
         changes = "; ".join(
             f"`{name}` was {_short(earlier.get(name))} and is {_short(run.get(name))}" for name in different
         )
-        raise ValueError(f"{output} holds results of another run: {changes}. Choose another `--output_dir`.")
+        raise ValueError(f"{output} contains results of another run: {changes}. Choose another `--output_dir`.")
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Choosing PBC's θ and γ on seen classes that are treated as unseen, and measuring the indicator."""
+"""Chooses PBC's θ and γ on seen classes that are treated as unseen, and measures the indicator."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
-    """Trains `folds` models without a part of the seen classes each and sweeps γ and θ on the validation part.
+    """Trains `folds` models, each without a part of the seen classes, and sweeps γ and θ on the validation part.
 
     The fraction of seen classes that is treated as unseen equals the fraction of unseen classes in the split, because the
-    strength of the bias, and with it the best correction, depends on how many names compete on either side.
+    strength of the bias, and so the best correction, depends on the numbers of seen and unseen names.
 
     Returns:
         `gamma`, `threshold`, `hiou` with and without them on the pseudo-unseen classes (mean over folds), and `grid`.
 
     Raises:
-        ValueError: `folds` is not positive, no class is unseen, or the validation part shows too little for a score.
+        ValueError: `folds` is not positive, no class is unseen, or the validation part has too few classes for a score.
     """
     if folds < 1:
         raise ValueError(f"`folds` is {folds}; expected a whole number ≥ 1.")
@@ -80,8 +80,8 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     means = {name: float(np.mean(values)) for name, values in totals.items()}
     if any(math.isnan(mean) for mean in means.values()):
         raise ValueError(
-            f"No correction can be chosen: the part {settings.data.validation_part!r} shows none of the classes that play "
-            "unseen, or none of the others. Raise `data.num_validation` or choose another part."
+            f"No correction can be chosen: the part {settings.data.validation_part!r} has no pixel of the classes treated "
+            "as unseen, or none of the others. Raise `data.num_validation` or choose another part."
         )
     best = max(means, key=means.__getitem__)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
@@ -105,12 +105,12 @@ def store_correction(folder: str | Path, gamma: float, threshold: float) -> None
 
 
 class BestProposal(NamedTuple):
-    """Which query covers a class of an image best.
+    """The query that covers a class of an image best.
 
     Attributes:
-        iou: Of its binary mask with the pixels of the class.
-        is_unseen: Whether the class is.
-        unseen_probability: What the indicator says of it; `None` for a model without PBC.
+        iou: IoU of its binary mask with the pixels of the class.
+        is_unseen: Whether the class is unseen.
+        unseen_probability: The indicator's probability for the query; `None` for a model without PBC.
     """
 
     iou: float
@@ -119,11 +119,11 @@ class BestProposal(NamedTuple):
 
 
 def best_proposals(outputs: AlignZegOutput, labels: list[Tensor], split: SegmentationSplit) -> list[BestProposal]:
-    """For every class in an image the query whose mask covers it best. The unclaimed region, which counts as unseen
-    whatever the indicator says, is not looked at.
+    """For every class in an image, the query whose mask covers it best. The unclaimed region, which always counts as
+    unseen, is left out.
 
     Args:
-        outputs: Of the model, for the vocabulary of `split`.
+        outputs: Outputs of the model for the vocabulary of `split`.
         labels: Label maps `int64 (height, width)` of the batch.
     """
     assert outputs.masks_queries_logits is not None and outputs.content_sizes is not None
@@ -149,13 +149,13 @@ def best_proposals(outputs: AlignZegOutput, labels: list[Tensor], split: Segment
 
 
 def average_recall(proposals: list[BestProposal], is_unseen: bool) -> float:
-    """Share, in percent, of the seen or unseen regions that a mask covers, mean over IoU ≥ 0.5, 0.55, …, 0.95 (COCO)."""
+    """Recall, in percent, of seen or unseen regions by the masks, mean over IoU ≥ 0.5, 0.55, …, 0.95 (COCO)."""
     overlaps = np.array([proposal.iou for proposal in proposals if proposal.is_unseen == is_unseen])
     return float(100 * np.mean(overlaps[:, None] >= np.arange(50, 100, 5) / 100)) if len(overlaps) else math.nan
 
 
 def indicator_roc_auc(proposals: list[BestProposal]) -> float:
-    """ROC-AUC of the indicator over regions, unseen against seen classes."""
+    """ROC-AUC of the indicator over regions of unseen against seen classes."""
     return float(roc_auc_score([p.is_unseen for p in proposals], [p.unseen_probability for p in proposals]))
 
 

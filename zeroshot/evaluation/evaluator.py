@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation in the generalized label space: every labelled pixel gets one of all classes, seen or unseen."""
+"""Evaluation in the generalized label space: every labelled pixel is assigned one of all seen and unseen classes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .test_time_augmentation import Augmentation
 
 @dataclass(frozen=True)
 class Readout:
-    """How label maps are read out of one forward pass.
+    """Read-out of label maps from a forward pass.
 
     Attributes:
-        gamma, threshold: PBC's; `gamma=0` switches it off, `None` takes the checkpoint's values.
-        seen_penalty: constant subtracted from the scores of all seen classes: the blind correction of earlier work.
+        gamma, threshold: PBC's γ and θ; `gamma=0` disables PBC, `None` uses the checkpoint's values.
+        seen_penalty: Constant subtracted from the scores of all seen classes: the blind correction of earlier work.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is out of range.
     """
 
     gamma: float | None = None
@@ -51,8 +51,8 @@ class Evaluator:
     """Accumulates confusion matrices of several readouts of the same forward passes.
 
     Args:
-        split: Classes of the dataset; label maps hold their ids.
-        readouts: By name.
+        split: Classes of the dataset, which define the ids in label maps.
+        readouts: Readouts by name.
     """
 
     def __init__(self, split: SegmentationSplit, readouts: dict[str, Readout], device: torch.device | str = "cpu"):
@@ -69,8 +69,8 @@ class Evaluator:
         images: Any = None,
         classes: Tensor | None = None,
     ) -> None:
-        """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size; predictions are
-        refined with `images`, and are indices into `classes` where the model chose among these alone."""
+        """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size. Predictions are
+        refined with `images`. They are indices into `classes`, if the model chose only among these."""
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
         for name, readout in self.readouts.items():
             maps = processor.post_process_semantic_segmentation(
@@ -80,7 +80,7 @@ class Evaluator:
                 self._count(name, prediction if classes is None else classes[prediction], label)
 
     def add_views(self, views: list[list[View]], label: Tensor) -> None:
-        """Adds an image by its `views`, whose tables of probabilities are those of the readouts, in their order."""
+        """Adds an image by its `views`, which have one table of probabilities per readout, in the same order."""
         seen = torch.tensor(self.split.seen_class_mask, dtype=torch.float32)
         for index, (name, readout) in enumerate(self.readouts.items()):
             self._count(name, label_map(views[index], readout.seen_penalty * seen), label)
@@ -92,7 +92,7 @@ class Evaluator:
         self.matrices[name] += matrix.to(self.matrices[name].device)
 
     def scores(self, accelerator=None) -> dict[str, dict[str, Any]]:
-        """Scores of every readout, over all processes."""
+        """Scores per readout, over all processes."""
         results = {}
         for name, matrix in self.matrices.items():
             total = accelerator.reduce(matrix, reduction="sum") if accelerator is not None else matrix
@@ -104,7 +104,7 @@ class Evaluator:
 
 
 def _place(accelerator) -> tuple[int, int]:
-    """Index of this process, and how many there are."""
+    """Index of this process, and the number of processes."""
     return (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
 
 
@@ -115,9 +115,10 @@ def evaluation_batches(
     accelerator=None,
     shortest_edge: int | None = None,
 ):
-    """Batches for `evaluate_model`: images of one size together, label maps at their own size; a process sees its share.
+    """Batches for `evaluate_model`: images of equal size, with label maps at their original size; each process gets its
+    share.
 
-    `shortest_edge` takes the place of the image processor's size.
+    `shortest_edge` overrides the image processor's size.
     """
     resize = {} if shortest_edge is None else {"size": {"shortest_edge": shortest_edge}}
     rank, world = _place(accelerator)
@@ -169,11 +170,11 @@ def evaluate_model(
         batches: Each a dictionary of `pixel_values`, `pixel_mask` and `labels`, the list of label maps; with `refine` also
             `images`.
         text_prototypes: `(C, D)`, one per class of `split`.
-        augmentation: Of every image; by default it goes through the model once, as it is.
-        num_images: How many the `batches` of all processes have, for the progress bar.
-        refine: Move borders between classes to edges of the image; without `augmentation`.
-        only_present: The classes to choose from are those of the label maps of the batch: with a batch size of 1, the names
-            that a person would type who sees the image. Without `augmentation`.
+        augmentation: Test-time augmentation; default: none.
+        num_images: Number of images in the `batches` of all processes, for the progress bar.
+        refine: Align class borders with edges in the image; without `augmentation`.
+        only_present: Choose only among the classes in the label maps of the batch. With a batch size of 1, this simulates a
+            user who types the names of the classes in the image. Without `augmentation`.
     """
     was_training = model.training
     model.eval()
@@ -188,7 +189,7 @@ def evaluate_model(
         pixel_values, pixel_mask = batch["pixel_values"].to(device), batch["pixel_mask"].to(device)
         if augmentation is None:
             classes = present_classes(batch["labels"], split).to(device) if only_present else None
-            if classes is not None and not len(classes):  # nothing to choose from, and nothing to count
+            if classes is not None and not len(classes):  # nothing is labelled
                 continue
             chosen = vocabulary if classes is None else {name: rows[classes] for name, rows in vocabulary.items()}
             outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **chosen)
@@ -207,7 +208,7 @@ def evaluate_model(
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that a report names."""
+    """Versions for a report."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
@@ -216,15 +217,14 @@ def library_versions() -> dict[str, str]:
 
 
 def without_nan(value: Any) -> Any:
-    """A report in which scores that do not exist, such as the IoU of a class that never occurs, are `None`: JSON has no
-    nan."""
+    """A report in which nan, such as the IoU of a class that never occurs, is `None`, because JSON has no nan."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
     return None if isinstance(value, float) and value != value else value
 
 
 def format_scores(scores: dict[str, Any]) -> str:
-    """The scores in one line; beside mIoU(U), how many unseen classes occur at all if some do not."""
+    """The scores in one line, with the number of unseen classes that occur if some do not."""
     present, total = (scores.get(f"unseen_{what}", 0) for what in ("occurring", "total"))
     note = f" ({occurring(present, total)} in these images)" if present < total else ""
     return (

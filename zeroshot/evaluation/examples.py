@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Choosing and drawing the demo's example scenes."""
+"""Chooses and draws the demo's example scenes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..data.splits import load_split
 from ..files import atomic_file, atomic_write_text, check_output
 
 
-RIVALS = 2  # seen classes that are added for each unseen one
+RIVALS = 2  # seen classes to add per unseen class
 
 
 class Judge:
-    """What a checkpoint makes of a scene."""
+    """Predictions of a checkpoint for a scene."""
 
     def __init__(self, model: str, seen: np.ndarray) -> None:
         self.model, self.processor = load_checkpoint(model)
@@ -30,7 +30,7 @@ class Judge:
 
     @torch.no_grad()
     def label_maps(self, scene: Scene, classes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids of shape (height, width) without and with the correction, when only `classes` compete."""
+        """Class ids of shape (height, width) without and with the correction, with `classes` as the vocabulary."""
         prototypes = self.model.get_text_prototypes(self.processor, [CLASSES[i] for i in classes])
         inputs = self.processor(images=Image.fromarray(scene.image), return_tensors="pt")
         seen = torch.from_numpy(self.seen[classes])
@@ -42,26 +42,26 @@ class Judge:
         return np.array(classes)[maps[0]], np.array(classes)[maps[1]]
 
     def rivals(self, scene: Scene, unseen: int) -> list[int]:
-        """The seen classes that take most of the area of `unseen` when all classes compete, largest first."""
+        """The seen classes most often predicted on the area of `unseen` with the full vocabulary, largest first."""
         plain, _ = self.label_maps(scene, list(range(len(CLASSES))))
         counts = np.bincount(plain[scene.label == unseen], minlength=len(CLASSES)) * self.seen
         return [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
 
     def gain(self, scene: Scene, classes: list[int]) -> float:
-        """What the correction adds to the share of right pixels."""
+        """Increase in pixel accuracy by the correction."""
         known = scene.label != IGNORE_INDEX
         plain, corrected = self.label_maps(scene, classes)
         return float((corrected == scene.label)[known].mean() - (plain == scene.label)[known].mean())
 
 
 def kind(index: int) -> str:
-    """The colour of a class of things, or `"stuff"`."""
+    """The colour of a thing class, or `"stuff"`."""
     color, _, pattern = CLASSES[index].partition(" ")
     return color if pattern else "stuff"
 
 
 def describe(scene: Scene, seen: np.ndarray, judge: Judge | None) -> tuple[float, list[int]]:
-    """How well a scene serves as an example, and the ids of the classes to try on it."""
+    """Score of a scene as an example, and the ids of the classes to try on it."""
     ids, areas = np.unique(scene.label[scene.label != IGNORE_INDEX], return_counts=True)
     large = [int(i) for i, area in zip(ids, areas) if area >= 0.02 * scene.label.size]
     unseen = [i for i in large if not seen[i]]
@@ -77,18 +77,18 @@ def describe(scene: Scene, seen: np.ndarray, judge: Judge | None) -> tuple[float
 
 
 def draw_examples(output: Path, count: int = 8, scan: int = 200, model: str | None = None) -> list[dict[str, Any]]:
-    """Writes the pictures and `examples.json`: a list of `{"file", "classes", "unseen"}`, the best example first.
+    """Writes the images and `examples.json`: a list of `{"file", "classes", "unseen"}`, best example first.
 
-    Pictures that an earlier `examples.json` names, and the new one does not, are removed.
+    Images that are in an earlier `examples.json` but not in the new one are removed.
 
     Args:
         output: the folder to write to.
-        count: how many examples.
-        scan: how many scenes of the test split to choose from.
+        count: number of examples.
+        scan: number of scenes of the test split to choose from.
         model: a checkpoint whose correction the examples should show.
 
     Raises:
-        ValueError: none of the scenes serves as an example, or `output` holds another program's `examples.json`.
+        ValueError: none of the scenes qualifies as an example, or `output` contains another program's `examples.json`.
     """
     index_file = check_output(output / "examples.json")
     old = _files_of(index_file)
@@ -102,7 +102,7 @@ def draw_examples(output: Path, count: int = 8, scan: int = 200, model: str | No
         if classes:
             ranked.append((-score, index, classes, scene))
     if not ranked:
-        raise ValueError(f"None of the first {scan} scenes serves as an example; raise `--scan`.")
+        raise ValueError(f"None of the first {scan} scenes qualifies as an example; raise `--scan`.")
     ranked.sort(key=lambda entry: entry[:2])
 
     examples = []
@@ -119,7 +119,7 @@ def draw_examples(output: Path, count: int = 8, scan: int = 200, model: str | No
 
 
 def _files_of(index_file: Path) -> set[str]:
-    """The pictures that an `examples.json` names, which lie beside it."""
+    """The image files listed in an `examples.json`, in the same folder."""
     if not index_file.exists():
         return set()
     try:
@@ -128,4 +128,4 @@ def _files_of(index_file: Path) -> set[str]:
             return names
     except (ValueError, TypeError, KeyError):
         pass
-    raise ValueError(f"{index_file} is not what this script writes: remove it, or choose another `--output_dir`.")
+    raise ValueError(f"{index_file} is not from this script: remove it, or choose another `--output_dir`.")

@@ -1,9 +1,9 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How well a thing is found by an exemplar instead of its name, on synthetic scenes.
+"""Measures search by exemplars instead of names on synthetic scenes.
 
-For every class, exemplars come from validation scenes, and it is searched for in test scenes, alone: its score against the
-background is the ranking of all pixels. Average precision is the mean over the classes that occur; the expected value of a
-random ranking is the share of the pixels.
+Exemplars of each class come from validation scenes. Each class is searched for separately in test scenes: all pixels are
+    ranked by its score against the background. Average precision is the mean over the classes that occur; for a random
+    ranking, its expected value is the share of the pixels.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ..data.scenes import CLASSES, IGNORE_INDEX, Scene, draw_scene
 from ..data.splits import load_split
 
 
-SMALLEST = 100  # pixels of an exemplar
+SMALLEST = 100  # minimum pixels of an exemplar
 
 
 def average_precision(positive: Tensor, scores: Tensor) -> float:
-    """Mean over the positives of the precision at their rank; `bool (n,)` and `(n,)`."""
+    """Mean precision at the ranks of the positives; `bool (n,)` and `(n,)`."""
     hits = positive[scores.argsort(descending=True, stable=True)].double()
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
     return float((precision * hits).sum() / hits.sum())
 
 
 def find_exemplars(count: int, seed: int = 0, scenes: int = 400) -> dict[int, list[Scene]]:
-    """For each class id the first validation scenes that show enough of it, at most `count`."""
+    """For each class id, at most `count` validation scenes, the first ones with enough pixels of the class."""
     found: dict[int, list[Scene]] = {}
     for index in range(scenes):
         scene = draw_scene(seed, "validation", index)
@@ -46,7 +46,7 @@ def find_exemplars(count: int, seed: int = 0, scenes: int = 400) -> dict[int, li
 def exemplar_prototypes(
     model: AlignZegModel, processor: AlignZegProcessor, exemplars: dict[int, list[Scene]], anchors: Tensor | None
 ) -> Tensor:
-    """`(C, D)`: one of all exemplars of a class."""
+    """`(C, D)`: one prototype per class, from all its exemplars."""
     rows = []
     for class_id, scenes in exemplars.items():
         maps = [np.where(scene.label == class_id, 0, IGNORE_INDEX) for scene in scenes]
@@ -61,13 +61,13 @@ def exemplar_prototypes(
 
 @torch.no_grad()
 def search(model: AlignZegModel, processor: AlignZegProcessor, prototypes: Tensor, images: list[np.ndarray]) -> Tensor:
-    """Scores `(C, images, h, w)` on the mask grid of every prototype alone, against the background."""
+    """Scores `(C, images, h, w)` on the mask grid of each prototype against the background only."""
     maps = []
     for image in images:
         inputs = processor(images=image, return_tensors="pt").to(model.device)
         outputs = model(**inputs, text_prototypes=prototypes)
         logits = outputs.class_queries_logits[0]
-        alone = (logits[:, :-1] - logits[:, -1:]).sigmoid()  # the softmax of one class and the background
+        alone = (logits[:, :-1] - logits[:, -1:]).sigmoid()  # softmax over one class and the background
         maps.append(torch.einsum("nc,nhw->chw", alone, outputs.masks_queries_logits[0].sigmoid()).cpu())
     return torch.stack(maps, 1)
 
@@ -78,9 +78,9 @@ def measure(
     """Average precision by exemplars without and with anchors, and by names.
 
     Returns:
-        For each way of searching `average_precision`, `average_precision_unseen` (over the unseen classes) and `chance`.
-        The anchors are all class names (`exemplar`), or those of the seen classes alone (`exemplar_seen_anchors`), among
-        which the name of an unseen exemplar is missing.
+        For each search method, `average_precision`, `average_precision_unseen` (over the unseen classes) and `chance`.
+        The anchors are all class names (`exemplar`), or only the names of seen classes (`exemplar_seen_anchors`), without
+        the name of an unseen exemplar.
     """
     split = load_split("embedded_scenes")
     names = model.get_text_prototypes(processor, list(CLASSES))

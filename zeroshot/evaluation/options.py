@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What predictions are asked for: class names, and PBC's correction."""
+"""Options of predictions: class names, and PBC's correction."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Vocabulary(NamedTuple):
     """Classes to choose from.
 
     Attributes:
-        names: Of the classes.
-        unseen: Those of them that count as unseen.
+        names: Names of the classes.
+        unseen: Classes that count as unseen.
         prototypes: `(classes, D)`, or `(classes, phrases, D)`.
-        wording: Where a class has other or several phrases: all phrases, and how they are pooled.
+        wording: If phrases differ from the names: all phrases and their pooling.
     """
 
     names: list[str]
@@ -35,17 +35,17 @@ def load_vocabulary(
     template_set: str | None,
     phrase_pooling: str = "max",
 ) -> Vocabulary:
-    """The classes to choose from; by default those of the checkpoint.
+    """The classes to choose from; default: the checkpoint's.
 
     Args:
-        model, processor: Of the checkpoint; the model computes the text prototypes.
-        classes: Their names and phrases, as [`read_classes`] reads them.
-        unseen: Those of them that count as unseen.
-        template_set: Prompt templates, by default the checkpoint's.
-        phrase_pooling: `"max"` or `"mean"`, how several phrases make one class.
+        model, processor: The checkpoint's; the model computes the text prototypes.
+        classes: Names and phrases of the classes, from [`read_classes`].
+        unseen: Classes that count as unseen.
+        template_set: Prompt templates; default: the checkpoint's.
+        phrase_pooling: `"max"` or `"mean"`: how to combine several phrases of a class.
 
     Raises:
-        ValueError: A name is empty or occurs twice, or an unseen class is not among the classes.
+        ValueError: A name is empty or a duplicate, or an unseen class is not among the classes.
     """
     if classes is None:
         phrases = check_classes([model.config.id2label[i] for i in range(model.config.num_labels)])
@@ -65,10 +65,10 @@ def load_vocabulary(
 
 
 def check_correction(gamma: float | None, threshold: float | None) -> None:
-    """Ranges of PBC's correction; `None` stands for the checkpoint's.
+    """Checks the ranges of PBC's γ and θ; `None` stands for the checkpoint's values.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A value is out of range.
     """
     if gamma is not None and not 0 <= gamma < math.inf:
         raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")

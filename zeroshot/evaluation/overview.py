@@ -28,7 +28,7 @@ def colored(label: np.ndarray, colors: np.ndarray) -> Image.Image:
 
 
 def name_regions(picture: Image.Image, label: np.ndarray, names: list[str], font) -> None:
-    """Writes the name of every large region of `label`, which may be coarser, at its most inner point."""
+    """Writes the name of every large region of `label`, which may be coarser, at its innermost point."""
     draw, scale = ImageDraw.Draw(picture), picture.height / len(label)
     for class_id in np.unique(label):
         region = label == class_id
@@ -48,12 +48,12 @@ def name_regions(picture: Image.Image, label: np.ndarray, names: list[str], font
 
 def _check_picture(output: str) -> None:
     if Path(output).suffix not in (".png", ".jpg", ".webp"):
-        raise ValueError(f"`--output` is {output!r}; expected a name that ends in .png, .jpg or .webp.")
+        raise ValueError(f"`--output` is {output!r}; expected a file name with the extension .png, .jpg or .webp.")
     check_output(output)
 
 
 def draw_overview(source: str, scenes: list[int], output: str) -> None:
-    """Draws the `scenes` of the test split and what the checkpoint `source` predicts on them into the file `output`."""
+    """Draws the `scenes` of the test split and the predictions of the checkpoint `source` to the file `output`."""
     _check_picture(output)
     model, processor = load_checkpoint(source)
     unseen = set(load_split("embedded_scenes").unseen)
@@ -92,8 +92,8 @@ def draw_overview(source: str, scenes: list[int], output: str) -> None:
 
 
 def draw_photos(source: str, examples: Path, output: str, columns: int = 3) -> None:
-    """Draws the photographs of the index `examples`, a list of `{"file", "classes"}`, and below each what the checkpoint
-    `source` predicts with these class names, into the file `output`."""
+    """Draws photographs to the file `output`, each above the prediction of the checkpoint `source` for its class names.
+    `examples` is a JSON file with a list of `{"file", "classes"}`."""
     _check_picture(output)
     model, processor = load_checkpoint(source)
     entries, font = json.loads(examples.read_text(encoding="utf-8")), ImageFont.load_default(14)

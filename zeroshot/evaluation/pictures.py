@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Image files in, pictures of their label maps out: which files are meant, and what their results are called."""
+"""Finds image files, segments them, and writes images of their label maps."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from ..files import atomic_file, atomic_write_text, check_output
 from .options import Vocabulary
 
 
-ENDINGS = ("", "_overlay", "_unseen")  # of the pictures of one image
+ENDINGS = ("", "_overlay", "_unseen")  # suffixes of the results of one image
 CLASSES = "classes.json"
 
 
 class Input(NamedTuple):
-    """An image file, and its place below the output folder."""
+    """An image file, and its path below the output folder."""
 
     file: Path
     place: Path
 
 
 def find_images(arguments: list[str], output: Path) -> list[Input]:
-    """The images that `arguments` mean, each once, in their order; those of a folder by name.
+    """The images of all `arguments` without duplicates, in order; images of a folder are sorted by name.
 
     Args:
-        arguments: Files; folders, which are walked with their subfolders, without hidden ones; and patterns such as
-            `photos/**/*.jpg`, for shells that do not resolve them.
-        output: Folder of the results. Where a folder contains it, the walk leaves it out.
+        arguments: Files; folders, which are searched recursively without hidden subfolders; and patterns such as
+            `photos/**/*.jpg`, for shells that do not expand them.
+        output: Folder of the results, which is excluded from the search.
 
     Returns:
-        Files with their places: the path from the folder that was given, or from where a pattern begins.
+        Files and their paths relative to the given folder, or to the fixed part of a pattern.
 
     Raises:
-        FileNotFoundError: An argument stands for no image.
-        ValueError: Files of two arguments have the same place.
+        FileNotFoundError: An argument matches no image.
+        ValueError: Files of two arguments have the same relative path.
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
@@ -58,8 +58,8 @@ def find_images(arguments: list[str], output: Path) -> list[Input]:
         other = places.setdefault(place, file)
         if other is not file:
             raise ValueError(
-                f"{other} and {file} would both be written as {place}: give the folder that contains both, or segment "
-                "them into two `--output_dir`."
+                f"{other} and {file} would both be written as {place}: pass the folder that contains both, or use "
+                "two different `--output_dir`."
             )
     return list(found.values())
 
@@ -103,17 +103,17 @@ def _walk(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def output_stems(places: list[Path], endings: tuple[str, ...] = ENDINGS) -> list[Path]:
-    """What the paths of each file's pictures begin with: without its suffix, or with it where two files share a picture."""
+    """Path prefixes of each file's results: without its extension, or with it if two files would share a result."""
     taken = Counter(f"{place.with_suffix('')}{ending}" for place in places for ending in endings)
     alone = (all(taken[f"{place.with_suffix('')}{ending}"] == 1 for ending in endings) for place in places)
     return [place.with_suffix("") if is_alone else place for place, is_alone in zip(places, alone)]
 
 
 def check_outputs(inputs: list[Path], outputs: list[Path]) -> None:
-    """Makes sure that no image is overwritten by its own result.
+    """Checks that no image would be overwritten by a result.
 
     Raises:
-        ValueError: One of `outputs` is one of `inputs`, by this name or another.
+        ValueError: One of `outputs` is one of `inputs`, possibly under another name.
     """
 
     def identity(path: Path) -> tuple[int, int]:
@@ -121,16 +121,16 @@ def check_outputs(inputs: list[Path], outputs: list[Path]) -> None:
         return found.st_dev, found.st_ino
 
     files = {identity(file): file for file in inputs if os.path.exists(file)}
-    for path in filter(os.path.exists, outputs):  # of pathlib, names that are too long would be errors
+    for path in filter(os.path.exists, outputs):  # pathlib would raise an error for names that are too long
         if identity(path) in files:
             raise ValueError(f"{files[identity(path)]} would be replaced by a result: choose another `--output_dir`.")
 
 
 def check_classes(path: Path, classes: dict[str, Any]) -> None:
-    """Makes sure that label maps of different class names do not come into one folder.
+    """Checks that label maps with different class names are not mixed in one folder.
 
     Raises:
-        ValueError: The file at `path` says other classes than `classes`.
+        ValueError: The file at `path` has classes other than `classes`.
     """
     if not path.exists():
         return
@@ -139,18 +139,18 @@ def check_classes(path: Path, classes: dict[str, Any]) -> None:
     except ValueError:
         is_same = False
     if not is_same:
-        raise ValueError(f"{path} is of results with other classes: choose another `--output_dir`, or remove it.")
+        raise ValueError(f"{path} belongs to results with other classes: choose another `--output_dir`, or remove it.")
 
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """How images are segmented and what is written of each.
+    """Settings of the segmentation and of its results.
 
     Attributes:
         gamma, threshold, none_of_these: As in `post_process_semantic_segmentation`.
-        refine: Move borders between classes to edges of the image.
-        labels_only: Write the label map alone.
-        picture_size: Longer side of overlays and unseen maps, in pixels, at most; 0: that of the image.
+        refine: Align class borders with edges in the image.
+        labels_only: Write only the label map.
+        picture_size: Maximum longer side of overlays and unseen maps, in pixels; 0: the size of the image.
     """
 
     gamma: float | None = None
@@ -166,18 +166,18 @@ class PictureSettings:
 
 
 class Job(NamedTuple):
-    """An image file, and what the paths of its pictures begin with."""
+    """An image file, and the path prefix of its results."""
 
     file: Path
     stem: Path
 
 
 def plan_pictures(arguments: list[str], output: Path, settings: PictureSettings) -> list[Job]:
-    """The images that `arguments` mean, and where their results go; see [`find_images`].
+    """The images of all `arguments` and the paths of their results; see [`find_images`].
 
     Raises:
-        FileNotFoundError: An argument stands for no image.
-        ValueError: Two results or an image and a result would have the same path, or `output` cannot be written to.
+        FileNotFoundError: An argument matches no image.
+        ValueError: Two results or an image and a result would have the same path, or `output` is not writable.
     """
     inputs = find_images(arguments, output)
     stems = [output / stem for stem in output_stems([place for _, place in inputs], settings.endings)]
@@ -195,15 +195,15 @@ def picture_path(stem: Path, ending: str) -> Path:
 def write_pictures(
     model: Any, processor: Any, vocabulary: Vocabulary, jobs: list[Job], output: Path, settings: PictureSettings
 ) -> int:
-    """Segments images and writes their pictures into `output`, with the class names beside them.
+    """Segments images and writes their results and the class names to `output`.
 
-    An image that cannot be read and a picture that cannot be written are reported on stderr and skipped.
+    Images that cannot be read and results that cannot be written are reported on stderr and skipped.
 
     Returns:
-        How many images were skipped.
+        Number of skipped images.
 
     Raises:
-        ValueError: `output` has results with other class names.
+        ValueError: `output` contains results with other class names.
     """
     classes = {"classes": vocabulary.names, "unseen": list(vocabulary.unseen), **vocabulary.wording}
     check_classes(output / CLASSES, classes)
@@ -221,7 +221,7 @@ def write_pictures(
                 atomic_write_text(output / CLASSES, json.dumps(classes, indent=2) + "\n")
             for ending, picture in zip(settings.endings, pictures):
                 with atomic_file(picture_path(job.stem, ending)) as partial:
-                    # Photographs shrink little: higher levels take four times as long for a tenth.
+                    # Overlays of photographs compress poorly: higher levels save a tenth but take four times as long.
                     picture.save(partial, compress_level=1 if ending else 6)
         except (ValueError, OSError) as error:
             tqdm.write(f"Not written: {error}", file=sys.stderr)
@@ -231,7 +231,7 @@ def write_pictures(
 
 @torch.no_grad()
 def _pictures(model: Any, processor: Any, vocabulary: Vocabulary, image: Any, settings: PictureSettings) -> Iterator:
-    """The pictures of [`ENDINGS`], one by one: of a large image each takes much memory."""
+    """Yields the results in [`ENDINGS`] one by one, because large images take much memory."""
     names, unseen, prototypes, _ = vocabulary
     seen = torch.tensor([name not in unseen for name in names], device=model.device)
     inputs = processor(images=image, return_tensors="pt").to(model.device)

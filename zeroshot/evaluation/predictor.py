@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Images of a dataset in, label maps out: reading and encoding overlap with the model."""
+"""Predicts label maps for images of a dataset, with reading and encoding in parallel to the model."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from .shards import FEATURES, FORMATS
 
 @dataclass(frozen=True)
 class BulkSettings:
-    """What to predict, and how.
+    """Settings of bulk prediction.
 
     Attributes:
         dataset: A named benchmark, a hub id or a local folder; see `zeroshot.data.benchmarks.load_benchmark`.
-        part: Part of it.
+        part: Part of the dataset.
         root: Folder of a named benchmark's files.
-        image_column: Column of images, where it is not a named benchmark.
-        streaming: Read a hub id or folder from front to back without downloading or indexing it first. Its files are
-            spread over the processes; where there are fewer files than processes, each reads all and keeps its share.
+        image_column: Column of images, if `dataset` is not a named benchmark.
+        streaming: Stream a hub id or folder without downloading or indexing it first. Its files are divided among the
+            processes; with fewer files than processes, each process reads all and keeps its share.
         limit: Use only the first N images.
-        shard_size: Images in a shard: what is redone after a kill, at most, by each process.
+        shard_size: Images per shard. After a kill, each process repeats at most one shard.
         output_format: `"parquet"` or `"png"`.
-        batch_size: Images in a forward pass.
-        num_threads: Threads that read and encode images beside the model.
+        batch_size: Images per forward pass.
+        num_threads: Threads that read and encode images while the model runs.
         gamma, threshold, none_of_these: As in `post_process_semantic_segmentation`.
 
     Raises:
-        ValueError: A value is out of its range, or two contradict each other.
+        ValueError: A value is out of range, or two contradict each other.
     """
 
     dataset: str
@@ -73,7 +73,7 @@ class BulkSettings:
         if self.output_format not in FORMATS:
             raise ValueError(f"`output_format` is {self.output_format!r}; expected {' or '.join(FORMATS)}.")
         if self.streaming and self.is_named:
-            raise ValueError(f"`streaming` is on, but {self.dataset} is a folder on disk; leave it off.")
+            raise ValueError(f"`streaming` is on, but {self.dataset} is a folder on disk; switch it off.")
 
     @property
     def is_named(self) -> bool:
@@ -81,7 +81,7 @@ class BulkSettings:
 
 
 class Predictor:
-    """Images in, rows of [`FEATURES`] out; reading and encoding overlap with the model."""
+    """Converts images to rows of [`FEATURES`], with reading and encoding in parallel to the model."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Predictor:
     def predict(
         self, rows: Iterable[tuple[int, dict[str, Any]]], pool: ThreadPoolExecutor, bar: tqdm | None = None
     ) -> list[dict[str, Any]]:
-        """Results in the order of `rows`, pairs of an index and a row. `pool` reads and encodes."""
+        """Results in the order of `rows`, pairs of index and row. `pool` reads and encodes."""
         rows = iter(rows)
         waiting: deque[Future] = deque()
         encoded: list[Future] = []
@@ -122,7 +122,7 @@ class Predictor:
                 bar.update(len(results))
 
     def read(self, rows: list[tuple[int, dict[str, Any]]]) -> tuple[list[dict[str, Any]], list[tuple[int, int]], Any]:
-        """Results without label maps, the sizes of the images that could be read, and the model's inputs for those."""
+        """Results without label maps, the sizes of the readable images, and the model inputs of these images."""
         images, results = [], []
         for index, row in rows:
             result: dict[str, Any] = {**dict.fromkeys(FEATURES), "index": index, "name": _name(row, index)}
@@ -145,7 +145,7 @@ class Predictor:
             )
 
     def read_out(self, outputs: AlignZegOutput, sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, float | None]]:
-        """Label maps of the images' sizes, and their mean unseen scores."""
+        """Label maps at the images' sizes, and their mean unseen scores."""
         maps, unseen = self.processor.post_process_semantic_segmentation(
             outputs,
             target_sizes=sizes,
@@ -158,7 +158,7 @@ class Predictor:
         return [(label.cpu().numpy(), mean) for label, mean in zip(maps, means)]
 
     def encode(self, result: dict[str, Any], label: np.ndarray | None, unseen: float | None) -> dict[str, Any]:
-        """A result with its label map as PNG, and what it says in numbers; as it is where there is none."""
+        """A result with its label map as PNG and its statistics; unchanged without a label map."""
         if label is None:
             return result
         counts = count_labels(label, len(self.names))
@@ -181,7 +181,7 @@ def _name(row: dict[str, Any], index: int) -> str:
 def _open_row(row: dict[str, Any], name: str) -> Image.Image:
     value = row["image"]
     if value is None or (value["bytes"] is None and not value["path"]):
-        raise ValueError(f"{name} is missing: the dataset holds nothing there.")
+        raise ValueError(f"{name} is missing: the dataset has no image in this row.")
     if value["bytes"] is not None:
         return decode_image(value["bytes"], value["path"] or name)
     if "://" not in value["path"]:

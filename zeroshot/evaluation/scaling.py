@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What one image costs in bulk prediction, stage by stage."""
+"""Measures the cost per image of bulk prediction, stage by stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .shards import Shard, write_shard
 
 
 SIZE = (640, 480)  # width and height
-CLASSES = 171  # as many as COCO-Stuff has
+CLASSES = 171  # as in COCO-Stuff
 
 
 def draw_rows(number: int) -> list[tuple[int, dict[str, Any]]]:
@@ -50,7 +50,7 @@ def processor_name() -> str:
 
 
 def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: int) -> dict[str, Any]:
-    """Seconds of one core for an image, by stage."""
+    """CPU seconds per image on one core, by stage."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     model = AlignZegModel(AlignZegConfig()).eval()
@@ -69,7 +69,7 @@ def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: 
 
     finished: list[dict[str, Any]] = []
     for start in range(-batch_size, len(rows), batch_size):
-        if start == 0:  # what went before was the warm-up
+        if start == 0:  # the first batch is the warm-up
             seconds, finished = dict.fromkeys(seconds, 0.0), []
         part = rows[max(start, 0) : max(start, 0) + batch_size]
         results, sizes, inputs = timed("read", predictor.read, part)
@@ -88,14 +88,14 @@ def measure(precision: str, rows: list[tuple[int, dict[str, Any]]], batch_size: 
 
 
 def measure_scaling(output: str, images: int, batch_size: int) -> None:
-    """Writes to `output` what one image costs, measured on `images` images, and prints it."""
+    """Measures the cost per image on `images` images, prints it and writes it to `output`."""
     torch.set_num_threads(1)
     rows = draw_rows(images)
     labels = [draw_scene(0, "test", index, 160).label for index in range(images)]
     pictures = [Image.fromarray(label).resize(SIZE, Image.Resampling.NEAREST) for label in labels]
     names = [f"class {index}" for index in range(CLASSES)]
     label_bytes = []
-    for picture in pictures:  # of true label maps: those of random weights are no guide
+    for picture in pictures:  # encode ground-truth label maps, because predictions of random weights are not typical
         buffer = io.BytesIO()
         label_picture(np.asarray(picture, np.int64), names).save(buffer, "PNG")
         label_bytes.append(buffer.tell())

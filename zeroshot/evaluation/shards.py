@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The files of bulk prediction: shards of label maps, as Parquet or as a folder of PNG files."""
+"""Files of bulk prediction: shards of label maps, as Parquet or as folders of PNG files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RESULTS = "results.jsonl"
 FEATURES = datasets.Features(
     {
         "index": datasets.Value("int64"),  # position in the dataset, or in its file when streaming
-        "name": datasets.Value("string"),  # file name without its ending, or the index if there is none
+        "name": datasets.Value("string"),  # file name without extension, or the index if there is none
         "height": datasets.Value("int32"),
         "width": datasets.Value("int32"),
         "label_map": datasets.Image(),  # PNG; pixels are positions in the class names of run.json
         "class_ids": datasets.List(datasets.Value("int32")),  # classes that occur, ascending
         "coverage": datasets.List(datasets.Value("float32")),  # their shares of the pixels
-        "unseen_score": datasets.Value("float32"),  # mean over the pixels of how unseen they look, 0 to 1
-        "error": datasets.Value("string"),  # why there is no label map
+        "unseen_score": datasets.Value("float32"),  # mean unseen score of the pixels, 0 to 1
+        "error": datasets.Value("string"),  # reason for a missing label map
     }
 )
 
 
 class Shard(NamedTuple):
-    """Images `number * shard_size` and following of file `source` of a dataset; a dataset that is not streamed is one."""
+    """Images from position `number * shard_size` in file `source` of a dataset; `source` is 0 without streaming."""
 
     source: int
     number: int
@@ -66,8 +66,7 @@ def write_shard(output: Path, shard: Shard, output_format: str, results: list[di
 
 
 def picture_names(results: list[dict[str, Any]]) -> list[str]:
-    """File names of the label maps of a shard: those of the images, or with their indices before them where two of the
-    shard are equal."""
+    """File names of the label maps of a shard: the names of the images, prefixed with their indices if two are equal."""
     names = [result["name"].replace("/", "_").replace("\\", "_") for result in results]
     names = [name.encode(errors="replace")[:200].decode(errors="ignore") for name in names]
     if len({name.casefold() for name in names}) < len(names):  # some file systems ignore case
@@ -76,7 +75,7 @@ def picture_names(results: list[dict[str, Any]]) -> list[str]:
 
 
 def read_counts(output: Path, shard: Shard, output_format: str) -> tuple[int, int]:
-    """Images and broken ones of a finished shard."""
+    """Numbers of images and of broken images in a finished shard."""
     path = shard_path(output, shard, output_format)
     try:
         if output_format == "parquet":
@@ -84,9 +83,9 @@ def read_counts(output: Path, shard: Shard, output_format: str) -> tuple[int, in
             return len(errors), len(errors) - errors.null_count
         lines = (path / RESULTS).read_text(encoding="utf-8").splitlines()
         return len(lines), sum(json.loads(line)["error"] is not None for line in lines)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # of pyarrow and json too
+    except (OSError, ValueError, TypeError, KeyError) as error:  # includes errors of pyarrow and json
         raise ValueError(
-            f"The finished shard {path} cannot be read ({error!r}); delete it to have it made again."
+            f"The finished shard {path} cannot be read ({error!r}); delete it to create it again."
         ) from error
 
 
@@ -98,4 +97,4 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
             return values
     except ValueError:
         pass
-    raise ValueError(f"{path} is damaged: put an intact copy back, or choose another `--output_dir`.")
+    raise ValueError(f"{path} is damaged: restore an intact copy, or choose another `--output_dir`.")

@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What `scripts/benchmark.py` measures with and what it compares: interleaved timings, multiply-adds, peak memory, and
-AlignZeg beside models of transformers with random weights, which are as fast as trained ones."""
+"""Tools and models of `scripts/benchmark.py`: interleaved timings, multiply-adds, peak memory; AlignZeg and models of
+transformers with random weights, which are as fast as trained ones."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ TOWERS = {
         "fusion_layers": [0, 6, 12, 18],
     },
 }
-CLIPSEG_SIZE, GROUPVIT_SIZE = 352, 224  # pixels a side; these two work at the size that they were trained with
-PROMPTS_AT_ONCE = 16  # CLIPSeg sees one copy of the image for each prompt
+CLIPSEG_SIZE, GROUPVIT_SIZE = 352, 224  # pixels per side; these two run at their training size
+PROMPTS_AT_ONCE = 16  # CLIPSeg processes one copy of the image per prompt
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ PROMPTS_AT_ONCE = 16  # CLIPSeg sees one copy of the image for each prompt
 
 @dataclass
 class Timing:
-    """Seconds of one call: median, quartiles and the least, over `repeats` calls."""
+    """Seconds per call: median, quartiles and minimum over `repeats` calls."""
 
     median: float
     lower_quartile: float
@@ -90,13 +90,13 @@ def synchronize(device: torch.device | str) -> None:
 def interleaved(
     functions: dict[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu", budget: float = 60.0
 ) -> dict[str, dict[str, float]]:
-    """Times `functions` in turns, so that a slow minute of the machine falls on all of them alike.
+    """Times `functions` alternately, so that slow phases of the machine affect all of them equally.
 
     Args:
-        functions: What to call, by name. Each is called once before the clock runs.
-        repeats: Rounds.
-        device: Where they run; the clock waits for its kernels.
-        budget: Seconds after which a function is left out of further rounds; it has been timed at least twice by then.
+        functions: Functions to time, by name. Each is called once for warm-up.
+        repeats: Number of rounds.
+        device: Device of the functions; timings include its kernels.
+        budget: Seconds after which a function is left out of further rounds, but not before it is timed twice.
 
     Returns:
         The fields of [`Timing`] for each name.
@@ -118,7 +118,7 @@ def interleaved(
 
 def giga_macs(model: torch.nn.Module, function: Callable[[], Any]) -> float:
     """Multiply-adds of one call of `function`, in units of 1e9, by torch's counter: matrix products, convolutions and
-    attention. What the counter hooks into `model` fails on weights that want a gradient; they get it back."""
+    attention. The counter's hooks fail on weights that require gradients, so gradients are disabled meanwhile."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     counter = FlopCounterMode(display=False)
     try:
@@ -132,11 +132,11 @@ def giga_macs(model: torch.nn.Module, function: Callable[[], Any]) -> float:
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Largest memory of this process so far, in bytes: of the GPU if `device` is one, else resident."""
+    """Peak memory of this process so far, in bytes: GPU memory if `device` is a GPU, otherwise resident memory."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would also count the process that started this one
+    if status.exists():  # getrusage would include the parent process
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -144,7 +144,7 @@ def peak_memory(device: torch.device | str) -> int:
 
 
 def describe_machine(device: torch.device | str) -> dict[str, Any]:
-    """What a reader needs to judge a timing."""
+    """Machine and versions, for the report."""
     names, flags = [], set()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -171,10 +171,10 @@ class Contestant:
     """A model and the call that is timed.
 
     Attributes:
-        title: For tables.
-        model: Random weights, in evaluation mode.
-        call: From normalized images `(batch, 3, side, side)` and a number of classes to the network's outputs.
-        note: What the call does that others do not.
+        title: Title in tables.
+        model: Model with random weights, in evaluation mode.
+        call: Maps normalized images `(batch, 3, side, side)` and a number of classes to the network's outputs.
+        note: Differences of the call from others.
     """
 
     title: str
@@ -230,7 +230,7 @@ def _clipseg(tower: str) -> Contestant:
         extract_layers=[vision["num_hidden_layers"] * part // 4 for part in (1, 2, 3)],
     )
     model = CLIPSegForImageSegmentation(config).eval()
-    model.clip.requires_grad_(False)  # as its authors train it
+    model.clip.requires_grad_(False)  # as in its original training
 
     def call(images, classes):
         small = F.interpolate(images, size=(side, side), mode="bilinear")
@@ -272,7 +272,7 @@ def _mask2former(tower: str, depth: int = 6, title: str = "Mask2Former, Swin-T")
 
 
 def _mask2former_default(tower: str) -> Contestant:
-    """With the depths of `Mask2FormerConfig()`'s backbone."""
+    """Mask2Former with the depths of `Mask2FormerConfig()`'s backbone."""
     return _mask2former(tower, 18, "Mask2Former, Swin-S (transformers' default)")
 
 
@@ -312,18 +312,18 @@ def build_contestant(name: str, tower: str = "ViT-B-16", device: torch.device | 
 
 
 def sample_image(side: int, index: int = 0) -> Image.Image:
-    """A drawn scene of `side x side` pixels."""
+    """A synthetic scene of `side x side` pixels."""
     return Image.fromarray(draw_scene(0, "test", index, 128).image).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def sample_pixels(batch: int, side: int, device: torch.device | str = "cpu", dtype=torch.float32) -> torch.Tensor:
-    """Drawn scenes `(batch, 3, side, side)`, scaled to about unit variance."""
+    """Synthetic scenes `(batch, 3, side, side)`, scaled to about unit variance."""
     images = np.stack([np.asarray(sample_image(side, index)) for index in range(batch)])
     return ((torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127.5) / 64).to(device, dtype)
 
 
 def sample_labels(batch: int, side: int, classes: int, device: torch.device | str) -> dict[str, list[torch.Tensor]]:
-    """Twelve classes in blocks of 32 pixels for each image, as arguments of AlignZeg's forward."""
+    """Labels with twelve classes in blocks of 32 pixels per image, as arguments of AlignZeg's forward."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, min(12, classes), (batch, -(-side // 32), -(-side // 32)), generator=generator)
     maps = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :side, :side].to(device)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Test-time augmentation: a mirrored image and overlapping windows as further views of an image (readout_alignzeg.py)."""
+"""Test-time augmentation: mirror images and overlapping windows as views of an image (readout_alignzeg.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modeling_alignzeg.readout_alignzeg import View, image_view
 
 
 class Window(NamedTuple):
-    """A part of an image that goes through the model by itself: upper left corner in pixels, and whether mirrored."""
+    """A window of an image for one forward pass: upper left corner in pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -24,17 +24,17 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What an image is shown to the model as.
+    """Settings of test-time augmentation.
 
     Attributes:
-        flip: Also mirrored.
-        window: Side of square windows in pixels of the resized image, instead of the whole of it. A side of the image
-            that is shorter is taken whole.
-        stride: Distance of neighbouring windows; default two thirds of `window`. The last one ends with the image.
-        batch_size: Windows in one forward pass.
+        flip: Whether to add the mirror image.
+        window: Side of square windows in pixels of the resized image, instead of the whole image. A shorter side of the
+            image is used completely.
+        stride: Distance between neighbouring windows; default: two thirds of `window`. The last one ends at the border.
+        batch_size: Windows per forward pass.
 
     Raises:
-        ValueError: A number is out of its range, or `stride` comes without `window`.
+        ValueError: A number is out of range, or `stride` is given without `window`.
     """
 
     flip: bool = False
@@ -45,7 +45,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.window is None and self.stride is not None:
             raise ValueError(
-                f"`stride` is {self.stride} but there is no `sliding_window`; give its side in pixels too."
+                f"`stride` is {self.stride} but `sliding_window` is missing; pass its side in pixels too."
             )
         if self.window is not None:
             if self.window < 1:
@@ -55,7 +55,7 @@ class Augmentation:
             if not 1 <= stride <= self.window:
                 raise ValueError(
                     f"`stride` is {stride}; expected 1 to {self.window}, the side of the window: beyond it, "
-                    "windows would leave pixels out."
+                    "windows would skip pixels."
                 )
 
     def windows(self, height: int, width: int) -> list[Window]:
@@ -81,11 +81,11 @@ class Augmentation:
         Args:
             pixel_values: `(3, height, width)`, normalized, without padding.
             size: Height and width of the label map.
-            readouts: PBC's gamma and threshold of each readout; `None` takes the checkpoint's.
+            readouts: PBC's gamma and threshold of each readout; `None` uses the checkpoint's.
             vocabulary: `text_prototypes (C, D)` and `seen_class_mask (C,)` for the model.
 
         Returns:
-            The views of every readout, without the background.
+            The views per readout, without the background.
         """
         image = pixel_values.shape[-2:]
         shape = [side if self.window is None else min(side, self.window) for side in image]
@@ -107,6 +107,6 @@ class Augmentation:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side of `length` pixels, so that they cover it and none leaves it."""
+    """Start positions of windows that cover a side of `length` pixels without crossing its ends."""
     steps = math.ceil(max(length - window, 0) / stride)
     return [min(step * stride, max(length - window, 0)) for step in range(steps + 1)]

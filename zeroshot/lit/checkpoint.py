@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The result: one file of weights, one of numbers, and the tokenizer's."""
+"""Files of a trained LiT: weights, hyper-parameters and results, and tokenizer."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class LiT:
 
     @torch.inference_mode()
     def embed_cells(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels `(batch, 3, height, width)` to unit vectors of cells `(batch, rows, columns, 384)`."""
+        """Normalized pixels `(batch, 3, height, width)` to unit vectors of cells `(batch, rows, columns, 384)`."""
         return self.projection(self.tower.forward_features(pixels).permute(0, 2, 3, 1))
 
 
 def state_dict(lit: LiT) -> dict[str, torch.Tensor]:
-    """All weights under the names of the file; matrices and kernels as float16, the rest as it is."""
+    """All weights under their names in the file; matrices and kernels as float16, the rest unchanged."""
     tensors = {f"tower.{key}": value for key, value in lit.tower.state_dict().items() if "classifier" not in key}
     tensors |= {f"projection.{key}": value for key, value in lit.projection.state_dict().items()}
     tensors |= lit.text.state_dict()
@@ -55,14 +55,14 @@ def state_dict(lit: LiT) -> dict[str, torch.Tensor]:
 
 
 def save_lit(folder: Path, lit: LiT, architecture: str, resolution: int, measured: dict) -> None:
-    """Writes weights, numbers and tokenizer beside their place and moves each there when it is complete.
+    """Writes weights, JSON and tokenizer under temporary names and renames each file when it is complete.
 
     Args:
-        folder: where to; it is made.
-        lit: the result.
+        folder: folder to write to; created if missing.
+        lit: the trained LiT.
         architecture: timm's name of the tower.
         resolution: short side of a photograph in pixels.
-        measured: what was measured, as JSON.
+        measured: results, as JSON values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lit.tokenizer.save_pretrained(folder)
@@ -89,7 +89,7 @@ def save_lit(folder: Path, lit: LiT, architecture: str, resolution: int, measure
 
 
 def load_lit(folder: str | Path) -> LiT:
-    """Reads what [`save_lit`] wrote, in float32 and evaluation mode.
+    """Loads the output of [`save_lit`], in float32 and evaluation mode.
 
     Raises:
         FileNotFoundError: the folder has no such files.

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Features of all photographs, computed once and kept on disk as float16."""
+"""Features of all photographs, computed once and cached on disk as float16."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def cell_features(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def views(cells: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A photograph's pooled features `(9, 1280)`: all of it, its four quarters, four cells drawn at random."""
+    """Pooled features `(9, 1280)` of a photograph: the whole, its four quarters, and four random cells."""
     rows, columns, size = cells.shape
-    spans = lambda length: (slice(0, (length + 1) // 2), slice(length // 2, length))  # the middle one in both
+    spans = lambda length: (slice(0, (length + 1) // 2), slice(length // 2, length))  # the middle cell is in both
     quarters = [cells[down, right].mean((0, 1)) for down in spans(rows) for right in spans(columns)]
     drawn = torch.randint(rows * columns, (RANDOM_CELLS,), generator=generator)
     return torch.cat([cells.mean((0, 1))[None], torch.stack(quarters), cells.reshape(-1, size)[drawn]])
 
 
 def select_named(rows: list[dict], per_name: int) -> list[int]:
-    """Indices of at most `per_name` photographs of each name, the first ones, in order."""
+    """Indices of the first photographs of each name, at most `per_name`, in order."""
     counts: dict[str, int] = {}
     kept = []
     for index, row in enumerate(rows):
@@ -52,11 +52,11 @@ def named_features(photos: str, cache: Path, architecture: str, name: str, side:
 
     Args:
         photos: folder of the photographs.
-        cache: folder where the result is kept; it is read from there if it exists.
+        cache: folder of the cached result, which is loaded if it exists.
         architecture: name of the tower.
         name: `named_imagenet_samples` or `named_caltech101`.
         side: short side in pixels.
-        per_name: at most that many photographs of a name.
+        per_name: maximum number of photographs per name.
     """
     path = cache / f"{architecture}-{name}-{side}-{per_name}.safetensors"
     if not path.is_file():
@@ -76,7 +76,7 @@ def scene_features(
 ) -> list[torch.Tensor]:
     """Cells of photographs with label maps, one `float16 (rows, columns, 1280)` each; arguments as above.
 
-    With `mirrored`, those of the mirrored photographs follow.
+    With `mirrored`, the cells of the mirrored photographs follow.
     """
     path = cache / f"{architecture}-{name}-{side}{'-mirrored' * mirrored}.safetensors"
     if not path.is_file():
@@ -97,4 +97,4 @@ def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
-    partial.rename(path)  # so that an interrupted run leaves nothing that looks complete
+    partial.rename(path)  # so that an interrupted run leaves no file that looks complete

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""How well image and text agree on photographs that were not trained on."""
+"""Evaluates image and text embeddings on held-out photographs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .projection import Projection
 
 
 def grid_shares(label: np.ndarray, ids: list[int], rows: int, columns: int) -> torch.Tensor:
-    """How much of every cell each class fills: `(height, width)` to `float32 (classes, rows, columns)`."""
+    """Share of each cell that each class covers: `(height, width)` to `float32 (classes, rows, columns)`."""
     one_hot = torch.from_numpy(np.stack([label == index for index in ids])).float()
     return F.adaptive_avg_pool2d(one_hot, (rows, columns))
 
@@ -27,17 +27,17 @@ def pool_segments(cells: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def segment_accuracy(
     projection: Projection, cells: list[torch.Tensor], labels: list[np.ndarray], ids: list[int], text: torch.Tensor
 ) -> dict:
-    """Accuracy of naming true segments.
+    """Classification accuracy of ground-truth segments.
 
     Args:
-        projection: the trained one.
-        cells: of each photograph, `(rows, columns, 1280)`.
-        labels: of each photograph, `(height, width)`.
-        ids: the label of each name; everything else is void.
+        projection: the trained projection.
+        cells: features of each photograph, `(rows, columns, 1280)`.
+        labels: label map of each photograph, `(height, width)`.
+        ids: the id of each name; all other ids are unlabelled.
         text: unit vector of each name, `(names, 384)`.
 
     Returns:
-        `class_mean`, `overall`, `segments`, and `per_class`: a list with None for names that do not occur.
+        `class_mean`, `overall`, `segments`, and `per_class`, a list with None for names that do not occur.
     """
     hits, counts = torch.zeros(len(ids)), torch.zeros(len(ids))
     for grid, label in zip(cells, labels):
@@ -61,9 +61,9 @@ def segment_accuracy(
 def cells_miou(
     projection: Projection, cells: list[torch.Tensor], labels: list[np.ndarray], ids: list[int], text: torch.Tensor
 ) -> dict:
-    """Segmentation by cells alone, their scores enlarged bilinearly; arguments as in [`segment_accuracy`]."""
+    """Scores of segmentation by bilinearly resized cell scores; arguments as in [`segment_accuracy`]."""
     confusion = torch.zeros(len(ids), len(ids), dtype=torch.long)
-    position = torch.full((256,), len(ids))  # of ids that take no part
+    position = torch.full((256,), len(ids))  # default for unlabelled ids
     position[ids] = torch.arange(len(ids))
     for grid, label in zip(cells, labels):
         scores = (projection(grid.float()) @ text.T).permute(2, 0, 1)[None]
@@ -81,14 +81,14 @@ def cells_miou(
 def naming_accuracy(
     projection: Projection, features: torch.Tensor, labels: torch.Tensor, text: torch.Tensor, names: torch.Tensor
 ) -> float:
-    """How often the nearest of some names is the right one.
+    """Share of photographs whose nearest name is correct.
 
     Args:
-        projection: the trained one.
-        features: of whole photographs, `(photographs, 1280)`.
+        projection: the trained projection.
+        features: features of whole photographs, `(photographs, 1280)`.
         labels: their names, as positions in `text`.
         text: unit vector of every name.
-        names: positions of those among which to choose.
+        names: positions of the candidate names.
     """
     predicted = names[(projection(features.float()) @ text[names].T).argmax(1)]
     return (predicted == labels).float().mean().item()

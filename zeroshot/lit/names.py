@@ -1,17 +1,17 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""English names of what the photographs show."""
+"""English names for the contents of the photographs."""
 
 from __future__ import annotations
 
 
-MSRC_VOID = ("horse", "mountain")  # too rare; as usual they count as void
+MSRC_VOID = ("horse", "mountain")  # too rare; by convention unlabelled
 MSRC_CLASSES = (
     "building grass tree cow horse sheep sky mountain aeroplane water face car bicycle flower sign bird book chair road "
     "cat dog body boat"
 ).split()
 MSRC_NAMES = [name for name in MSRC_CLASSES if name not in MSRC_VOID]
 
-# What a caption may say in place of a class name.
+# Synonyms of class names in captions.
 SYNONYMS = {
     "aeroplane": ("airplane", "plane", "aircraft"),
     "airplane": ("aeroplane", "plane", "aircraft"),
@@ -37,7 +37,7 @@ SYNONYMS = {
     "cell phone": ("mobile phone",),
 }
 
-# COCO panoptic (Kirillov et al., 2019; Caesar et al., 2018): category id and name as a person would write it.
+# COCO panoptic (Kirillov et al., 2019; Caesar et al., 2018): category id and natural name.
 _COCO = """1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
 11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep, 21 cow,
 22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack, 28 umbrella, 31 handbag, 32 tie, 33 suitcase, 34 frisbee,
@@ -55,7 +55,7 @@ _COCO = """1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train,
 197 building, 198 rock, 199 wall, 200 rug"""
 COCO_NAMES = {int(entry.split()[0]): entry.split(maxsplit=1)[1] for entry in _COCO.replace("\n", " ").split(", ")}
 
-# ImageNet names that mean something else to most readers, by WordNet offset.
+# Replacements for misleading ImageNet names, by WordNet offset.
 _IMAGENET = {
     1514668: "rooster",
     1608432: "kite bird",
@@ -145,13 +145,13 @@ def imagenet_offset(source: str) -> int:
 
 
 def english_name(row: dict) -> str:
-    """The name of a row of the named photographs as a person would write it."""
+    """The natural name of a row of the named photographs."""
     if row["source"].startswith("caltech"):
         return _CALTECH.get(row["name"], row["name"])
     return _IMAGENET.get(imagenet_offset(row["source"]), row["name"])
 
 
-# Levels at which people name things (Rosch et al., 1976) and a few above; WordNet says what belongs to them.
+# Basic-level categories (Rosch et al., 1976) and a few more general ones; WordNet provides their members.
 GENERAL = """animal, bird, fish, snake, lizard, turtle, frog, spider, insect, butterfly, beetle, crab, monkey, ape, bear,
 dog, cat, wolf, fox, whale, seal, sheep, goat, cattle, horse, elephant, rabbit, antelope, squirrel, shark, duck, parrot,
 owl, eagle, penguin, crocodile, vehicle, car, truck, bus, train, locomotive, boat, ship, airplane, aircraft, bicycle,

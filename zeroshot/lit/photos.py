@@ -17,7 +17,7 @@ IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
 
 
 def read_photos(folder: str | Path, name: str) -> list[dict]:
-    """The rows of `folder/name.parquet`: `name`, `image` as the bytes of a file and, if there is one, `label`."""
+    """The rows of `folder/name.parquet`: `name`, `image` (file contents) and, if present, `label`."""
     import pyarrow.parquet as pq
 
     path = Path(folder) / f"{name}.parquet"
@@ -39,14 +39,14 @@ def open_label(data: bytes) -> np.ndarray:
 
 
 def grid_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Columns and rows of cells for a photograph whose short side becomes `short_side`; at most two to one."""
+    """Columns and rows of cells for a photograph resized to `short_side`; the aspect ratio is at most 2:1."""
     scale = short_side / min(width, height)
     cells = short_side // STRIDE
     return tuple(min(2 * cells, max(cells, round(length * scale / STRIDE))) for length in (width, height))
 
 
 def to_pixels(image: Image.Image, short_side: int) -> torch.Tensor:
-    """`float32 (3, height, width)`, normalised, both sides multiples of 32 so that every cell covers 32 x 32 pixels."""
+    """`float32 (3, height, width)`, normalized, with sides that are multiples of 32, so that cells cover 32 x 32 pixels."""
     columns, rows = grid_size(*image.size, short_side)
     image = image.convert("RGB").resize((columns * STRIDE, rows * STRIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
@@ -54,5 +54,5 @@ def to_pixels(image: Image.Image, short_side: int) -> torch.Tensor:
 
 
 def open_photo(data: bytes, short_side: int) -> torch.Tensor:
-    """[`to_pixels`] of the bytes of a file."""
+    """[`to_pixels`] for the contents of a file."""
     return to_pixels(Image.open(io.BytesIO(data)), short_side)

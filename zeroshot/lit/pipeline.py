@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The whole training in order: photographs to features, words to the text tower, both to the projection, and measures."""
+"""The whole training: features of photographs, text tower, projection, and evaluation."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from .vocabulary import Vocabulary
 from .wordnet import WordNet, write_phrases
 
 
-VARIANTS = ("all", "held_out_names", "no_msrc_tags", "no_tags")  # of the training data of the projection
-SMALLEST_TAG = 64  # pixels that a class must fill before somebody would name it
+VARIANTS = ("all", "held_out_names", "no_msrc_tags", "no_tags")  # training data of the projection
+SMALLEST_TAG = 64  # minimum pixels of a class for a tag
 IDS = {
     "msrc": [MSRC_CLASSES.index(name) + 1 for name in MSRC_NAMES],
     "coco_panoptic": list(COCO_NAMES),
@@ -52,14 +52,14 @@ NAMES = {"msrc": MSRC_NAMES, "coco_panoptic": list(COCO_NAMES.values())}
 
 @dataclass
 class Settings:
-    """What a run depends on."""
+    """Settings of a run."""
 
     photos: str
     wordnet: str
     cache: Path
     architecture: str
     resolution: int  # short side of scenes in pixels
-    named_side: int  # short side of named photographs, near what the tower was trained on
+    named_side: int  # short side of named photographs, near the tower's training size
     per_name: int
     nouns: int
     vocab_size: int
@@ -67,24 +67,24 @@ class Settings:
     templates: str
     recipe: Recipe
     seed: int
-    text_from: Path | None = None  # folder of an earlier text tower whose training goes on
+    text_from: Path | None = None  # folder of an earlier text tower to continue from
 
     @property
     def text_folder(self) -> Path:
-        """Where the taught text tower lies in the cache."""
+        """Path of the trained text tower in the cache."""
         more = "-more" if self.text_from else ""
         return self.cache / f"text-{self.nouns}-{self.vocab_size}-{self.text_steps}{more}"
 
 
 @dataclass
 class Scenes:
-    """Photographs with label maps: `cells` (the mirrored ones follow, if there are) and `labels`."""
+    """Photographs with label maps: `cells`, followed by mirrored ones if any, and `labels`."""
 
     cells: list[torch.Tensor]
     labels: list[np.ndarray]
 
     def tagged(self, kind: str) -> TaggedPhotos:
-        """With tags in place of label maps, as captions on the web would name every class."""
+        """The same photographs with tags instead of label maps, like web captions that mention every class."""
         rows = [[bool((label == index).sum() >= SMALLEST_TAG) for index in IDS[kind]] for label in self.labels]
         tags = torch.tensor(rows * (len(self.cells) // len(rows)))
         return TaggedPhotos(self.cells, tags, NAMES[kind])
@@ -92,7 +92,7 @@ class Scenes:
 
 @dataclass
 class Data:
-    """Everything that the projection is trained and measured on."""
+    """Training and evaluation data of the projection."""
 
     rows: list[dict]
     views: torch.Tensor
@@ -102,7 +102,7 @@ class Data:
     held_out_names: list[int] = field(init=False)
 
     def __post_init__(self):
-        # Every fifth of Caltech's photographs, and every tenth name, are kept from training.
+        # Every fifth photograph of Caltech and every tenth name are held out.
         number = lambda row: int(row["source"].rsplit("_", 1)[-1])
         held_out = ["caltech" in row["source"] and number(row) % 5 == 0 for row in self.rows]
         self.held_out_photos = torch.tensor(held_out)
@@ -110,13 +110,13 @@ class Data:
         self.held_out_names = random.Random(0).sample(names, len(names) // 10)
 
     def strings(self) -> list[str]:
-        """Everything that is used as a name."""
+        """All texts that are used as names."""
         spoken = [word for words in SYNONYMS.values() for word in words]
         return list(dict.fromkeys([*self.vocabulary.names, *MSRC_NAMES, *COCO_NAMES.values(), *spoken]))
 
 
 def image_names(photos: str) -> list[str]:
-    """All names of photographs, their synonyms and more general names."""
+    """All names of photographs, with synonyms and more general names."""
     named = [english_name(row) for name in NAMED for row in read_photos(photos, name)]
     spoken = [word for words in SYNONYMS.values() for word in words]
     return list(dict.fromkeys([*named, *COCO_NAMES.values(), *MSRC_NAMES, *spoken, *GENERAL_NAMES]))
@@ -124,9 +124,9 @@ def image_names(photos: str) -> list[str]:
 
 @torch.inference_mode()
 def imagenet_accuracy(settings: Settings, side: int, every: int = 2) -> float:
-    """Top-1 of the tower and its own classifier on every second photograph of ImageNet: shows that its conversion is right.
+    """Top-1 accuracy of the tower and its classifier on every second ImageNet photograph, to verify the conversion.
 
-    The photographs are in the order of class ids; they keep their shape.
+    The photographs are in the order of class ids and keep their aspect ratio.
     """
     tower = fold_batch_norms(load_tower(settings.architecture))
     rows = read_photos(settings.photos, NAMED[0])
@@ -138,7 +138,7 @@ def imagenet_accuracy(settings: Settings, side: int, every: int = 2) -> float:
 
 
 def teach_text(settings: Settings) -> dict:
-    """Teaches the text tower, or finds it in the cache; returns what was measured of it."""
+    """Trains the text tower or loads it from the cache, and returns its results."""
     torch.set_num_threads(1)
     set_seed(settings.seed)
     folder = settings.text_folder
@@ -183,7 +183,7 @@ def _teach(teacher: Teacher, texts: list[str], settings: Settings) -> torch.Tens
 
 
 def load_text(folder: Path) -> tuple[TextTower, CLIPTokenizer]:
-    """A text tower that [`teach_text`] left in the cache, and its tokenizer."""
+    """Loads a text tower of [`teach_text`] from the cache, and its tokenizer."""
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     tower = TextTower.create(tokenizer)
     tower.load_state_dict(load_file(folder / "text.safetensors"))
@@ -191,7 +191,7 @@ def load_text(folder: Path) -> tuple[TextTower, CLIPTokenizer]:
 
 
 def load_data(settings: Settings) -> Data:
-    """Features of all photographs, from the cache where they are in it."""
+    """Features of all photographs, from the cache if possible."""
     common = {"photos": settings.photos, "cache": settings.cache, "architecture": settings.architecture}
     rows, views = [], []
     for name in NAMED:
@@ -207,7 +207,7 @@ def load_data(settings: Settings) -> Data:
 
 
 def cache_features(settings: Settings) -> None:
-    """Computes what [`load_data`] will read; for a process of its own."""
+    """Computes the cache for [`load_data`], in a separate process."""
     torch.set_num_threads(1)
     load_data(settings)
 
@@ -219,13 +219,13 @@ def train_projection(
 
     Args:
         data: the photographs.
-        settings: of the run.
-        classifier: the tower's.
+        settings: settings of the run.
+        classifier: the tower's classifier.
         text: unit vector of every name.
-        variant: `all`; `no_msrc_tags`, `no_tags`, or `held_out_names` say what is left out.
+        variant: `all`, or the data to leave out: `no_msrc_tags`, `no_tags` or `held_out_names`.
 
     Raises:
-        ValueError: the variant is another.
+        ValueError: `variant` is unknown.
     """
     if variant not in VARIANTS:
         raise ValueError(f"`variant` is {variant!r}; expected one of {', '.join(VARIANTS)}.")
@@ -241,7 +241,7 @@ def train_projection(
 
 
 def measure(data: Data, projection: Projection, text: dict[str, torch.Tensor]) -> dict:
-    """All measures of image and text together; see README or the keys."""
+    """All evaluation results of image and text together, by name."""
     stack = lambda names: torch.stack([text[name] for name in names])
     result = {}
     for kind, split in (("msrc", "validation"), ("msrc", "test"), ("coco_panoptic", "test")):
@@ -265,7 +265,7 @@ def measure(data: Data, projection: Projection, text: dict[str, torch.Tensor]) -
 
 
 def name_texts(settings: Settings, data: Data, tower: TextTower, tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
-    """Unit vector of every name, the mean over the templates of the run."""
+    """Unit vector of every name: the mean over the templates of the run."""
     names = data.strings()
     embed = lambda texts: embed_texts(tower, tokenizer, texts)
     return dict(zip(names, embed_names(embed, names, TEMPLATE_SETS[settings.templates])))
@@ -273,7 +273,7 @@ def name_texts(settings: Settings, data: Data, tower: TextTower, tokenizer: CLIP
 
 @torch.inference_mode()
 def time_segmentation(lit: LiT, resolution: int, repeats: int = 3) -> float:
-    """Seconds for one photograph of 640 x 480 pixels and 21 names in all of ViLD's sentences, on two threads."""
+    """Seconds for one photograph of 640 x 480 pixels and 21 names in all ViLD templates, on two threads."""
     from PIL import Image
 
     torch.set_num_threads(2)
@@ -291,14 +291,14 @@ def time_segmentation(lit: LiT, resolution: int, repeats: int = 3) -> float:
 
 
 def measure_saved(folder: Path, settings: Settings, data: Data, lit: LiT) -> dict:
-    """[`measure`] of what was written to a folder and read again, with `megabytes` and `seconds_per_photo`."""
+    """[`measure`] of a LiT loaded from a folder, with `megabytes` and `seconds_per_photo`."""
     size, seconds = (folder / WEIGHTS).stat().st_size / 1e6, time_segmentation(lit, settings.resolution)
     measured = measure(data, lit.projection, name_texts(settings, data, lit.text, lit.tokenizer))
     return {"megabytes": {"value": round(size, 2)}, "seconds_per_photo": {"value": round(seconds, 3)}, **measured}
 
 
 def summarise(measured: dict) -> dict:
-    """The numbers of [`measure`] that fit a line, in percent."""
+    """The main results of [`measure`] for one line, in percent."""
     short = {key: value for key, value in measured.items() if isinstance(value, float)}
     for key, value in measured.items():
         if isinstance(value, dict):
@@ -308,12 +308,12 @@ def summarise(measured: dict) -> dict:
 
 
 class Report:
-    """Numbers written to a file each time one is added, so that an interrupted run leaves what it knew."""
+    """Results that are saved after every addition, so that an interrupted run keeps them."""
 
     def __init__(self, path: Path, settings: Settings):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.started = path, time.time()
-        folders = ("photos", "wordnet", "cache", "text_from")  # of this machine
+        folders = ("photos", "wordnet", "cache", "text_from")  # specific to this machine
         kept = {key: value for key, value in asdict(settings).items() if key not in folders}
         self.numbers: dict = {"settings": {**kept, "text_goes_on": settings.text_from is not None}}
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The trained half of LiT: pooled image features into the space of the text tower."""
+"""The trained part of LiT: a projection from pooled image features into the text space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .tower import FEATURE_SIZE
 from .vocabulary import Vocabulary
 
 
-TAU = 30.0  # factor of cosines before the softmax
+TAU = 30.0  # scale of cosines before the softmax
 
 
 class Projection(nn.Module):
@@ -37,7 +37,7 @@ class Projection(nn.Module):
 
 @dataclass
 class NamedPhotos:
-    """Photographs that have a name: `views` `(photographs, scales x 2, 9, 1280)`, `labels` `(photographs,)`."""
+    """Named photographs: `views` `(photographs, scales x 2, 9, 1280)`, `labels` `(photographs,)`."""
 
     views: torch.Tensor
     labels: torch.Tensor
@@ -45,7 +45,7 @@ class NamedPhotos:
 
 @dataclass
 class TaggedPhotos:
-    """Photographs with tags: for each its `cells` `(rows, columns, 1280)`, and `tags` `bool (photographs, names)`."""
+    """Tagged photographs: `cells` `(rows, columns, 1280)` for each, and `tags` `bool (photographs, names)`."""
 
     cells: list[torch.Tensor]
     tags: torch.Tensor
@@ -54,22 +54,22 @@ class TaggedPhotos:
 
 @dataclass
 class Recipe:
-    """Numbers of the training of the projection."""
+    """Hyper-parameters of the projection's training."""
 
     steps: int = 600
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     named_per_step: int = 192
-    tagged_per_step: int = 6  # of each set of tagged photographs
-    regions: int = 40  # of each tagged photograph
-    posterior_regions: int = 256  # of all features of a step, where the tower's own posterior is followed
+    tagged_per_step: int = 6  # photographs from each tagged set
+    regions: int = 40  # regions per tagged photograph
+    posterior_regions: int = 256  # features per step that are distilled from the tower's own posterior
     posterior_weight: float = 1.0
     tag_weight: float = 1.0
     seed: int = 0
 
 
 def pool_regions(cells: torch.Tensor, count: int, rng: random.Random) -> torch.Tensor:
-    """Means over squares of 1 to 3 cells a side drawn at random: `(rows, columns, 1280)` to `(count, 1280)`."""
+    """Means over random squares of 1 to 3 cells per side: `(rows, columns, 1280)` to `(count, 1280)`."""
     side = rng.choice((1, 1, 2, 3))
     flat = cells.float().permute(2, 0, 1)
     pooled = F.avg_pool2d(flat, side, stride=1).flatten(1).T if side > 1 else flat.flatten(1).T
@@ -78,11 +78,11 @@ def pool_regions(cells: torch.Tensor, count: int, rng: random.Random) -> torch.T
 
 
 def tag_loss(probabilities: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
-    """Image-level loss `-log p` of names that are there, `-log(1 - p)` of the others, per photograph.
+    """Image-level loss per photograph: `-log p` of tagged names, `-log(1 - p)` of the others.
 
     Args:
-        probabilities: of the names in every region, `(photographs, regions, names)`; `p` is their mean over regions.
-        tags: which are there, `bool (photographs, names)`.
+        probabilities: name probabilities per region, `(photographs, regions, names)`; `p` is their mean over regions.
+        tags: tagged names, `bool (photographs, names)`.
     """
     present = probabilities.mean(1).clamp(1e-6, 1 - 1e-6)
     return -torch.where(tags, present.log(), (1 - present).log()).sum(1).mean()
@@ -92,13 +92,13 @@ class ProjectionTrainer:
     """Trains a projection on cached features against fixed text embeddings.
 
     Args:
-        recipe: numbers.
+        recipe: hyper-parameters.
         vocabulary: names of the named photographs.
-        allowed: names that may be used, `bool (names,)`; the others are never seen in training.
-        named: photographs with names.
-        tagged: sets of photographs with tags.
+        allowed: names to use in training, `bool (names,)`.
+        named: named photographs.
+        tagged: sets of tagged photographs.
         classifier: the tower's ImageNet classifier.
-        text: unit vector of every string that is used as a name.
+        text: unit vector of every text that is used as a name.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ProjectionTrainer:
         self.usable = allowed[named.labels].nonzero()[:, 0]
 
     def train(self) -> Projection:
-        """Returns the trained projection."""
+        """Trains the projection and returns it."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         projection = Projection(output_size=self.name_text.shape[1])
@@ -140,7 +140,7 @@ class ProjectionTrainer:
         return projection.eval()
 
     def _loss(self, projection: Projection) -> torch.Tensor:
-        """One step's loss; everything goes through the projection at once."""
+        """The loss of one step, with all features projected in one batch."""
         recipe = self.recipe
         level = self.vocabulary.draw_level(self.rng)
         features, labels = self._draw_named()
@@ -166,7 +166,7 @@ class ProjectionTrainer:
         return loss
 
     def _draw_named(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views `(batch, 1280)` of named photographs, half of them whole, and their names `(batch,)`."""
+        """Random views `(batch, 1280)` of named photographs, and their names `(batch,)`."""
         count = self.recipe.named_per_step
         photos = self.usable[torch.randint(len(self.usable), (count,))]
         variant = torch.randint(self.named.views.shape[1], (count,))
@@ -174,7 +174,7 @@ class ProjectionTrainer:
         return self.named.views[photos, variant, view].float(), self.named.labels[photos]
 
     def _naming_loss(self, embeddings: torch.Tensor, labels: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy among the names of a level, leaving out those that are right too."""
+        """Cross-entropy over the names of a level, without other names that are also correct."""
         target = level[labels]
         logits = TAU * embeddings @ self.name_text.T
         used = torch.zeros(len(level), dtype=torch.bool)
@@ -183,7 +183,7 @@ class ProjectionTrainer:
         return F.cross_entropy(logits.masked_fill(wrong, -torch.inf), target)
 
     def _posterior_loss(self, embeddings: torch.Tensor, features: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """KL from the tower's own ImageNet posterior, summed into the names of a level, to the names' probabilities."""
+        """KL from the tower's ImageNet posterior, summed over the names of a level, to the predicted probabilities."""
         classes = self.vocabulary.imagenet
         kept = self.allowed[classes]
         posterior = self.classifier(features)[:, kept].softmax(-1)

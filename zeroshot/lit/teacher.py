@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The teacher of the text tower: a sentence encoder, MiniLM (Wang et al., 2020) tuned on sentence pairs."""
+"""The teacher of the text tower: a sentence encoder, MiniLM (Wang et al., 2020) fine-tuned on sentence pairs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, texts: list[str], batch_size: int = 128, progress: bool = False) -> torch.Tensor:
-        """Unit vectors `float32 (texts, 384)`: the mean of the last hidden states over the text's tokens."""
+        """Unit vectors `float32 (texts, 384)`: the mean of the last hidden states over the tokens of each text."""
         result = torch.empty(len(texts), TEACHER_SIZE)
         lengths = torch.tensor([len(ids) for ids in self.tokenizer(texts).input_ids])
-        # Texts of one length together: nothing is padded in vain.
+        # Batches contain texts of similar length, to minimise padding.
         for rows in tqdm(lengths.argsort().split(batch_size), desc="teacher", mininterval=20.0, disable=not progress):
             inputs = self.tokenizer([texts[row] for row in rows.tolist()], padding=True, return_tensors="pt")
             hidden = self.model(**inputs).last_hidden_state

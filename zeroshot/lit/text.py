@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The small text tower: CLIP's architecture, taught to agree with a sentence encoder."""
+"""The small text tower: CLIP's architecture, distilled from a sentence encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .teacher import TEACHER_SIZE
 
 
 MAX_TOKENS = 32
-# The sentences around class names in training, beside ViLD's.
+# Training templates in addition to ViLD's.
 MORE_TEMPLATES = (
     "{}",
     "{}",
@@ -58,7 +58,7 @@ class TextTower(nn.Module):
             pad_token_id=tokenizer.pad_token_id,
         )
         tower = cls(config)
-        for name, parameter in tower.named_parameters():  # CLIP's own initialisation is meant for greater width
+        for name, parameter in tower.named_parameters():  # CLIP's own initialisation is tuned for larger widths
             if parameter.ndim == 2:
                 std = 0.02 if "embedding" in name else parameter.shape[-1] ** -0.5
                 nn.init.trunc_normal_(parameter, std=std)
@@ -66,7 +66,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def start_from(self, tokenizer: CLIPTokenizer, teacher: Callable[[list[str]], torch.Tensor]) -> None:
-        """Lets every token start as the principal components of what the teacher says of the token alone."""
+        """Initialises token embeddings with the principal components of the teacher's embeddings of single tokens."""
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         meanings = teacher([token.removesuffix("</w>") or "." for token, _ in vocabulary])
         width = self.text_projection.in_features
@@ -76,7 +76,7 @@ class TextTower(nn.Module):
         self.text_projection.weight.copy_(basis.T)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids `(texts, length)` to embeddings `(texts, 384)`, not normalised."""
+        """Token ids `(texts, length)` to embeddings `(texts, 384)`, not normalized."""
         return self.text_projection(self.text_model(input_ids, attention_mask).pooler_output)
 
 
@@ -93,13 +93,13 @@ def embed_texts(tower: TextTower, tokenizer: CLIPTokenizer, texts: list[str], ba
 def embed_names(
     embed: Callable[[list[str]], torch.Tensor], names: list[str], templates: tuple[str, ...]
 ) -> torch.Tensor:
-    """Unit vectors `(names, 384)`: the mean over templates of what `embed` makes of each sentence."""
+    """Unit vectors `(names, 384)`: the mean over templates of the embeddings by `embed`."""
     sentences = [template.format(name) for name in names for template in templates]
     return F.normalize(embed(sentences).reshape(len(names), len(templates), -1).mean(1), dim=-1)
 
 
 def training_texts(nouns: list[str], phrases: list[str], templates: tuple[str, ...], seed: int) -> list[str]:
-    """What the tower learns from: every noun alone, common ones and phrases also inside sentences."""
+    """Training texts of the tower: every noun alone, and common nouns and phrases in sentences."""
     rng = random.Random(seed)
     texts = [*nouns, *phrases]
     for count in (len(nouns), len(nouns) // 4, 3000):  # the common ones come first
@@ -109,12 +109,12 @@ def training_texts(nouns: list[str], phrases: list[str], templates: tuple[str, .
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, scale: float = 30.0) -> torch.Tensor:
-    """One minus the cosine, plus how far the student's similarities to the batch are from the teacher's (KL).
+    """One minus the cosine, plus the KL between the student's and the teacher's similarities within the batch.
 
     Args:
         student: embeddings `(texts, 384)`.
         teacher: unit vectors `(texts, 384)`.
-        scale: factor of similarities before the softmax.
+        scale: scale of similarities before the softmax.
     """
     student = F.normalize(student, dim=-1)
     cosine = 1 - (student * teacher).sum(-1).mean()
@@ -132,16 +132,16 @@ def distil(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
 ) -> None:
-    """Teaches the tower, in place.
+    """Trains the tower in place.
 
     Args:
-        tower: the one to teach.
+        tower: the tower to train.
         tokenizer: its tokenizer.
-        texts: what it reads.
-        targets: what the teacher says of them, unit vectors `(texts, 384)`.
-        steps: optimizer steps; the learning rate rises over the first 3 %, then falls as a cosine.
-        batch_size: texts of a step, all of similar length.
-        learning_rate: its peak.
+        texts: training texts.
+        targets: the teacher's embeddings of the texts, unit vectors `(texts, 384)`.
+        steps: optimizer steps; linear warm-up over the first 3 %, then cosine decay.
+        batch_size: texts per step, all of similar length.
+        learning_rate: peak learning rate.
     """
     ids = tokenizer(texts, truncation=True).input_ids
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.float)
@@ -150,7 +150,7 @@ def distil(
     batches: list[torch.Tensor] = []
     progress = tqdm(range(steps), desc="text tower", mininterval=20.0)
     for step in progress:
-        if not batches:  # a new round: batches of similar length, made anew by shaking the lengths
+        if not batches:  # a new epoch: jitter the lengths, so that batches of similar length differ
             batches = list((lengths + torch.rand(len(ids))).argsort().split(batch_size))
             random.Random(step).shuffle(batches)
         batch, done = batches.pop(), step / steps
@@ -175,11 +175,11 @@ def measure_text(
     held_out: list[str],
     names: list[str],
 ) -> dict[str, float]:
-    """How well the student agrees with the teacher on nouns that it has never read.
+    """Agreement of student and teacher on held-out nouns.
 
     Returns:
-        `cosine`, mean over the nouns alone, and `cosine_in_sentence`; `retrieval`, how often the teacher's nearest
-        held-out noun is the noun itself; `nearest_name`, how often both choose the same of `names` for it.
+        `cosine`, mean over the nouns alone, and `cosine_in_sentence`; `retrieval`, share of nouns whose nearest teacher
+        embedding is their own; `nearest_name`, share of nouns with the same nearest of `names` in both.
     """
     sentences = [f"a photo of a {noun}." for noun in held_out]
     ours, theirs = student(held_out), teacher(held_out)

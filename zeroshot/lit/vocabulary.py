@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What named photographs may be called: their own names, and the more general ones that WordNet has for them."""
+"""The vocabulary of named photographs: their own names, and more general ones from WordNet."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .wordnet import WordNet
 
 @dataclass
 class Vocabulary:
-    """All names, and which of them are kinds of which.
+    """All names, and their hierarchy.
 
     Attributes:
-        names: the names of photographs first, general ones after them.
-        ancestors: for each name, the set of more general ones, as positions.
-        photo_names: position of the name of each photograph, in the order in which they were given.
+        names: names of photographs, followed by general ones.
+        ancestors: for each name, the set of more general names, as positions.
+        photo_names: position of the name of each photograph, in their original order.
         imagenet: position of the name of each of the 1,000 outputs of the tower's classifier.
     """
 
@@ -30,17 +30,17 @@ class Vocabulary:
 
     @classmethod
     def build(cls, rows: list[dict], wordnet: WordNet) -> Vocabulary:
-        """The vocabulary of photographs, the 1,000 of ImageNet in the order of class ids first.
+        """The vocabulary of photographs, starting with the 1,000 of ImageNet in the order of class ids.
 
         Args:
             rows: photographs with `name` and `source`.
-            wordnet: says what is a kind of what.
+            wordnet: source of the hierarchy.
         """
         general = set(GENERAL_NAMES)
-        of_synset: dict[int, str] = {}  # Caltech has names of its own for what ImageNet has too
+        of_synset: dict[int, str] = {}  # Caltech uses different names for some ImageNet classes
         names: dict[str, set[str]] = {}
         spoken = []
-        for row in sorted(rows, key=lambda row: row["source"].startswith("imagenet")):  # Caltech's names are plainer
+        for row in sorted(rows, key=lambda row: row["source"].startswith("imagenet")):  # Caltech's names are simpler
             name = english_name(row)
             offset = imagenet_offset(row["source"]) if "imagenet" in row["source"] else wordnet.find(name)
             if offset is not None:
@@ -54,7 +54,7 @@ class Vocabulary:
         ordered = leaves + sorted({word for above in names.values() for word in above} - set(leaves))
         position = {name: index for index, name in enumerate(ordered)}
         ancestors = [{position[word] for word in names.get(name, ())} for name in ordered]
-        general_above = [  # of a general name: those that stand above everything below it
+        general_above = [  # per general name: names that are above all its descendants
             [ancestors[leaf] for leaf in range(len(leaves)) if index in ancestors[leaf]]
             for index in range(len(ordered))
         ]
@@ -68,16 +68,16 @@ class Vocabulary:
         return cls(ordered, ancestors, photo_names, photo_names[:1000].clone())
 
     def related(self) -> torch.Tensor:
-        """`bool (names, names)`: one is a kind of the other, so that both are right for the same photograph."""
+        """`bool (names, names)`: whether one name is a kind of the other, so that both fit the same photograph."""
         result = torch.zeros(len(self.names), len(self.names), dtype=torch.bool)
         for index, above in enumerate(self.ancestors):
             result[index, list(above)] = result[list(above), index] = True
         return result
 
     def draw_level(self, rng: random.Random) -> torch.Tensor:
-        """What every name is called at a level of generality drawn at random, `int64 (names,)`.
+        """Replacement of every name at a random level of generality, `int64 (names,)`.
 
-        Each general name is used or not; below one that is used, the most general that is used takes the place of all.
+        Each general name is used or not at random; the most general name in use replaces all names below it.
         """
         below = [0] * len(self.names)
         for above in self.ancestors:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Nouns, adjectives and what is a kind of what, from WordNet 3.0 (Debian package `wordnet-base`, manual page wndb)."""
+"""Nouns, adjectives and hypernyms from WordNet 3.0 (Debian package `wordnet-base`, manual page wndb)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-# Numbers of lexicographer files (manual page lexnames) whose nouns can be seen in a photograph.
+# Numbers of lexicographer files (manual page lexnames) with nouns for visible things.
 VISIBLE = {5: "animal", 6: "artifact", 8: "body", 13: "food", 17: "object", 18: "person", 20: "plant", 27: "substance"}
 _WORD = re.compile(r"[a-z][a-z'\- ]+")
 
@@ -28,10 +28,10 @@ class WordNet:
     """The nouns of WordNet.
 
     Args:
-        folder: where `data.noun`, `index.noun`, `index.adj` lie.
+        folder: folder of `data.noun`, `index.noun` and `index.adj`.
 
     Raises:
-        FileNotFoundError: they do not lie there; the message says how to install them.
+        FileNotFoundError: the files are missing; the message says how to install them.
     """
 
     def __init__(self, folder: str | Path):
@@ -42,7 +42,7 @@ class WordNet:
                 "Run `apt-get install wordnet-base`, or pass the folder."
             )
         self.synsets = {synset.offset: synset for synset in map(_parse_synset, self._lines("data.noun"))}
-        # Sense offsets of a noun, the most frequent sense first, and how often its senses were counted in text.
+        # Sense offsets of a noun, most frequent first, and the tag count of its senses.
         self.senses: dict[str, list[int]] = {}
         self.counts: dict[str, int] = {}
         for line in self._lines("index.noun"):
@@ -53,10 +53,10 @@ class WordNet:
 
     def _lines(self, name: str) -> list[str]:
         text = (self.folder / name).read_text(encoding="latin-1")
-        return [line for line in text.splitlines() if not line.startswith("  ")]  # those are the licence
+        return [line for line in text.splitlines() if not line.startswith("  ")]  # indented lines are the licence
 
     def ancestors(self, offset: int) -> set[int]:
-        """Offsets of everything that the synset is a kind of, without itself."""
+        """Offsets of all hypernyms of a synset."""
         found, waiting = set(), [offset]
         while waiting:
             for parent in self.synsets[waiting.pop()].parents:
@@ -66,7 +66,7 @@ class WordNet:
         return found
 
     def find(self, word: str) -> int | None:
-        """Offset of a noun's first sense that can be seen, also for a plural in -s; None if there is none."""
+        """Offset of the first visible sense of a noun, also for a plural in -s; None if there is none."""
         word = word.lower()
         for form in (word, word.removesuffix("s")):
             for offset in self.senses.get(form, ()):
@@ -75,12 +75,12 @@ class WordNet:
         return None
 
     def nouns(self, limit: int) -> list[str]:
-        """Up to `limit` nouns in lower case: those that texts use, then other visible things, short ones first."""
+        """Up to `limit` nouns in lower case: frequent ones, then other visible things, short ones first."""
         ranked = {}
         for synset in self.synsets.values():
             for word in synset.words:
                 lower = word.lower()
-                proper = (word[0].isupper() and " " not in word) or word.startswith("genus ")  # Latin, persons
+                proper = (word[0].isupper() and " " not in word) or word.startswith("genus ")  # Latin names, persons
                 if proper or not _WORD.fullmatch(lower) or lower.count(" ") > 2:
                     continue
                 count, visible = self.counts.get(lower, 0), synset.file in VISIBLE
@@ -90,7 +90,7 @@ class WordNet:
         return sorted(ranked, key=ranked.get)[:limit]
 
     def adjectives(self, limit: int) -> list[str]:
-        """The `limit` adjectives with the most counted senses."""
+        """The `limit` adjectives with the highest tag counts."""
         counted = {}
         for line in self._lines("index.adj"):
             fields = line.split()
@@ -109,7 +109,7 @@ def _parse_synset(line: str) -> Synset:
 
 
 def write_phrases(nouns: list[str], adjectives: list[str], count: int, seed: int) -> list[str]:
-    """Phrases of two words or two things, as class names and captions have them: 'wet road', 'cow and grass'."""
+    """Random phrases like those in class names and captions: 'wet road', 'cow and grass'."""
     rng = random.Random(seed)
     common = nouns[:8000]
     phrases = []

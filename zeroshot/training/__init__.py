@@ -1,2 +1,2 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The training loop, its settings, and the state from which it resumes."""
+"""The training loop, its settings, and resumable checkpoints."""

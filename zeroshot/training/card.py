@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The model card of a trained checkpoint: README.md in its folder, as the Hub shows it."""
+"""The model card of a trained checkpoint: README.md in its folder, in the Hub's format."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..settings import ModelSettings, Settings
 
 PAPER = "2404.05667"
 SCORES = {"miou_seen": "mIoU(S)", "miou_unseen": "mIoU(U)", "hiou": "hIoU", "pixel_accuracy": "pixel accuracy"}
-OWN_DATA, OWN_CLIP = "embedded_scenes", "scripts/assets/small_clip"  # what this repository's code made
+OWN_DATA, OWN_CLIP = "embedded_scenes", "scripts/assets/small_clip"  # made by this repository's code
 LICENCE = (
-    "The code is Apache-2.0. **The licence of these weights has not been chosen yet**: it depends on those of the "
-    "pretrained weights and of the data. Set `license` at the top of this file and replace this sentence."
+    "The code is Apache-2.0. **The licence of these weights has not been chosen yet**: it depends on the licences of "
+    "the pretrained weights and the data. Set `license` at the top of this file and replace this sentence."
 )
 
 BODY = """
@@ -90,7 +90,7 @@ Step {step} of {steps}. Image and text towers: {towers}.
 
 
 def base_model(settings: ModelSettings) -> str | None:
-    """The Hub id of the model that a training starts from; `None` for a local folder or drawn weights."""
+    """The Hub id of the model that a training starts from; `None` for a local folder or random weights."""
     source = settings.checkpoint or settings.clip
     if source is None or settings.random_weights or Path(source).exists():
         return None
@@ -105,7 +105,7 @@ def base_model(settings: ModelSettings) -> str | None:
 
 
 def public_name(source: str) -> str:
-    """A Hub id or the name of a benchmark or model as it is; of a local path, its last part."""
+    """A Hub id, benchmark name or model name unchanged; the last part of a local path."""
     return Path(source).resolve().name if os.path.isabs(source) or os.path.exists(source) else source
 
 
@@ -121,10 +121,10 @@ def _names(names: tuple[str, ...]) -> str:
 
 def _results(scores: dict[str, float], part: str) -> str:
     if not scores:
-        return "This checkpoint was not evaluated during its training; `scripts/evaluate.py` does it."
+        return "This checkpoint was not evaluated during training; run `scripts/evaluate.py` to evaluate it."
     table = ["| |" + "|".join(SCORES[name] for name in scores) + "|", "|---|" + "---|" * len(scores)]
     table.append(f"|part `{part}`|" + "|".join(f"{value:.1f}" for value in scores.values()) + "|")
-    note = "In percent, without predictive bias correction (PBC), measured during the training by its own evaluation."
+    note = "In percent, without predictive bias correction (PBC), measured by the evaluation during training."
     return "\n".join([*table, "", note])
 
 
@@ -164,17 +164,17 @@ def _metadata(settings: Settings, scores: dict[str, float], is_own: bool) -> Mod
 def trained_card(
     settings: Settings, split: SegmentationSplit, images: int, step: int, scores: dict[str, float]
 ) -> ModelCard:
-    """The card of a checkpoint. Local folders appear in it by their names alone.
+    """The card of a checkpoint. For local folders it shows only their names.
 
-    The licence of trained weights depends on the pretrained weights and the data. It is Apache-2.0 where both come from this
-    repository, else a placeholder, which `scripts/push_to_hub.py` rejects until somebody has chosen.
+    The licence of trained weights depends on the pretrained weights and the data. It is Apache-2.0 if both come from this
+    repository, otherwise a placeholder, which `scripts/push_to_hub.py` rejects.
 
     Args:
-        settings: Of the training.
-        split: Its classes.
-        images: Of the training part.
-        step: Of the checkpoint.
-        scores: Of this step on the validation part, in percent, by the names in [`SCORES`]; empty if there are none.
+        settings: Settings of the training.
+        split: Classes of the training.
+        images: Number of images in the training part.
+        step: Step of the checkpoint.
+        scores: Scores of this step on the validation part, in percent, by the names in [`SCORES`]; may be empty.
     """
     data, model = settings.data, settings.model
     scores = {key: scores[key] for key in SCORES if key in scores and math.isfinite(scores[key])}
@@ -183,7 +183,7 @@ def trained_card(
     if data.fully_supervised:
         supervision = "with the labels of **all** classes: an upper reference, not a zero-shot model."
     elif data.pseudo_unseen:
-        supervision = "with seen classes that play unseen ones, to choose hyper-parameters: not the real task."
+        supervision = "with some seen classes treated as unseen, to choose hyper-parameters: not the real task."
     sources = [model.checkpoint] if model.checkpoint is not None else [model.clip, model.pretrained]
     towers = " ".join(public_name(source) for source in sources if source is not None)
     body = BODY.format(

@@ -1,24 +1,24 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints from which a training resumes exactly.
+"""Checkpoints for exact resume of a training.
 
-A checkpoint is a folder of safetensors and JSON, no pickle (`accelerator.save_state` pickles the optimizer, the
-scheduler and the random number generators, and passes over the generators in silence when they do not load):
+A checkpoint is a folder of safetensors and JSON, without pickle (`accelerator.save_state` pickles the optimizer, the
+scheduler and the random number generators, and silently skips generators that do not load):
 
 ```
 step-00000123/
-    model.safetensors       the trainable parameters and the buffers, by name
+    model.safetensors       trainable parameters and buffers, by name
     training.safetensors    optimizer (by parameter name), scheduler, gradient scaler, accelerate's step counter
-    rng-00000.safetensors   random number generators, one file for each process
-    progress.json           step, epoch, batch and whatever else the loop has to remember
+    rng-00000.safetensors   random number generators, one file per process
+    progress.json           step, epoch, batch and further state of the loop
     manifest.json           name, size and SHA-256 of every other file; written last
 ```
 
-It is written as `.step-00000123.partial` and renamed when every byte is on the disk, so a folder with its final name
-is complete, whenever the process was killed. Frozen parameters are not stored, only their hash; which ones are frozen
-must not change during a training.
+It is written as `.step-00000123.partial` and renamed when all bytes are on disk, so a folder with the final name is
+complete even if the process is killed. Only the hash of frozen parameters is stored; the set of frozen parameters must
+not change during a training.
 
-Training sharded by FSDP, DeepSpeed or Megatron has no process that sees all tensors: there, `accelerator.save_state`
-writes model and optimizer in its own formats, pickles among them; everything else works as described here.
+In training sharded by FSDP, DeepSpeed or Megatron, no process has all tensors: `accelerator.save_state` then writes
+    model and optimizer in its own formats, which include pickle. Everything else works as described here.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or there is none that can be read; the message says which and why."""
+    """A checkpoint could not be written or read; the message gives the checkpoint and the reason."""
 
 
 class CheckpointStore:
-    """The checkpoints of one training run, in one folder (with several machines: on a file system that all share).
+    """The checkpoints of one training run, in one folder (with several machines: on a shared file system).
 
     Args:
-        folder: Where the checkpoints are; made by the first [`save`].
-        keep: How many complete checkpoints are kept, at least 1.
+        folder: Folder of the checkpoints, created by the first [`save`].
+        keep: Number of complete checkpoints to keep, at least 1.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
@@ -101,24 +101,24 @@ class CheckpointStore:
         scheduler: Any | None,
         progress: dict[str, Any],
     ) -> Path:
-        """Writes `step-…` for `progress["step"]`, then removes what is older than the `keep` newest.
+        """Writes `step-…` for `progress["step"]`, then removes all but the `keep` newest checkpoints.
 
-        Every process calls it, after an optimizer step and before the next batch is used.
+        All processes call it, after an optimizer step and before the next batch.
 
         Args:
-            accelerator: Tells the processes apart; its step counter and gradient scaler are saved as well.
+            accelerator: Accelerator of the processes; its step counter and gradient scaler are saved as well.
             model: Wrapped or unwrapped.
             optimizer: Wrapped or unwrapped.
             scheduler: Wrapped or unwrapped, or `None`.
-            progress: JSON values; `"step"`, `"epoch"` and `"batch"` are needed.
+            progress: JSON values; `"step"`, `"epoch"` and `"batch"` are required.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: On every process if one of them could not write, the disk is full for example. What was
-                written of this checkpoint is removed, the earlier ones are intact.
-            ValueError: If `progress` is not what is described above, or gradients are being accumulated.
+            CheckpointError: On every process if one of them could not write, for example because the disk is full. The
+                incomplete checkpoint is removed, earlier ones stay intact.
+            ValueError: If `progress` is not as described above, or gradients are being accumulated.
         """
         text = progress_text(progress)
         if not accelerator.sync_gradients:
@@ -143,9 +143,9 @@ class CheckpointStore:
         return final
 
     def latest(self, accelerator: Accelerator | None = None) -> Path | None:
-        """The newest checkpoint of which every file is as it was written; `None` if there is no checkpoint at all.
+        """The newest intact checkpoint; `None` if there is no checkpoint.
 
-        The main process decides for all; a warning names each newer one that is damaged and says in what way.
+        The main process decides for all. It warns of each newer checkpoint that is damaged and gives the reason.
 
         Raises:
             CheckpointError: If there are checkpoints and all of them are damaged.
@@ -158,12 +158,12 @@ class CheckpointStore:
                 if problem is None:
                     self._verified = path
                     return path
-                logger.warning("The checkpoint %s is damaged and is passed over: %s.", path, problem)
+                logger.warning("The checkpoint %s is damaged and is skipped: %s.", path, problem)
                 problems.append(f"{path.name}: {problem}")
             if problems:
                 raise CheckpointError(
-                    f"No checkpoint in {self.folder} is usable. {'; '.join(problems)}. Put an intact copy back, or "
-                    "remove the folder to start anew."
+                    f"No checkpoint in {self.folder} is usable. {'; '.join(problems)}. Restore an intact copy, or "
+                    "remove the folder to start again."
                 )
             return None
 
@@ -177,15 +177,15 @@ class CheckpointStore:
         optimizer: torch.optim.Optimizer,
         scheduler: Any | None,
     ) -> dict[str, Any]:
-        """Restores everything that [`save`] wrote, in place, and returns `progress`. Every process calls it.
+        """Restores everything that [`save`] wrote, in place, and returns `progress`. All processes call it.
 
-        A data loader draws from torch's generator when it begins, also in the middle of an epoch, where the
-        uninterrupted training does not: a loop whose steps draw from the global generators, instead of seeding them
-        by the number of the step, has to set them back after fetching its first batch.
+        A data loader draws from torch's generator when it starts, also in the middle of an epoch, where an
+        uninterrupted training does not. So a loop whose steps draw from the global generators, instead of seeding them
+        with the step number, has to restore them after fetching its first batch.
 
         Raises:
-            CheckpointError: If the checkpoint is damaged or belongs to another model, optimizer, scheduler, number of
-                processes or kind of device; the state of model and optimizer is undefined then.
+            CheckpointError: If the checkpoint is damaged or was written with another model, optimizer, scheduler, number
+                of processes or device type; the state of model and optimizer is then undefined.
         """
         path = Path(path)
 
@@ -197,13 +197,13 @@ class CheckpointStore:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             if manifest["processes"] != accelerator.num_processes:
                 raise CheckpointError(
-                    f"The checkpoint {path} was written by {manifest['processes']} processes and this training has "
+                    f"The checkpoint {path} was written by {manifest['processes']} processes, but this training has "
                     f"{accelerator.num_processes}: resume with the same number."
                 )
             if manifest["sharded"] != (accelerator.distributed_type in SHARDED):
                 raise CheckpointError(
                     f"The checkpoint {path} is {'of' if manifest['sharded'] else 'not of'} a sharded training, unlike "
-                    "this one: resume with the settings of `accelerate` with which the training was started."
+                    "this one: resume with the original settings of `accelerate`."
                 )
             self._remove_leftovers()
 
@@ -229,14 +229,14 @@ class CheckpointStore:
         for path in self._checkpoints():
             if step_of(path) > step_of(final) and problem_of(path) is None:
                 raise CheckpointError(
-                    f"{self.folder} holds {path.name}, newer than the {final.name} that is to be written: resume from "
+                    f"{self.folder} contains {path.name}, which is newer than {final.name}, the one to write: resume from "
                     "it, remove it, or choose another folder."
                 )
         self._remove_leftovers()
         begin_folder(final)
 
     def _remove_leftovers(self) -> None:
-        """Removes what a process was writing or removing when it was killed."""
+        """Removes incomplete folders of a process that was killed while writing or removing them."""
         for leftover in self.folder.glob(".step-*.*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -272,14 +272,14 @@ class CheckpointStore:
         names = sorted({name for name, _ in saved.items() ^ needed.items()})
         if names:
             raise ValueError(
-                f"{len(names)} trainable weights are not the same in the model and in the checkpoint (name, shape or "
-                f"type), {', '.join(names[:3])} for example: resume with the options with which the training was "
+                f"{len(names)} trainable weights differ between the model and the checkpoint (name, shape or "
+                f"type), for example {', '.join(names[:3])}: resume with the options with which the training was "
                 "started."
             )
         with safe_open(folder / MODEL, framework="pt") as file:
             if accelerator.is_main_process and file.metadata()["frozen"] != frozen_hash(model):
                 raise ValueError(
-                    "The frozen weights are not those with which the training was started: begin with the same "
+                    "The frozen weights differ from those at the start of the training: start with the same "
                     "pretrained model."
                 )
         state = read_state(folder / TRAINING)
@@ -312,7 +312,7 @@ class CheckpointStore:
         missing = missing_files(files, accelerator.num_processes, sharded)
         if missing:
             raise CheckpointError(
-                f"{', '.join(sorted(missing))}, written by other processes, cannot be seen by the first: choose a "
+                f"The first process cannot find {', '.join(sorted(missing))} of other processes: choose a "
                 "folder on a file system that all machines share."
             )
         manifest = {
@@ -328,7 +328,7 @@ class CheckpointStore:
         self._rotate(final)
 
     def _rotate(self, newest: Path) -> None:
-        """Removes all but the `keep` newest complete ones; those beyond `newest` were found damaged by [`_begin`]."""
+        """Removes all but the `keep` newest complete checkpoints; newer ones than `newest` are damaged (see [`_begin`])."""
         kept = [newest]
         for path in reversed(self._checkpoints()):
             if path == newest:
@@ -336,7 +336,7 @@ class CheckpointStore:
             if len(kept) < self.keep and step_of(path) < step_of(newest) and problem_of(path, hashes=False) is None:
                 kept.append(path)
                 continue
-            gone = beside(path, "partial")  # a removal that is cut short leaves no folder that looks complete
+            gone = beside(path, "partial")  # an interrupted removal leaves no folder that looks complete
             try:
                 os.rename(path, gone)
                 shutil.rmtree(gone)
@@ -345,10 +345,10 @@ class CheckpointStore:
 
 
 def explain(error: Exception, place: Path) -> str:
-    """An exception, raised while writing to or reading from the folder `place`, as a sentence that names it."""
+    """Describes an exception raised while writing to or reading from the folder `place`."""
     text = str(error)
     full = isinstance(error, OSError) and error.errno in DISK_FULL
-    # safetensors gives the number in the text only
+    # safetensors includes the error number only in its message
     rust = isinstance(error, SafetensorError) and any(f"(os error {number})" in text for number in DISK_FULL)
     if full or rust:
         exists = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
@@ -359,16 +359,16 @@ def explain(error: Exception, place: Path) -> str:
     if isinstance(error, CheckpointError):
         return text
     if isinstance(error, OSError | SafetensorError):
-        return f"{place} could not be read or written ({text}): look at its disk and its permissions."
+        return f"{place} could not be read or written ({text}): check its disk and its permissions."
     return f"{place}: {text if isinstance(error, ValueError) else repr(error)}"
 
 
 def _together(
     accelerator: Accelerator | None, work: Callable[[], Result], place: Path, everywhere: bool = False
 ) -> Result:
-    """Runs `work` on the main process or everywhere; all get the main process's result, or all the same error.
+    """Runs `work` on the main process or everywhere; all processes get the main process's result, or the same error.
 
-    No process waits for one that has failed: each tells the others how it went, also when it went wrong.
+    No process waits for one that has failed: each reports success or failure to the others.
     """
     result: Any = None
     message: str | None = None

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pretraining of the small CLIP of the embedded benchmark on drawn images and captions."""
+"""Pretrains the small CLIP of the embedded benchmark on synthetic images and captions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from ..tokenization import build_tokenizer
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: what a step shows. Recognising large single things comes first, finding small ones among
-    others after it."""
+    """A phase of the training and its images: large single things first, small ones among others later."""
 
     start: float  # share of all steps
     singles_per_step: int
     scenes_per_step: int
-    min_radius: float  # of single things, relative to the image
+    min_radius: float  # minimum radius of single things, relative to the image
 
 
 PHASES = (Phase(0.0, 56, 8, 0.22), Phase(2 / 3, 24, 32, 0.14))
@@ -54,7 +53,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         projection_dim=128,
     )
     model = CLIPModel(config)
-    # CLIP's own initialisation of the towers is meant for 12 layers of width 768; this depth learns faster from 0.02.
+    # CLIP's initialisation is tuned for 12 layers of width 768; small towers train faster with this one.
     for name, parameter in model.named_parameters():
         if name.endswith("weight") and parameter.ndim == 2:
             torch.nn.init.trunc_normal_(
@@ -64,7 +63,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def halve(image: np.ndarray) -> np.ndarray:
-    """(2h, 2w, 3) to (h, w, 3) by the mean of each 2 x 2 block: CLIP sees scenes at half their resolution."""
+    """(2h, 2w, 3) to (h, w, 3) by the mean of each 2 x 2 block: CLIP's input has half the resolution of scenes."""
     height, width, _ = image.shape
     return image.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
@@ -75,7 +74,7 @@ def _single(job: tuple[int, str, int, int, float]) -> np.ndarray:
 
 
 def _scene(job: tuple[int, str, int]) -> tuple[np.ndarray, list[str]]:
-    """A scene and the classes that somebody who describes it would name: those that fill a hundredth of it."""
+    """A scene and the classes for its caption: those that cover at least 1 % of it."""
     scene = draw_scene(*job)
     counts = np.bincount(scene.label.flatten(), minlength=len(CLASSES))[: len(CLASSES)]
     return halve(scene.image), [CLASSES[i] for i in np.flatnonzero(counts >= 0.01 * scene.label.size)]
@@ -88,11 +87,11 @@ def caption(names: list[str]) -> str:
 
 
 def draw_pools(args: ClipPretraining, phase: Phase):
-    """The images of one phase, drawn by every core: singles with class ids, scenes with the names of their classes."""
+    """The images of one phase, generated on all cores: singles with class ids, scenes with their class names."""
     number = PHASES.index(phase)
     class_ids = np.arange(args.pool_singles) % len(CLASSES)
     with multiprocessing.get_context("fork").Pool() as pool:
-        # Seeds of their own: the scenes of the segmentation benchmark are not CLIP's.
+        # Separate seeds, so that CLIP is not trained on scenes of the segmentation benchmark.
         jobs = [(args.seed + 100 * number, "train", i, int(c), phase.min_radius) for i, c in enumerate(class_ids)]
         singles = list(tqdm(pool.imap(_single, jobs, chunksize=64), total=len(jobs), desc="single objects"))
         scene_jobs = [(args.seed + 1000 + 100 * number, "train", i) for i in range(args.pool_scenes)]
@@ -107,13 +106,13 @@ def draw_pools(args: ClipPretraining, phase: Phase):
 
 
 def naming_loss(logits: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of scenes `(B, C)` against the captions of all classes, with every class that is there a positive."""
+    """Cross-entropy of scenes `(B, C)` against the captions of all classes; every class in a scene is a positive."""
     share = present / present.sum(1, keepdim=True)
     return -(share * logits.log_softmax(-1)).sum(1).mean()
 
 
 def mirror(images: torch.Tensor) -> torch.Tensor:
-    """The whole batch as it is or mirrored, left to right, upside down or both."""
+    """Randomly flips the whole batch horizontally, vertically, both or not at all."""
     return images.flip([axis for axis in (2, 3) if torch.rand(()) < 0.5])
 
 
@@ -128,7 +127,7 @@ def zero_shot_accuracy(model: CLIPModel, tokenizer, images: torch.Tensor, labels
 
 
 def save(model: CLIPModel, tokenizer, args: ClipPretraining, history: list[dict]) -> dict:
-    """Writes the model folder as it is at this moment, with `pretraining.json`; returns the latter."""
+    """Writes the current model folder with `pretraining.json`, and returns the contents of the latter."""
     output, side = Path(args.output_dir), SCENE_SIZE // 2
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)

@@ -23,10 +23,10 @@ BATCH = 32
 
 
 def sample_images(dataset: SegmentationDataset, epochs: int) -> Iterator[np.ndarray]:
-    """The transformed images of the first `epochs`, epoch by epoch.
+    """The transformed images of the first `epochs` epochs, in order.
 
     Raises:
-        ValueError: they have different sizes.
+        ValueError: the images have different sizes.
     """
     shape = None
     for epoch in range(epochs):
@@ -51,13 +51,13 @@ def feature_cache(
     epochs: int,
     folder: str | Path | None = None,
 ) -> dict[int, Tensor]:
-    """Hidden states of the frozen image tower for all samples of the first `epochs`, exactly as the model computes them.
+    """Hidden states of the frozen image tower for all samples of the first `epochs` epochs, as the model computes them.
 
     Args:
-        folder: Where they are kept for later runs, in a file whose name is a hash of the samples and the tower.
+        folder: Folder to store them in for later runs, in a file named after a hash of the samples and the tower.
 
     Returns:
-        By layer, `(epochs · images, …)`, epoch by epoch.
+        Tensors `(epochs · images, …)` by layer, in the order of the epochs.
 
     Raises:
         ValueError: the samples have different sizes.

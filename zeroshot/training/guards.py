@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Two guards for the training loop: signals become a wish to stop, and what is not finite is noticed by all processes."""
+"""Two guards for the training loop: stop requests by signal, and detection of non-finite values on all processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from accelerate.utils import gather_object
 
 logger = logging.getLogger(__name__)
 
-SECOND_SIGNAL_AFTER = 3.0  # seconds; within them, a launcher passing on Ctrl-C is not a second request
+SECOND_SIGNAL_AFTER = 3.0  # seconds; an earlier signal may be a launcher that forwards Ctrl-C
 
 
 class SignalStop:
-    """Turns SIGTERM and Ctrl-C into a flag, so that the loop can write a checkpoint before it ends.
+    """Sets a flag on SIGTERM and Ctrl-C, so that the loop can write a checkpoint before it ends.
 
-    A second signal, at least [`SECOND_SIGNAL_AFTER`] seconds after the first, does what it did before.
+    A second signal, at least [`SECOND_SIGNAL_AFTER`] seconds after the first, has its original effect.
 
     ```
     with SignalStop() as stop:
@@ -35,8 +35,8 @@ class SignalStop:
     ```
 
     Attributes:
-        requested: Whether this process got a signal.
-        received: Its number, `None` before; `128 + received` is the customary exit status.
+        requested: Whether this process received a signal.
+        received: Number of the signal, `None` before; `128 + received` is the usual exit status.
     """
 
     def __init__(self) -> None:
@@ -56,9 +56,9 @@ class SignalStop:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether to stop, with the same answer on every process: all of them call it equally often.
+        """Whether to stop, with the same result on every process; all processes must call it equally often.
 
-        With one process it costs nothing; with several, it is a reduction of one number.
+        With one process it is free; with several, it is a reduction of one number.
         """
         return self.requested if accelerator.num_processes == 1 else _any_process(accelerator, self.requested)
 
@@ -67,7 +67,7 @@ class SignalStop:
             self.requested, self.received, self._since = True, number, time.monotonic()
             name = signal.Signals(number).name
             with suppress(OSError):  # logging is not safe here
-                os.write(2, f"{name}: stopping after this step, with a checkpoint; repeat to stop at once.\n".encode())
+                os.write(2, f"{name}: stopping after this step, with a checkpoint; repeat to stop now.\n".encode())
         elif time.monotonic() - self._since > SECOND_SIGNAL_AFTER:
             self.__exit__(None, None, None)
             signal.raise_signal(number)
@@ -80,27 +80,27 @@ def check_finite(
     names: list[str],
     action: Literal["stop", "skip"] = "stop",
 ) -> bool:
-    """Looks for NaN and infinity in loss terms, matcher costs and gradient norms, on all processes at once.
+    """Checks loss terms, matching costs and gradient norms for NaN and infinity, on all processes together.
 
-    Every process calls it once a step, before `optimizer.step()`; the terms may differ between processes. It costs
-    one wait for the device. (A gradient scaler's first steps have infinite gradient norms and are skipped by the
-    scaler itself: with fp16, leave the norm out.)
+    All processes call it once per step, before `optimizer.step()`; the terms may differ between processes. It needs one
+    synchronization with the device. (The first steps of a gradient scaler have infinite gradient norms, and the scaler
+    skips them itself: with fp16, leave the norm out.)
 
     Args:
-        accelerator: Of which all processes get the same answer.
+        accelerator: Accelerator of the processes, which all get the same result.
         step: Number of the optimizer step, for the message.
         terms: Tensors of any shape, by name.
-        names: The images of this process's batch.
-        action: What to do if a term of any process is not finite: `"stop"` raises, `"skip"` logs and returns `False`.
+        names: Names of the images in this process's batch.
+        action: Action if a term of any process is not finite: `"stop"` raises, `"skip"` logs and returns `False`.
 
     Returns:
-        Whether the step may be taken.
+        Whether to take the step.
 
     Raises:
-        FloatingPointError: With `"stop"`, on every process, with the step, the terms and the images.
+        FloatingPointError: With `"stop"`, on every process; the message has the step, the terms and the images.
     """
     if action not in ("stop", "skip"):
-        raise ValueError(f"`action` is 'stop' or 'skip', not {action!r}.")
+        raise ValueError(f"`action` is {action!r}; expected 'stop' or 'skip'.")
     tensors = {name: torch.as_tensor(term, device=accelerator.device).detach() for name, term in terms.items()}
     bad = [~torch.isfinite(tensor).all() for tensor in tensors.values()]
     if not _any_process(accelerator, torch.stack(bad).any() if bad else False):
@@ -114,13 +114,13 @@ def check_finite(
     reports = [text for text in gather_object([report]) if text is not None]
     message = f"Step {step}: {'; '.join(reports)}."
     if action == "stop":
-        raise FloatingPointError(f"{message} Look at these images, or lower the learning rate, or skip such steps.")
+        raise FloatingPointError(f"{message} Check these images, lower the learning rate, or skip such steps.")
     if accelerator.is_main_process:
         logger.warning("%s The step is skipped.", message)
     return False
 
 
 def _any_process(accelerator: Accelerator, flag: bool | torch.Tensor) -> bool:
-    """Whether `flag` is true on any process: one number is reduced, one value comes back from the device."""
+    """Whether `flag` is true on any process; reduces one number and transfers one value from the device."""
     number = torch.as_tensor(flag, device=accelerator.device).float()
     return bool(accelerator.reduce(number, reduction="sum") > 0)

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Whether data loading keeps up with the model."""
+"""Measures whether data loading keeps up with the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .trainer import Trainer
 
 
 def measure(trainer: Trainer, batches: int) -> dict[str, Any]:
-    """Images a second of one process's loader and model, in a fixed number of `batches`."""
+    """Images per second of one process's loader and model, over a fixed number of `batches`."""
     stream = trainer.micro_batches()
-    batch = next(stream)  # what starts with the first batch does not count
+    batch = next(stream)  # do not time the start of the loader
     images = len(batch["names"])
     started = time.perf_counter()
     for _ in range(batches):
@@ -56,7 +56,7 @@ def _synchronize() -> None:
 
 
 def benchmark_loader(settings: Settings, batches: int, output: str | None) -> None:
-    """Times loader and model, prints the comparison, and writes it to the JSON file `output` if there is one."""
+    """Times loader and model, prints the comparison, and writes it to the JSON file `output` if given."""
     if output:
         check_output(output)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def benchmark_loader(settings: Settings, batches: int, output: str | None) -> No
     print(f"Loader: {loader:.1f} images/s with {report['loader_workers']} worker(s)")
     print(f"Model:  {model:.1f} images/s, {report['model_steps_per_second']:.3f} steps/s")
     if loader >= model:
-        print(f"The loader keeps up: {report['loader_per_model']:.1f} times what the model takes.")
+        print(f"The loader keeps up: it is {report['loader_per_model']:.1f} times as fast as the model.")
     else:
         print(f"The model waits for the loader: set data.num_workers to about {report['workers_needed']}.")
     if output:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Which files a training checkpoint has, and what is wrong with one."""
+"""Lists and verifies the files of a training checkpoint."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def missing_files(files: dict[str, Any], processes: int, sharded: bool) -> set[s
 def progress_text(progress: dict[str, Any]) -> str:
     for key in ("step", "epoch", "batch"):
         if type(progress.get(key)) is not int or progress[key] < 0:
-            raise ValueError(f"`progress` needs {key!r}, a whole number ≥ 0, and has {progress.get(key)!r}.")
+            raise ValueError(f"`progress` has {key!r} = {progress.get(key)!r}; expected a whole number ≥ 0.")
     try:
         return json.dumps(progress, indent=2)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`progress` is written as JSON and holds what JSON cannot: {error}.") from None
+        raise ValueError(f"`progress` contains a value that JSON does not support: {error}.") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -46,14 +46,14 @@ def sha256_of(path: Path) -> str:
 
 
 def problem_of(path: Path, hashes: bool = True) -> str | None:
-    """What is wrong with a checkpoint, as the end of a sentence; `None` if nothing is."""
+    """The first problem of a checkpoint, as the end of a sentence; `None` if it is intact."""
     name = MANIFEST
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            return f"{MANIFEST} is of format {manifest['format']}, and this version reads format {FORMAT}"
+            return f"{MANIFEST} has format {manifest['format']}, but this version reads format {FORMAT}"
         if STEP_FOLDER.fullmatch(path.name) and manifest["step"] != step_of(path):
-            return f"{MANIFEST} is that of step {manifest['step']}"
+            return f"{MANIFEST} belongs to step {manifest['step']}"
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
         missing = missing_files(files, manifest["processes"], manifest["sharded"])
         if missing:
@@ -61,7 +61,7 @@ def problem_of(path: Path, hashes: bool = True) -> str | None:
         for name, (size, sha256) in files.items():
             relative = PurePosixPath(name)
             if relative.is_absolute() or ".." in relative.parts or "\\" in name:
-                return f"{MANIFEST} names {name!r}, which is outside the folder"
+                return f"{MANIFEST} lists {name!r}, which is outside the folder"
             found = (path / relative).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes instead of {size}"
@@ -71,11 +71,11 @@ def problem_of(path: Path, hashes: bool = True) -> str | None:
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
         progress_text(progress)
         if progress["step"] != manifest["step"]:
-            return f"{PROGRESS} is that of step {progress['step']}"
+            return f"{PROGRESS} belongs to step {progress['step']}"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f"{name} is not what this program writes ({type(error).__name__}: {error})"
+        return f"{name} does not have the expected format ({type(error).__name__}: {error})"
     return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a person looks at during a training: mean losses, pictures of predictions, and curves."""
+"""Reports during training: mean losses, figures of predictions, and curves."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ..data.splits import SegmentationSplit
 from ..files import atomic_file, atomic_write_text
 
 
-SIDE, GAP, HEADER = 256, 8, 24  # of the picture of predictions, in pixels
+SIDE, GAP, HEADER = 256, 8, 24  # layout of the figure of predictions, in pixels
 TITLES = ("image", "ground truth", "prediction")
 
 
 class RunningMeans:
-    """Means of loss terms over the steps since they were last taken.
+    """Means of loss terms over the steps since the last call of [`take`].
 
-    They are part of a checkpoint: after a resume, the first line is the mean over the same steps as without it, to the bit
-    with one process, up to rounding with several.
+    They are part of a checkpoint: after a resume, the first log entry covers the same steps as without interruption. It is
+        bitwise equal with one process, and equal up to rounding with several.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device):
@@ -44,7 +44,7 @@ class RunningMeans:
         self.count += 1
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over steps and processes, which begin anew; empty if no step was added. Called by all processes."""
+        """Returns the means over steps and processes, and resets them; empty without steps. All processes call it."""
         if not self.count:
             return {}
         means = accelerator.reduce(self.sums / self.count, reduction="mean").tolist()
@@ -52,19 +52,19 @@ class RunningMeans:
         return dict(zip(self.names, means))
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
-        """For a checkpoint: the same on all processes, which call it together and go on from it."""
+        """The state for a checkpoint, the same on all processes, which call it together."""
         self.sums = accelerator.reduce(self.sums, reduction="mean")
         return {"count": self.count, "sums": dict(zip(self.names, self.sums.tolist()))}
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """Goes on from a [`state`]; checkpoints of earlier versions have none, and the means begin anew."""
+        """Restores a [`state`]; without one, as in checkpoints of earlier versions, the means are reset."""
         if state is not None:
             self.count = state["count"]
             self.sums = torch.tensor([state["sums"].get(name, 0.0) for name in self.names]).to(self.sums)
 
 
 def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a file of metrics, without those beyond `last_step` and a line that was cut short."""
+    """The lines of a metrics file up to `last_step`, without a truncated one."""
     if not path.exists():
         return []
     lines = []
@@ -77,9 +77,9 @@ def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, Any
 
 
 def forget_later_steps(path: Path, step: int) -> None:
-    """Removes from a file of metrics what a run that was killed after its last checkpoint wrote about steps beyond it.
+    """Removes the lines after the last checkpoint from the metrics file of a killed run.
 
-    They are taken, and written, again. So is a line that was cut short.
+    These steps will be repeated and logged again. A truncated line is removed too.
     """
     if path.exists():
         atomic_write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_metrics(path, step)))
@@ -93,7 +93,7 @@ def predict_samples(
     split: SegmentationSplit,
     prototypes: Tensor,
 ) -> list[np.ndarray]:
-    """Label maps of `samples` of a [`SegmentationDataset`], without PBC as in the scores of a training."""
+    """Label maps of `samples` of a [`SegmentationDataset`], without PBC, like the scores during training."""
     was_training = model.training
     model.eval()
     seen = torch.tensor(split.seen_class_mask, device=model.device)
@@ -109,13 +109,13 @@ def predict_samples(
 
 
 def choose_samples(dataset: SegmentationDataset, count: int) -> list[dict[str, Any]]:
-    """At most `count` samples, spread evenly over the dataset."""
+    """At most `count` samples, evenly spaced in the dataset."""
     return [dataset[int(index)] for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int))]
 
 
 def draw_predictions(samples: list[dict[str, Any]], labels: list[np.ndarray], classes: list[str]) -> Image.Image:
-    """One row per sample: the image, its ground truth and `labels`, with the classes that occur; unlabelled pixels are
-    grey."""
+    """A figure with one row per sample: the image, its ground truth and `labels`, with a legend of the classes that occur.
+    Unlabelled pixels are grey."""
     rows = []
     for sample, label in zip(samples, labels):
         image = Image.fromarray(sample["image"])
@@ -137,7 +137,7 @@ def draw_predictions(samples: list[dict[str, Any]], labels: list[np.ndarray], cl
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> None:
-    """Draws the losses, and the validation scores if there are some, over the steps into the file `path`."""
+    """Plots the losses, and the validation scores if there are any, over the steps into the file `path`."""
     from matplotlib.figure import Figure
 
     panels = {

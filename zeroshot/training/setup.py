@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""What a training run starts from: accelerator, model, transform, optimizer groups and learning rate schedule."""
+"""Sets up a training run: accelerator, model, transform, optimizer groups and learning rate schedule."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ..towers import load_towers
 
 
 def trackers(settings: TrainingSettings) -> list[str]:
-    """Names of accelerate's trackers that a training logs to.
+    """Names of accelerate's trackers for a training.
 
     Raises:
-        ValueError: One is not installed, or accelerate does not support it.
+        ValueError: A tracker is not installed, or accelerate does not support it.
     """
     names = [name for name in ("tensorboard", "trackio") if getattr(settings, name)]
     if "trackio" in names and "trackio" not in map(str, get_available_trackers()):
         raise ValueError(
             "`training.trackio` is on, but trackio is not installed, or accelerate is too old for it: "
-            "`pip install -U trackio accelerate`, or leave it off."
+            "`pip install -U trackio accelerate`, or switch it off."
         )
     return names
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
-    """The accelerator of this process; see [`start_processes`] and [`trackers`] for what they reject."""
+    """The accelerator of this process; see [`start_processes`] and [`trackers`] for errors."""
     accelerator = start_processes(
         log_with=trackers(settings.training) or None,
         project_dir=settings.output_dir,
@@ -52,13 +52,13 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     """The model to train, and its processor.
 
     Raises:
-        ValueError: neither a checkpoint nor a CLIP is named, or it cannot be loaded.
+        ValueError: neither a checkpoint nor a CLIP is given, or it cannot be loaded.
     """
     if settings.checkpoint is not None:
         return load_checkpoint(settings.checkpoint, "model.checkpoint")
     if settings.clip is None:
         raise ValueError(
-            "`model.clip` is missing: name a CLIP (folder, hub id or open_clip model) or `model.checkpoint`."
+            "`model.clip` is missing: set it to a CLIP (folder, hub id or open_clip model), or set `model.checkpoint`."
         )
     towers = load_towers(settings.clip, settings.pretrained, random_weights=settings.random_weights)
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
@@ -68,16 +68,16 @@ def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransfor
     """The transform of `data.transform`.
 
     Raises:
-        ValueError: an option is unknown or out of its range.
+        ValueError: an option is unknown or out of range.
     """
     known = [each.name for each in dataclasses.fields(TrainTransform) if each.name not in ("ignore_index", "resample")]
     if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"`data.transform` has no option {unknown[0]!r}; known are {', '.join(known)}.")
+        raise ValueError(f"`data.transform` has no option {unknown[0]!r}; expected some of {', '.join(known)}.")
     return TrainTransform(ignore_index=ignore_index, **options)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; norms, biases, embeddings, queries and prototypes without weight decay."""
+    """Groups of trainable parameters; norms, biases, embeddings, queries and prototypes have no weight decay."""
     with_decay: list[torch.nn.Parameter] = []
     without: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():

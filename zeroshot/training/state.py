@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The state of a training (weights, optimizer, random number generators) as safetensors and JSON, without pickle."""
+"""Stores the state of a training (weights, optimizer, random number generators) as safetensors and JSON, not pickle."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def write_state(path: Path, value: Any) -> None:
         if type(value) is dict:
             return {"!dict": [[pack(k, key), pack(item, f"{key}/{k}")] for k, item in value.items()]}
         raise ValueError(
-            f"{key[1:]} is a {type(value).__name__}, and a checkpoint holds tensors, numbers, strings, lists, tuples "
-            "and dicts only: give the optimizer or scheduler a state of these."
+            f"{key[1:]} is a {type(value).__name__}, but a checkpoint can store only tensors, numbers, strings, lists, "
+            "tuples and dicts: use an optimizer or scheduler with such a state."
         )
 
     structure = json.dumps(pack(value, ""))
@@ -59,7 +59,7 @@ def read_state(path: Path) -> Any:
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The trainable parameters (a shared one once) and the persistent buffers."""
+    """The trainable parameters (shared ones once) and the persistent buffers."""
     tensors = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = model.state_dict(keep_vars=True)
     return tensors | {name: t for name, t in state.items() if not isinstance(t, torch.nn.Parameter)}
@@ -79,11 +79,13 @@ def _named_groups(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> l
     try:
         return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     except KeyError:
-        raise ValueError("The optimizer holds a parameter that is not one of the model: give both together.") from None
+        raise ValueError(
+            "The optimizer has a parameter that is not in the model: pass the model it was made for."
+        ) from None
 
 
 def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with the parameters' names in the place of their numbers."""
+    """`optimizer.state_dict()` with parameter names instead of their indices."""
     groups = _named_groups(model, optimizer)
     names = [name for group in groups for name in group]
     state = optimizer.state_dict()
@@ -98,7 +100,7 @@ def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimize
     if [group["params"] for group in state["param_groups"]] != groups:
         raise ValueError(
             f"The checkpoint's optimizer has {[len(group['params']) for group in state['param_groups']]} parameters "
-            f"in its groups, this one has {[len(group) for group in groups]}, or they are others or in another order: "
+            f"in its groups, this one has {[len(group) for group in groups]}, or their names or order differ: "
             "resume with the options with which the training was started."
         )
     number = {name: i for i, name in enumerate(name for group in groups for name in group)}
@@ -125,7 +127,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     if device.type != "cpu" and device.type not in state:
         raise ValueError(
-            f"The checkpoint was not written on a {device.type} device: resume on the kind of device on which the "
+            f"The checkpoint was not written on a {device.type} device: resume on the device type on which the "
             "training was started."
         )
     algorithm, key, *rest = state["numpy"]

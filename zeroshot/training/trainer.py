@@ -1,8 +1,8 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The training loop: data, model and objective are elsewhere, this is what happens in which order.
+"""The training loop, without the details of data, model and loss.
 
-Every random choice is a function of the seed and the step (or the epoch and the sample), never of what ran before, so
-that a resumed run takes the same steps as an uninterrupted one and any number of processes draws the same.
+Every random choice depends only on the seed and the step (or the epoch and the sample). So a resumed run takes the same
+steps as an uninterrupted one, and the samples do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from .setup import (
 
 
 METRICS, CURVES, PREDICTIONS = "metrics.jsonl", "curves.png", "predictions"
-SHOWN_IMAGES = 4  # in the picture of predictions
+SHOWN_IMAGES = 4  # in the figure of predictions
 LOSSES = (
     "loss",
     "loss_class",
@@ -77,7 +77,7 @@ def step_seed(seed: int, step: int, micro_step: int) -> int:
 class Trainer:
     """One training run, in `settings.output_dir`.
 
-    `run` trains to the end, or to a signal, and returns the last validation scores.
+    `run` trains until the last step or a signal, and returns the last validation scores.
     """
 
     def __init__(self, settings: Settings):
@@ -95,9 +95,9 @@ class Trainer:
         self.validation = None
         if task.validation is not None:
             self.validation = SegmentationDataset(task.validation, self.split, training=False)
-        # After everything about the settings and the data that can be wrong: loading a model takes long.
+        # After all checks of settings and data, because loading a model is slow.
         self.model, self.processor = build_model(settings.model, settings.seed)
-        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # unseen names never enter
+        self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # no unseen names
         self.model.to(self.accelerator.device)
         classes = list(self.split.classes)
         for warning in similar_names(self.model.get_text_prototypes(self.processor, classes), classes):
@@ -117,7 +117,7 @@ class Trainer:
         )
         self.clip_cache = None
         if data.cached_epochs:
-            with self.accelerator.main_process_first():  # it fills the folder for the others
+            with self.accelerator.main_process_first():  # it fills the cache folder for the others
                 self.clip_cache = feature_cache(
                     self.model, image_processor, self.dataset, data.cached_epochs, data.feature_folder
                 )
@@ -156,14 +156,14 @@ class Trainer:
     # --- state
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint says beside tensors; all processes call it."""
+        """The progress that a checkpoint stores besides tensors; all processes call it."""
         progress = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
         return {**progress, "means": self.means.state(self.accelerator), "task": self.task}
 
     @property
     def task(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the first one: data and classes. Otherwise classes that the run
-        calls unseen may have been labelled in its earlier steps."""
+        """Settings that a resumed run must share with the first one: data and classes. Otherwise, its unseen classes may
+        have been labelled in earlier steps."""
         return {
             "data.dataset": self.settings.data.dataset,
             "data.train_part": self.settings.data.train_part,
@@ -184,8 +184,8 @@ class Trainer:
         for name, value in self.task.items():
             if earlier.get(name) != value:
                 raise CheckpointError(
-                    f"{path} was trained with other {name}, {shown(earlier.get(name))}, than this run asks for, "
-                    f"{shown(value)}: choose another `output_dir`, or restore the settings in {self.output}/settings.json."
+                    f"{path} was trained with {name} {shown(earlier.get(name))}, but this run has {shown(value)}: "
+                    f"choose another `output_dir`, or restore the settings in {self.output}/settings.json."
                 )
         state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
@@ -197,16 +197,16 @@ class Trainer:
 
     @property
     def data_epoch(self) -> int:
-        """What the transform draws from: the epoch, or one of the cached epochs in turn."""
+        """The epoch that seeds the transform: the current one, or one of the cached epochs in turn."""
         cached = self.settings.data.cached_epochs
         return self.epoch % cached if cached else self.epoch
 
     def micro_batches(self) -> Iterator[dict[str, Any]]:
-        """Batches without end, from where the run stands; `self.epoch` and `self.batch` follow."""
+        """Endless batches from the current position; updates `self.epoch` and `self.batch`."""
         while True:
             self.dataset.set_epoch(self.data_epoch)
             loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
-            for each in {self.loader, loader}:  # the one that skips is new, and may begin to count epochs at 0
+            for each in {self.loader, loader}:  # the skipping loader is new, and may count epochs from 0
                 each.set_epoch(self.epoch)
             for batch in loader:
                 self.batch += 1
@@ -220,7 +220,7 @@ class Trainer:
             self.resume()
         elif self.store.latest(accelerator) is not None:
             raise CheckpointError(
-                f"`resume` is off, but {self.output} holds checkpoints of an earlier run: choose another `output_dir`."
+                f"`resume` is off, but {self.output} contains checkpoints of an earlier run: choose another `output_dir`."
             )
         if accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ class Trainer:
         if accelerator.log_with:
             options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": self.step + 1}}
             options |= {"trackio": {"name": self.output.resolve().name, "resume": "allow", "embed": False}}
-            # The name is TensorBoard's folder, and trackio's project.
+            # The name is TensorBoard's folder and trackio's project.
             accelerator.init_trackers("alignzeg" if settings.trackio else "tensorboard", init_kwargs=options)
         scores, first, started = None, self.step, time.time()
         self.network.train()
@@ -264,7 +264,7 @@ class Trainer:
                     self.save()
                 if stopping:
                     break
-        seconds = time.time() - started  # of this process: a resumed run counts from its resumption
+        seconds = time.time() - started  # since the start of this process, also in a resumed run
         if self.step == settings.steps:
             self.finish(self.output / "final")
             if accelerator.is_main_process:
@@ -276,14 +276,14 @@ class Trainer:
                 }
                 atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
-            accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to go on.")
+            accelerator.print(f"Stopped by a signal at step {self.step}; run the same command to resume.")
         self.end()
         if self.step < settings.steps:
             raise SystemExit(128 + (stop.received or 15))
         return scores
 
     def end(self) -> None:
-        """Closes trackers and communication, after a barrier: a process that leaves early can abort the others."""
+        """Closes trackers and communication after a barrier: a process that exits early can abort the others."""
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -296,7 +296,7 @@ class Trainer:
         broken: MatchingCostError | None = None
         for micro_step in range(settings.gradient_accumulation_steps):
             batch = next(batches)
-            if broken is not None:  # the step is lost, and its batches are used up with it
+            if broken is not None:  # the step is skipped together with its batches
                 continue
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
             names += batch.pop("names")
@@ -326,7 +326,7 @@ class Trainer:
                 checked["gradient norm"] = norm
         if not check_finite(accelerator, self.step, checked, names, settings.on_nan):
             self.optimizer.zero_grad()
-            if accelerator.scaler is not None and broken is None:  # it has seen these gradients and awaits its update
+            if accelerator.scaler is not None and broken is None:  # it has unscaled these gradients
                 accelerator.scaler.update()
             self.scheduler.step()
             return None
@@ -342,7 +342,7 @@ class Trainer:
         assert self.validation is not None
         model = self.accelerator.unwrap_model(self.network)
         prototypes = model.get_text_prototypes(self.processor, list(self.split.classes))
-        # The correction of an untrained threshold would blur the curves: they are read out without PBC.
+        # The curves are without PBC, because its threshold is not calibrated yet.
         scores = evaluate_model(
             model,
             self.processor.image_processor,
@@ -365,7 +365,7 @@ class Trainer:
         return scores
 
     def draw(self, model: AlignZegModel, prototypes: Tensor) -> None:
-        """Pictures of some predictions and of the curves so far, in the folder of the run and in TensorBoard."""
+        """Writes figures of some predictions and of the curves to the folder of the run and to TensorBoard."""
         assert self.validation is not None
         samples = choose_samples(self.validation, SHOWN_IMAGES)
         labels = predict_samples(model, self.processor, samples, self.split, prototypes)  # a sharded model needs all
@@ -380,7 +380,8 @@ class Trainer:
                 tracker.log_images({"predictions": np.asarray(sheet)[None]}, step=self.step, dataformats="NHWC")
 
     def finish(self, folder: Path) -> None:
-        """Writes the model with the whole vocabulary of the benchmark and its card; `AutoModel.from_pretrained` loads it."""
+        """Writes the model with the benchmark's whole vocabulary and a card, in the format of
+        `AutoModel.from_pretrained`."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.network)

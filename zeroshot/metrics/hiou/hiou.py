@@ -10,7 +10,7 @@ from .scoring import confusion_matrix, scores_from_confusion
 
 _DESCRIPTION = """\
 hIoU, the harmonic mean of the mean IoU over seen and over unseen classes, in the generalized label space: every pixel
-gets one of all classes. With it come both means, the IoU of every class and the pixel accuracy. All in percent.
+    is assigned one of all classes. Also returns both means, the IoU per class and the pixel accuracy. All in percent.
 """
 
 _INPUTS = """\
@@ -20,13 +20,13 @@ Args:
     references: list of label maps of the same sizes, class ids 0..num_classes-1 or `ignore_index`.
     num_classes (int): number of classes, seen and unseen.
     unseen_ids (list of int): ids of the unseen classes.
-    none_index (int, optional): id in the predictions that means "none of these": wrong at every labelled pixel, and
-        nowhere a prediction of a class. Without it such an id is an error.
-    ignore_index (int, 255): pixels whose reference is this count nowhere, whatever is predicted there.
-    class_names (list of str, optional): keys of `per_class`; by default the ids as text.
+    none_index (int, optional): id in the predictions that means "none of these": an error at every labelled pixel,
+        but not a prediction of any class. If it is not set, such ids raise an exception.
+    ignore_index (int, 255): id of unlabelled pixels in the references; predictions there are ignored.
+    class_names (list of str, optional): keys of `per_class`; default: the ids as strings.
 Returns:
-    miou_seen, miou_unseen, hiou, pixel_accuracy, miou: floats, 0-100, nan for a mean over nothing.
-    per_class: IoU of every class, 0-100; nan for one that occurs neither in references nor in predictions.
+    miou_seen, miou_unseen, hiou, pixel_accuracy, miou: floats, 0-100; nan for an empty mean.
+    per_class: IoU per class, 0-100; nan for a class that occurs neither in references nor in predictions.
 """
 
 

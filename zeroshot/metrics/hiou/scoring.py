@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The scores of generalized zero-shot semantic segmentation, from label maps by way of one confusion matrix."""
+"""Scores of generalized zero-shot semantic segmentation, computed from a confusion matrix of label maps."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ def confusion_matrix(
     ignore_index: int = 255,
     none_index: int | None = None,
 ) -> torch.Tensor:
-    """Counts the labelled pixels of one or more images by what they are and what they were taken for.
+    """Counts the labelled pixels of one or more images by reference and predicted class.
 
-    Matrices of single images add up to the matrix of the set, also over processes. Whatever is predicted at pixels
-    whose reference is `ignore_index` counts nowhere.
+    Matrices of single images add up to the matrix of the dataset, also over processes. Predictions at pixels whose
+    reference is `ignore_index` are not counted.
 
     Args:
         prediction: Class ids, whole numbers of any shape, in `0..num_classes-1` wherever the reference is labelled.
         reference: Class ids of the same shape, in `0..num_classes-1` or `ignore_index`.
         num_classes: Number of classes C.
-        ignore_index: Id of unlabelled pixels. One in `0..num_classes-1` leaves the pixels of that class out.
-        none_index: Id with which the prediction says "none of these". At a labelled pixel that is wrong, and no
-            class's prediction: the pixel's class misses it, none gains it. Without it such an id is an error.
+        ignore_index: Id of unlabelled pixels. An id in `0..num_classes-1` leaves out the pixels of that class.
+        none_index: Id for "none of these" in the prediction. At a labelled pixel it is a false negative of the pixel's
+            class, but not a false positive of any class. If it is not set, such ids raise an error.
 
     Returns:
         `int64` of shape (C, C) on the device of `prediction`; entry (i, j) counts the pixels of class i predicted as
-        j. With `none_index` of shape (C, C + 1): the last column counts those predicted as none.
+        j. With `none_index`, the shape is (C, C + 1), and the last column counts pixels predicted as none.
 
     Raises:
-        ValueError: The shapes differ, ids are not whole numbers or outside their range, `none_index` is the id of a
-            class, or `num_classes` is not a whole number ≥ 1.
+        ValueError: The shapes differ, ids are not whole numbers or out of range, `none_index` is the id of a class, or
+            `num_classes` is not a whole number ≥ 1.
     """
     for argument, value, least in (("num_classes", num_classes, 1), ("ignore_index", ignore_index, None)):
         if isinstance(value, bool) or not hasattr(value, "__index__") or (least is not None and value < least):
@@ -52,7 +52,7 @@ def confusion_matrix(
     if prediction.shape != reference.shape:
         raise ValueError(
             f"`prediction` has shape {tuple(prediction.shape)} and `reference` {tuple(reference.shape)}; they must "
-            "agree. Resize the scores to the size of the reference before the argmax."
+            "be equal. Resize the scores to the size of the reference before the argmax."
         )
     labelled = reference != ignore_index
     prediction, reference = prediction[labelled], reference[labelled]
@@ -65,7 +65,7 @@ def confusion_matrix(
         outside = ids[(ids < 0) | (ids >= num_classes)]
         if outside.numel():
             raise ValueError(
-                f"`{argument}` holds the ids {outside.unique().tolist()} at labelled pixels; expected class ids in "
+                f"`{argument}` contains the ids {outside.unique().tolist()} at labelled pixels; expected class ids in "
                 f"0..{num_classes - 1}{hint}"
             )
     columns = num_classes + (none_index is not None)
@@ -77,23 +77,23 @@ def confusion_matrix(
 def scores_from_confusion(
     matrix: np.ndarray | torch.Tensor, unseen_ids: Sequence[int], class_names: Sequence[str] | None = None
 ) -> dict[str, float | dict[str, float]]:
-    """Computes the scores of a set from its confusion matrix.
+    """Computes the scores of a dataset from its confusion matrix.
 
-    The IoU of a class is TP / (TP + FP + FN) over the set. A class that is neither in the references nor in the
-    predictions has none (nan) and is left out of the means; one that is only predicted has 0.
+    The IoU of a class is TP / (TP + FP + FN) over the dataset. For a class that is neither in the references nor in the
+    predictions it is nan and left out of the means; for a class that is only predicted it is 0.
 
     Args:
-        matrix: Counts of shape (C, C), or (C, C + 1), as from [`confusion_matrix`].
+        matrix: Counts of shape (C, C) or (C, C + 1), from [`confusion_matrix`].
         unseen_ids: Ids of the unseen classes; all others are seen.
-        class_names: Names of the C classes; by default their ids as text.
+        class_names: Names of the C classes; default: their ids as strings.
 
     Returns:
         In percent, 0–100: `miou_seen`, `miou_unseen`, `hiou` = 2·S·U/(S+U), `pixel_accuracy` (correct pixels over all
-        labelled ones), `miou` (over all classes), and `per_class`, the IoU by name. A mean over nothing is nan, and
-        so is a `hiou` with such a part, as it is without unseen classes.
+        labelled ones), `miou` (over all classes), and `per_class`, the IoU by name. An empty mean is nan, and so is
+        `hiou` if one of its parts is, for example without unseen classes.
 
     Raises:
-        ValueError: `matrix` has another shape or holds no counts, or `unseen_ids` or `class_names` does not fit it.
+        ValueError: `matrix` has the wrong shape or does not contain counts, or `unseen_ids` or `class_names` does not match.
     """
     try:
         matrix = torch.as_tensor(matrix).cpu()
@@ -101,7 +101,7 @@ def scores_from_confusion(
     except (TypeError, ValueError, RuntimeError):
         is_count = False
     if not is_count:
-        raise ValueError("`matrix` holds values that are not counts; expected what `confusion_matrix` returns.")
+        raise ValueError("`matrix` contains values that are not counts; expected the output of `confusion_matrix`.")
     matrix = torch.as_tensor(matrix).double().numpy()
     if matrix.ndim != 2 or matrix.shape[1] - matrix.shape[0] not in (0, 1):
         raise ValueError(
@@ -112,7 +112,7 @@ def scores_from_confusion(
         raise ValueError(f"`class_names` has {len(class_names)} names; the matrix has {num_classes} classes.")
     twice = [name for name, count in Counter(class_names or ()).items() if count > 1]
     if twice:
-        raise ValueError(f"`class_names` has {twice[0]!r} twice; each is the key of one class in `per_class`.")
+        raise ValueError(f"`class_names` has {twice[0]!r} twice; expected unique names, the keys of `per_class`.")
     try:
         unseen_ids = [operator.index(i) for i in unseen_ids]
     except TypeError:
@@ -138,26 +138,26 @@ def scores_from_confusion(
 
 
 def _class_ids(argument: str, values: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """`values` as int64, where they are whole numbers by their type."""
+    """`values` as int64, if their type is a whole number."""
     if isinstance(values, torch.Tensor):
         if values.is_floating_point() or values.is_complex():
-            raise ValueError(f"`{argument}` holds numbers of type {values.dtype}; expected whole numbers, class ids.")
+            raise ValueError(f"`{argument}` has values of type {values.dtype}; expected whole numbers, class ids.")
         return values.long()
     try:
         values = np.asarray(values)
     except ValueError:  # rows of different lengths
         raise ValueError(f"`{argument}` is not an array of class ids: its rows differ in length.") from None
     if values.size and values.dtype.kind not in "biu":
-        raise ValueError(f"`{argument}` holds numbers of type {values.dtype}; expected whole numbers, class ids.")
+        raise ValueError(f"`{argument}` has values of type {values.dtype}; expected whole numbers, class ids.")
     return torch.from_numpy(values.astype(np.int64, order="C"))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole`, nan where both are 0."""
+    """`part / whole`; nan if both are 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of the values that are not nan; nan if there are none."""
+    """The mean of the values that are not nan; nan without any."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
