@@ -79,7 +79,8 @@ class AlignZegConfig(PreTrainedConfig):
 
     Args:
         vision_config (`dict` or config, *optional*): Frozen image tower: a `CLIPVisionConfig` (default: ViT-B/16), a
-            `SiglipVisionConfig` or, for convolutional towers, a `TimmWrapperConfig`. In a dict, `model_type` selects the class.
+            `SiglipVisionConfig` or, for convolutional towers, a `TimmWrapperConfig`. In a dict, `model_type` selects the
+            class.
         text_config (`dict` or config, *optional*): Frozen text tower: a `CLIPTextConfig` (default: that of ViT-B/16), a
             `MetaClip2TextConfig` or a `SiglipTextConfig`.
         projection_dim (`int`, defaults to 512): Width `D` of the joint image-text space.
