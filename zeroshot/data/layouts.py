@@ -36,6 +36,8 @@ LAYOUTS = {
     "ade20k_847": _PREPARED,
     "pascal_context_459": FolderLayout("JPEGImages", "annotations_detectron2/pc459_{part}"),
     "cityscapes": FolderLayout("leftImg8bit/{part}", "gtFine/{part}", "_leftImg8bit", "_gtFine_labelIds"),
-    "cityscapes_train_ids": FolderLayout("leftImg8bit/{part}", "gtFine/{part}", "_leftImg8bit", "_gtFine_labelTrainIds"),
+    "cityscapes_train_ids": FolderLayout(
+        "leftImg8bit/{part}", "gtFine/{part}", "_leftImg8bit", "_gtFine_labelTrainIds"
+    ),
     **{f"mess_{name}": layout for name, layout in MESS.items()},
 }
