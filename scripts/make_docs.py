@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Updates the results in README.md and model_card.md from docs/results, between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""Updates the results in README.md, the cards and docs from docs/results and the shipped splits, between `<!-- NAME -->` and
+`<!-- /NAME -->`.
 
 python scripts/make_docs.py            # writes
 python scripts/make_docs.py --check    # fails if something would change
@@ -18,7 +19,14 @@ from zeroshot.cli import command_parser, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-FILES = ("README.md", "model_card.md", "checkpoints/photos/README.md", "docs/experiments.md", "docs/scaling.md")
+FILES = (
+    "README.md",
+    "model_card.md",
+    "checkpoints/photos/README.md",
+    "docs/experiments.md",
+    "docs/protocols.md",
+    "docs/scaling.md",
+)
 NOT_MEASURED = "_not measured_"
 
 
@@ -293,8 +301,40 @@ def photo_checkpoint() -> str:
     return "\n".join(lines)
 
 
+def protocol_table(names: tuple[str, ...], columns: str) -> str:
+    """What `scripts/evaluate.py` is told about each of these benchmarks, from its layout and its split."""
+    from zeroshot.data.layouts import LAYOUTS
+    from zeroshot.data.splits import SHIPPED_SPLITS, SPLITS_FOLDER
+
+    lines = [columns, "|---|---|---|---|---|"]
+    for name in names:
+        facts = json.loads((SPLITS_FOLDER / SHIPPED_SPLITS[name]).read_text(encoding="utf-8"))
+        layout = LAYOUTS[name]
+        images = f"{layout.image_folder}/NAME{layout.image_suffix or ''}"
+        labels = f"{layout.label_folder}/NAME{layout.label_suffix or ''}"
+        source = next(each.split(":")[0] for each in facts["sources"] if ".py" in each)
+        flags = f"--dataset {name} --part {facts.get('part', 'val')}"
+        lines.append(f"| `{flags}` | {len(facts['classes'])} | `{images}` | `{labels}` | {source} |")
+    return "\n".join(lines)
+
+
+def layouts_table() -> str:
+    names = ("ade20k_847", "pascal_context_459", "cityscapes", "cityscapes_train_ids")
+    return protocol_table(names, "| options | classes | images below `--root` | label maps | source of the names |")
+
+
+def mess_table() -> str:
+    from zeroshot.data.layouts import MESS
+
+    names = tuple(f"mess_{name}" for name in MESS)
+    columns = "| options | classes | images below `--root` | label maps | source of the names, in blumenstiel/MESS |"
+    return protocol_table(names, columns).replace("| blumenstiel/MESS ", "| ")
+
+
 BLOCKS = {
     "photo-checkpoint": photo_checkpoint,
+    "protocols": layouts_table,
+    "protocols-mess": mess_table,
     "photos": photos_table,
     "shipped": shipped_table,
     "ablation": ablation_table,

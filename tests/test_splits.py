@@ -27,6 +27,22 @@ SIZES = {  # seen and unseen classes of the protocols
     "photos": (134, 0),
     "cityscapes": (19, 0),
     "coco_object": (81, 0),
+    "cityscapes_train_ids": (19, 0),
+    "ade20k_847": (847, 0),
+    "pascal_context_459": (459, 0),
+    **dict.fromkeys(["mess_bdd100k", "mess_mhp_v1"], (19, 0)),
+    **dict.fromkeys(["mess_chase_db1", "mess_deepcrack", "mess_kvasir_instrument"], (2, 0)),
+    **dict.fromkeys(["mess_cwfid", "mess_worldfloods"], (3, 0)),
+    **dict.fromkeys(["mess_pst900", "mess_zerowaste"], (5, 0)),
+    **dict.fromkeys(["mess_suim", "mess_uavid"], (8, 0)),
+    "mess_isprs_potsdam": (6, 0),
+    "mess_floodnet": (10, 0),
+    "mess_dram": (12, 0),
+    "mess_isaid": (16, 0),
+    "mess_dark_zurich": (20, 0),
+    "mess_atlantis": (56, 0),
+    "mess_foodseg103": (104, 0),
+    "mess_cub_200": (201, 0),
 }
 
 
@@ -47,11 +63,12 @@ def test_shipped_splits_have_the_classes_of_their_protocols(shipped):
 
 def test_shipped_raw_ids_are_mapped_as_a_plain_loop_does(shipped):
     split, facts, _ = shipped
-    raw = np.array([int(key) for key in facts["raw_id_to_contiguous"]], np.uint8).reshape(1, -1)
+    raw = np.array([int(key) for key in facts["raw_id_to_contiguous"]], np.uint16).reshape(1, -1)
     mapped = split.map_raw(raw)
     assert mapped.dtype == np.int64 and mapped.shape == raw.shape
     assert mapped.tolist() == [[facts["raw_id_to_contiguous"][str(i)] for i in raw[0]]]
-    assert split.map_raw(np.array([255])) == (0 if split.name == "coco_object_81" else 255)
+    ignored = 65535 if len(split.classes) > 255 else 255  # 16 bits a pixel, or 8
+    assert split.map_raw(np.array([ignored])) == (0 if split.name == "coco_object_81" else ignored)
 
 
 def test_published_ids_of_single_classes():

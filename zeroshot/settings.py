@@ -78,6 +78,9 @@ class DataSettings:
             choosing hyper-parameters without labels of unseen classes; 0 is the real task.
         pseudo_seed: Seed that chooses these classes.
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
+        transductive: Self-training: `model.checkpoint`, trained on the seen classes, labels unseen ones in the
+            training images where these are unlabelled, and the training goes on with both.
+        transductive_threshold: Share of a pixel's scores above which an unseen class becomes its label.
         num_workers: Loader processes.
     """
 
@@ -106,6 +109,8 @@ class DataSettings:
     pseudo_unseen: ClosedUnitInterval = 0.0
     pseudo_seed: NonNegativeInt = 0
     fully_supervised: bool = False
+    transductive: bool = False
+    transductive_threshold: ClosedUnitInterval = 0.5
     num_workers: NonNegativeInt = 0
 
 

@@ -20,6 +20,7 @@ from ..files import read_text
 from ..settings import DataSettings
 from .coco_json import find_coco_file, load_coco
 from .folders import FolderLayout, find_part_file, is_plain_folder, pair_files, part_names
+from .layouts import LAYOUTS
 from .photos import load_photos
 from .scenes import scenes_dataset
 from .splits import SegmentationSplit, load_split
@@ -28,7 +29,11 @@ from .splits import SegmentationSplit, load_split
 Transform = Callable[[np.ndarray, np.ndarray, torch.Generator], tuple[np.ndarray, np.ndarray]]
 
 PHOTOS = ("msrc", "coco_panoptic", "photos")
-NAMED_BENCHMARKS = ("voc2012", "coco_stuff", "pascal_context_59", "pascal_context_60", "ade20k", *PHOTOS)
+NAMED_BENCHMARKS = (
+    *("voc2012", "coco_stuff", "coco_object", "pascal_context_59", "pascal_context_60", "ade20k"),
+    *LAYOUTS,
+    *PHOTOS,
+)
 
 
 # --- opening -----------------------------------------------------------------------------------------------------
@@ -57,6 +62,9 @@ def load_benchmark(
       in `stuffthingmaps` or `annotations`. The parts are `train` and `val`.
     - `"ade20k"`: `root` contains `images` and `annotations`, each with the folders `training` and `validation`. The parts
       are `train` and `val`.
+    - `"coco_object"`: as `"coco_stuff"`, or with COCO's `instances_val2017.json` instead of label folders.
+    - `"ade20k_847"`, `"pascal_context_459"`, `"cityscapes"`, `"cityscapes_train_ids"`, `"mess_…"`: see layouts.py. The
+      parts are those of the folders: `train`, `val`, `test`.
     - `"msrc"`, `"coco_panoptic"`: `root` contains parquet files, see photos.py. The parts are `train`, `validation` and
       `test`, or `train` and `test`. MSRC may also be its original folder. `"photos"` is both `train` parts together.
     - `"embedded_scenes"`: generated on the fly; the parts are `train`, `validation`, `test`.
@@ -70,12 +78,13 @@ def load_benchmark(
         name: See above.
         split_part: See above.
         root: See above. `VOC2012` and `VOC2010` are also found inside it and inside its `VOCdevkit`.
-        label_folder: For VOC and Context, the only folder of label files to use. By default, VOC uses a file from
+        label_folder: For VOC and Context-59, the only folder of label files to use. By default, VOC uses a file from
             `SegmentationClassAug`, or else from `SegmentationClass`.
-        layout: For local folders, the locations of images and label maps, if not the usual ones.
+        layout: For local folders and the benchmarks of layouts.py, the locations of images and label maps, if not the
+            usual ones.
         image_column: For hub ids and local folders, the column of images.
         label_column: For hub ids and local folders, the column of label maps.
-        split: For COCO JSON files; its class names select the categories.
+        split: For COCO JSON files; its class names select the categories. Default: the split of `name`, if it has one.
         num_scenes: For embedded scenes, the number to generate; default: the number in the split file.
         seed: For embedded scenes, their seed.
 
@@ -100,10 +109,15 @@ def load_benchmark(
         raise FileNotFoundError(f"`root` is {str(root)!r}, which is not a folder; expected the folder of {name}.")
     if name in PHOTOS:
         return load_photos(name, "validation" if split_part == "val" else split_part, Path(root))
+    if name in LAYOUTS:
+        given = {key: value for key, value in vars(layout or FolderLayout()).items() if value is not None}
+        return _open_pairs(Path(root), split_part, dataclasses.replace(LAYOUTS[name], **given))
     part = "val" if split_part == "validation" else split_part
-    if name == "coco_stuff":
-        folders = (f"{part}2017", f"images/{part}2017"), (f"stuffthingmaps/{part}2017", f"annotations/{part}2017")
-        images, labels = _paired_files(Path(root), *folders)
+    if name in ("coco_stuff", "coco_object"):
+        label_paths = (f"stuffthingmaps/{part}2017", f"annotations/{part}2017")
+        if name == "coco_object" and not any((Path(root) / path).is_dir() for path in label_paths):
+            return _open_folder(Path(root), part, layout or FolderLayout(), split or load_split(name))
+        images, labels = _paired_files(Path(root), (f"{part}2017", f"images/{part}2017"), label_paths)
     elif name == "ade20k":
         part = {"train": "training", "val": "validation"}.get(part, part)
         images, labels = _paired_files(Path(root), (f"images/{part}",), (f"annotations/{part}",))
@@ -130,6 +144,10 @@ def _open_folder(root: Path, part: str, layout: FolderLayout, split: Segmentatio
         coco = find_coco_file(root, part)
     if coco is not None:
         return load_coco(coco, root, layout.image_folder, split)
+    return _open_pairs(root, part, layout)
+
+
+def _open_pairs(root: Path, part: str, layout: FolderLayout) -> datasets.Dataset:
     pairs = pair_files(root, part, layout)
     return _dataset_of_files(list(pairs), *(list(files) for files in zip(*pairs.values())))
 

@@ -58,7 +58,8 @@ class FolderLayout:
     """Locations of images and label maps in a folder that does not use the usual names.
 
     Attributes:
-        image_folder, label_folder: Paths below the folder; `{part}` in them is replaced by the part.
+        image_folder, label_folder: Paths below the folder; `{part}` in them is replaced by the part. If only
+            `label_folder` contains it, all parts share the images, and those without a label map are left out.
         image_suffix, label_suffix: Suffixes of the names of images and label maps, before the file extension.
         label_file: A COCO JSON file below the folder instead of label maps; `{part}` is replaced by the part.
     """
@@ -68,6 +69,11 @@ class FolderLayout:
     image_suffix: str | None = None
     label_suffix: str | None = None
     label_file: str | None = None
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether the images of all parts lie in one folder, so that the label maps tell which belong to a part."""
+        return "{part}" not in (self.image_folder or "{part}") and "{part}" in (self.label_folder or "")
 
 
 def part_names(part: str) -> list[str]:
@@ -106,6 +112,11 @@ def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[P
     whole = next(_whole_folders(root, layout), None)
     if whole is None and not parts:
         present = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "no folders"
+        if _chosen(root, layout):
+            raise FileNotFoundError(
+                f"{root} lacks {layout.image_folder} or {layout.label_folder}; it has {present}. Give the folder that "
+                "contains both, or set `image_folder` and `label_folder`."
+            )
         raise FileNotFoundError(
             f"{root} has no folders with the usual names of images and label maps; it has {present}. Rename them to "
             "`images` and `labels`, or set `image_folder` and `label_folder`."
@@ -221,7 +232,7 @@ def _pair(image_folder: Path, label_folder: Path, layout: FolderLayout) -> dict[
             best[0].get(name, image_folder / f"{name}{ends[0]}{kinds[0]}"),
             best[1].get(name, label_folder / f"{name}{ends[1]}{kinds[1]}"),
         )
-        for name in sorted(best[0].keys() | best[1].keys())
+        for name in sorted(best[1] if layout.shares_images else best[0].keys() | best[1].keys())
     }
 
 

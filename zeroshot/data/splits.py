@@ -39,7 +39,11 @@ SHIPPED_SPLITS: dict[str, str] = {
     "coco_panoptic": "coco_panoptic.json",
     "photos": "photos.json",
     "cityscapes": "cityscapes_19.json",
+    "cityscapes_train_ids": "cityscapes_19_train_ids.json",
     "coco_object": "coco_object_81.json",
+    "ade20k_847": "ade20k_847.json",
+    "pascal_context_459": "pascal_context_459.json",
+    **{f"mess_{path.stem}": f"mess/{path.name}" for path in sorted((SPLITS_FOLDER / "mess").glob("*.json"))},
 }
 NUM_RAW_IDS = 1 << 16  # label files have 8 or 16 bits per pixel
 CONTEXT_CATEGORIES = 459  # categories of PASCAL Context before rare ones were merged into the background

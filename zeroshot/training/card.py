@@ -182,6 +182,10 @@ def trained_card(
     supervision = "with the labels of the seen classes only."
     if data.fully_supervised:
         supervision = "with the labels of **all** classes: an upper reference, not a zero-shot model."
+    elif data.transductive:
+        supervision = (
+            "with the labels of the seen classes and pseudo-labels of the unseen ones: the **transductive** setting."
+        )
     elif data.pseudo_unseen:
         supervision = "with some seen classes treated as unseen, to choose hyper-parameters: not the real task."
     sources = [model.checkpoint] if model.checkpoint is not None else [model.clip, model.pretrained]

@@ -37,6 +37,7 @@ from .checkpoint_store import CheckpointError, CheckpointStore
 from .feature_cache import feature_cache
 from .guards import SignalStop, check_finite
 from .manifest import PROGRESS
+from .pseudo_labels import check_transductive, pseudo_labelled
 from .report import (
     RunningMeans,
     choose_samples,
@@ -88,7 +89,9 @@ class Trainer:
 
         with self.accelerator.main_process_first():
             task = open_task(data, validation=training.evaluate_every > 0)
-        self.split, self.training_split = task.split, task.training_split
+        if data.transductive:
+            check_transductive(settings, task.split)
+        self.split, self.training_split, rows = task.split, task.training_split, task.train
         transform = build_transform(data.transform, self.split.ignore_index)
         if data.validate:
             check_task(self.accelerator, task)
@@ -99,6 +102,9 @@ class Trainer:
         self.model, self.processor = build_model(settings.model, settings.seed)
         self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # no unseen names
         self.model.to(self.accelerator.device)
+        if data.transductive:  # here they do
+            rows, self.training_split = pseudo_labelled(self.accelerator, self.model, self.processor, task, settings)
+            self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)
         classes = list(self.split.classes)
         for warning in similar_names(self.model.get_text_prototypes(self.processor, classes), classes):
             self.accelerator.print(f"Warning: {warning}")
@@ -107,7 +113,7 @@ class Trainer:
         transform = dataclasses.replace(transform, resample=image_processor.resample)
         seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
-            task.train,
+            rows,
             self.training_split,
             transform,
             training=True,
@@ -169,7 +175,8 @@ class Trainer:
             "data.train_part": self.settings.data.train_part,
             "images": len(self.dataset),
             "classes": list(self.split.classes),
-            "labelled classes": list(self.training_split.seen),
+            "labelled classes": list(self.split.seen if self.settings.data.transductive else self.training_split.seen),
+            "transductive": self.settings.data.transductive,
         }
 
     def save(self) -> None:
@@ -181,6 +188,7 @@ class Trainer:
             self.accelerator.print(f"Starting a new training in {self.output}")
             return
         earlier = json.loads((path / PROGRESS).read_text(encoding="utf-8")).get("task", {})
+        earlier.setdefault("transductive", False)  # in runs of versions without it
         for name, value in self.task.items():
             if earlier.get(name) != value:
                 raise CheckpointError(
