@@ -91,7 +91,7 @@ def draw_overview(source: str, scenes: list[int], output: str) -> None:
     print(output)
 
 
-def draw_photos(source: str, examples: Path, output: str, columns: int = 3) -> None:
+def draw_photos(source: str, examples: Path, output: str, columns: int = 4) -> None:
     """Draws photographs to the file `output`, each above the prediction of the checkpoint `source` for its class names.
     `examples` is a JSON file with a list of `{"file", "classes"}`."""
     _check_picture(output)
