@@ -7,6 +7,7 @@ import json
 import math
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 from transformers import AutoModel
+
+from zeroshot.data.benchmarks import load_benchmark
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +54,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     settings = {
         "CHECKPOINT": str(tiny_checkpoint(folder / "checkpoint", **TOWERS[request.param])),
         **{"PHOTOS": None, "RUNS": folder / "runs", "DATASET": "embedded_scenes", "SPLIT": "embedded_scenes"},
+        "load_benchmark": partial(load_benchmark, num_scenes=4),  # drawing all scenes takes minutes
         **{"NUM_TRAIN": 4, "NUM_TEST": 2, "CROP_SIZE": 32, "BATCH_SIZE": 2, "STEPS": 2},
     }
     names: dict[str, Any] = {"__name__": "__main__", "settings": settings}
