@@ -326,7 +326,8 @@ def fine_tuning_table() -> str:
         f"S: mIoU of the {len(settings['fine_tuned'])} fine-tuned words; U: mIoU of {len(settings['outside'])} words "
         f"outside ({', '.join(settings['outside'])}), on {settings['test_photographs']} of MSRC's test photographs, in the "
         f"generalized label space. {settings['photographs']} photographs, {settings['steps']} steps of "
-        f"{settings['batch_size']} crops of {settings['crop_size']} pixels, one seed, one CPU core.",
+        f"{settings['batch_size']} crops of {settings['crop_size']} pixels, one seed, one CPU core that "
+        "other programs used too.",
     ]
     return "\n".join(lines)
 
