@@ -24,6 +24,7 @@ FILES = (
     "model_card.md",
     "checkpoints/photos/README.md",
     "docs/experiments.md",
+    "docs/fine_tuning.md",
     "docs/protocols.md",
     "docs/scaling.md",
 )
@@ -301,6 +302,36 @@ def photo_checkpoint() -> str:
     return "\n".join(lines)
 
 
+def fine_tuning_table() -> str:
+    """What fine-tuning on a few photographs gains on its words and loses on others."""
+    report = load("fine_tuning.json")
+    if report is None:
+        return NOT_MEASURED
+    titles = {
+        "before": "`checkpoints/photos`",
+        "trainer": "`Trainer`",
+        "trainer_without_fes": "`Trainer`, without FES",
+        "lora": "LoRA",
+    }
+    settings, rows = report["settings"], report["rows"]
+    lines = ["| | S | U | hIoU | S, PBC | U, PBC | hIoU, PBC | trainable | minutes |", "|---" * 9 + "|"]
+    for name, title in titles.items():
+        row = rows[name]
+        values = [f"{row[readout][score]:.1f}" for readout in ("plain", "pbc") for score in row[readout]]
+        trained = "trainable_percent" in row
+        cost = [f"{row['trainable_percent']:.1f} %", f"{row['seconds'] / 60:.1f}"] if trained else ["", ""]
+        lines.append(f"| {title} | {' | '.join([*values, *cost])} |")
+    lines += [
+        "",
+        f"S: mIoU of the {len(settings['fine_tuned'])} fine-tuned words; U: mIoU of {len(settings['outside'])} words "
+        f"outside ({', '.join(settings['outside'])}), on {settings['test_photographs']} of MSRC's test photographs, in the "
+        f"generalized label space. {settings['photographs']} photographs, {settings['steps']} steps of "
+        f"{settings['batch_size']} crops of {settings['crop_size']} pixels, one seed, one CPU core that "
+        "other programs used too.",
+    ]
+    return "\n".join(lines)
+
+
 def protocol_table(names: tuple[str, ...], columns: str) -> str:
     """What `scripts/evaluate.py` is told about each of these benchmarks, from its layout and its split."""
     from zeroshot.data.layouts import LAYOUTS
@@ -336,6 +367,7 @@ BLOCKS = {
     "protocols": layouts_table,
     "protocols-mess": mess_table,
     "photos": photos_table,
+    "fine-tuning": fine_tuning_table,
     "shipped": shipped_table,
     "ablation": ablation_table,
     "speed": speed_table,
