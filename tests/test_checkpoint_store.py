@@ -282,8 +282,8 @@ def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> No
 def test_progress_is_checked(tmp_path: Path, accelerator: Accelerator) -> None:
     store = CheckpointStore(tmp_path)
     for progress, text in [
-        ({"step": 1, "epoch": 0}, "needs 'batch'"),
-        ({"step": -1, "epoch": 0, "batch": 0}, "needs 'step'"),
+        ({"step": 1, "epoch": 0}, "'batch' = None; expected a whole number"),
+        ({"step": -1, "epoch": 0, "batch": 0}, "'step' = -1; expected a whole number"),
         ({"step": 1, "epoch": 0, "batch": 0, "best": torch.ones(1)}, "JSON"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -282,7 +282,7 @@ def test_local_file_of_a_model_that_exists_with_quick_gelu_warns(
     path = save(build(TINY).state_dict(), tmp_path / "clip.safetensors")
     with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match="choose the model"):
         clip_from_open_clip("ViT-B-16", path)
-    assert "give the name ViT-B-16-quickgelu" in caplog.text
+    assert "use the name ViT-B-16-quickgelu" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------ transformers' CLIP

@@ -83,7 +83,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone") / "alignzeg"
     folder.mkdir()
     for path in ROOT.iterdir():
-        if not path.name.startswith(".") and path.name not in ("runs", "predictions", "checkpoints"):
+        if not path.name.startswith(".") and path.name not in ("runs", "predictions"):
             (folder / path.name).symlink_to(path)
     programs = folder.parent / "bin"
     programs.mkdir()

@@ -265,7 +265,7 @@ def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
     rows = load_benchmark(str(tmp_path), "val", split=mapped)
     assert [np.array_equal(row["label"], raw_of(labels[int(row["name"])])) for row in rows] == [True, True]
     check(read(tmp_path, "val", mapped), {str(key): label for key, label in labels.items()})
-    with pytest.raises(FileNotFoundError, match="no folders of images and label maps"):
+    with pytest.raises(FileNotFoundError, match="no folders with the usual names of images and label maps"):
         read(tmp_path, "train")
     with pytest.raises(ValueError, match=r"no category \['tree'\] of `classes`"):
         read(tmp_path, "val", SegmentationSplit("own", ("car", "tree")))

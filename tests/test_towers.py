@@ -377,7 +377,7 @@ def test_sources_that_do_not_fit_are_named(siglip_folder: Path, tmp_path: Path) 
         load_towers(str(tmp_path / "mute"))
     random_clip("metaclip_2")[0].save_pretrained(tmp_path / "mixed")
     gemma_tokenizer().save_pretrained(tmp_path / "mixed")
-    with pytest.raises(ValueError, match="ends texts with the token 1, its text tower expects 2"):
+    with pytest.raises(ValueError, match="ends texts with the token 1, but its text tower expects 2"):
         load_towers(str(tmp_path / "mixed"))
 
 
