@@ -118,10 +118,13 @@ def draw_predictions(samples: list[dict[str, Any]], labels: list[np.ndarray], cl
     Unlabelled pixels are grey."""
     rows = []
     for sample, label in zip(samples, labels):
-        image = Image.fromarray(sample["image"])
-        overlays = [
-            draw_overlay(image, each, classes, max_size=SIDE) for each in (sample["label"].astype(np.int64), label)
-        ]
+        enlarge = max(1, -(-SIDE // max(label.shape)))  # so that the legend is readable
+        pixels, *maps = (
+            each.repeat(enlarge, 0).repeat(enlarge, 1)
+            for each in (sample["image"], sample["label"].astype(np.int64), label)
+        )
+        image = Image.fromarray(pixels)
+        overlays = [draw_overlay(image, each, classes, max_size=SIDE) for each in maps]
         image.thumbnail((SIDE, SIDE))
         rows.append((image, *overlays))
     widths = [max(row[column].width for row in rows) + GAP for column in range(len(TITLES))]
