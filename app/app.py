@@ -459,6 +459,8 @@ class Segmenter:
             result.cache["weight"] = outputs.masks_queries_logits[0].float().sigmoid().sum(0).clamp(min=1e-12).numpy()
         probabilities = scores / result.cache["weight"]
         rest = 1 - probabilities.sum(0, keepdims=True)  # none of the classes
+        if outputs.dense_logits is not None:  # scores that the image tower's cells share are no longer probabilities
+            probabilities = scores / scores.sum(0, keepdims=True).clip(min=1e-12)
         probabilities = np.concatenate([probabilities, rest])
 
         y, x = (

@@ -26,6 +26,7 @@ import pytest
 import torch
 from demo_server import DemoServer, serve_demo
 from PIL import Image
+from test_convolutional import tower_config
 from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
@@ -536,6 +537,15 @@ def test_a_checkpoint_without_correction_works(app: ModuleType, tmp_path: Path) 
     data = app.view_data(segmenter, result, 5.0, 0.5, False)
     assert data["corrected"] == data["plain"] and data["unseen_map"] is None and "no effect" in data["hint"]
     app.build(segmenter)
+
+
+def test_confidences_of_a_convolutional_tower_are_shares(app: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="convolutional towers need timm")
+    segmenter = app.Segmenter(str(tiny_checkpoint(tmp_path / "cells", **tower_config())))
+    result = run(app, segmenter, picture(), list(CLASSES), [])
+    reading = segmenter.read(result, result.size, 0.0, 0.5, False)
+    mean = sum(coverage * confidence for _, coverage, confidence in reading.rows)
+    assert 0.95 / len(CLASSES) < mean <= 1, "the best of the classes has at least an equal share"
 
 
 def test_all_classes_unseen(app: ModuleType, segmenter: Any) -> None:
