@@ -214,7 +214,7 @@ def test_a_signal_writes_a_checkpoint_first(lab: Lab, variant: str, number: int)
     statuses = training.stop(number, slice(-1, None))
     text = training.log.read_text()
     newest = max(int(path.name[5:]) for path in output.glob("checkpoints/step-*"))
-    assert 2 <= newest < STEPS and f"Stopped by a signal at step {newest}; run the same command to go on" in text
+    assert 2 <= newest < STEPS and f"Stopped by a signal at step {newest}; run the same command to resume" in text
     assert 128 + number in statuses and all(status and status > 128 for status in statuses), text
     text = lab.train(output.name, variant).finish()
     assert f"Resuming at step {newest}" in text
@@ -260,12 +260,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing generators": (lambda p: (p / "rng-00000.safetensors").unlink(), "rng-00000.safetensors is missing"),
     "swapped files": (lambda p: swap(p, "model.safetensors", "training.safetensors"), ".safetensors has"),
     "weights of another step": (lambda p: from_the_earlier(p, "model.safetensors"), "model.safetensors has changed"),
-    "manifest of another step": (lambda p: from_the_earlier(p, "manifest.json"), "manifest.json is that of step"),
+    "manifest of another step": (lambda p: from_the_earlier(p, "manifest.json"), "manifest.json belongs to step"),
     "wrong hash": (
         lambda p: edit_json(p / "manifest.json", lambda m: m["files"]["progress.json"].update(sha256="0" * 64)),
         "progress.json has changed",
     ),
-    "no JSON": (lambda p: (p / "manifest.json").write_text('{"format": 1,'), "manifest.json is not what this"),
+    "no JSON": (lambda p: (p / "manifest.json").write_text('{"format": 1,'), "manifest.json does not have the expected format"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
 }
 
