@@ -265,7 +265,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit_json(p / "manifest.json", lambda m: m["files"]["progress.json"].update(sha256="0" * 64)),
         "progress.json has changed",
     ),
-    "no JSON": (lambda p: (p / "manifest.json").write_text('{"format": 1,'), "manifest.json does not have the expected format"),
+    "no JSON": (
+        lambda p: (p / "manifest.json").write_text('{"format": 1,'),
+        "manifest.json does not have the expected",
+    ),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
 }
 

@@ -215,7 +215,7 @@ def diverge(rank: int, port: int, folder: str, action: str, log: str) -> None:
         trainer.run()
     except FloatingPointError as error:
         [culprit] = [names[2 * BAD_STEP][1]] if rank == 1 else [None]
-        assert culprit is None or str(error).split(" for ")[-1].startswith(f"{culprit}. Look"), error
+        assert culprit is None or str(error).split(" for ")[-1].startswith(f"{culprit}. Check"), error
         sys.exit(f"stopped: {error}")
 
 

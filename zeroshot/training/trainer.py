@@ -11,7 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +253,9 @@ class Trainer:
             while self.step < settings.steps:
                 try:
                     terms = self.optimizer_step(batches)
-                except FloatingPointError:  # on every process
-                    self.end()
+                except FloatingPointError:  # on every process, of which another may have left already
+                    with suppress(RuntimeError):
+                        self.end()
                     raise
                 self.step += 1
                 bar.update()
