@@ -186,7 +186,7 @@ def test_wrong_anchors_are_named(model: AlignZegModel) -> None:
 
 
 def test_average_precision_is_that_of_scikit_learn() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn, the reference, is not installed")
     generator = torch.Generator().manual_seed(0)
     positive = torch.rand(500, generator=generator) > 0.8
     scores = torch.rand(500, generator=generator) + 0.3 * positive

@@ -162,7 +162,7 @@ def scenes(batch: int, height: int, width: int) -> list[Image.Image]:
     ],
 )
 def test_onnx_prepares_images_as_pil_does(settings: dict[str, Any]) -> None:
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     processor = AlignZegImageProcessor(size_divisor=16, **settings)
     prepare = session(pixels_graph(processor, 16))
     std = np.broadcast_to(processor.image_std if processor.do_normalize else 1, 3).reshape(3, 1, 1)
@@ -183,7 +183,7 @@ def test_onnx_prepares_images_as_pil_does(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("stride", "weight"), [(4, 0.0), (8, 0.3), (8, 0.5), (8, 1.0)])
 def test_onnx_reads_out_the_best_class(stride: int, weight: float) -> None:
     """Content of whole cells, so that torch's own interpolation is the reference."""
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     generator = torch.Generator().manual_seed(stride)
     scores, cells = torch.rand(2, 7, 20, 28, generator=generator), torch.rand(2, 7, 10, 14, generator=generator)
     feeds = {"scores": scores.numpy(), "content": np.array([16 * stride, 20 * stride])}
@@ -198,7 +198,7 @@ def test_onnx_reads_out_the_best_class(stride: int, weight: float) -> None:
 
 
 def test_a_filter_that_onnx_lacks_is_named() -> None:
-    pytest.importorskip("onnx")
+    pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     with pytest.raises(ValueError, match="`resample` of the image processor is 1"):
         pixels_graph(AlignZegImageProcessor(resample=1), 32)
     with pytest.raises(ValueError, match="max_height"):
@@ -206,7 +206,7 @@ def test_a_filter_that_onnx_lacks_is_named() -> None:
 
 
 def test_half_precision_halves_the_file_and_rounds_the_weights() -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     weights[0, 0] = 1e-3
     large = np.full((64, 64), 1e6, np.float32)  # float16 ends at 65504

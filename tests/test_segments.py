@@ -170,7 +170,7 @@ def certain_outputs(overlapping: bool = False):
 
 @pytest.mark.parametrize("sizes", [None, [(96, 128)]])
 def test_panoptic_segments_are_mask2formers(sizes) -> None:
-    pytest.importorskip("torchvision")  # of Mask2Former's image processor
+    pytest.importorskip("torchvision", reason="Mask2Former's image processor needs torchvision")
     outputs, reference = certain_outputs(), Mask2FormerImageProcessor()
     expected = reference.post_process_panoptic_segmentation(outputs, label_ids_to_fuse=set(), target_sizes=sizes)[0]
     result = PROCESSOR.post_process_panoptic_segmentation(outputs, target_sizes=sizes)[0]
@@ -181,7 +181,7 @@ def test_panoptic_segments_are_mask2formers(sizes) -> None:
 
 
 def test_instances_are_mask2formers() -> None:
-    pytest.importorskip("torchvision")  # of Mask2Former's image processor
+    pytest.importorskip("torchvision", reason="Mask2Former's image processor needs torchvision")
     outputs, reference = certain_outputs(), Mask2FormerImageProcessor()
     expected = reference.post_process_instance_segmentation(outputs)[0]
     result = PROCESSOR.post_process_instance_segmentation(outputs)[0]
@@ -356,7 +356,7 @@ def test_transformers_own_pipeline(tmp_path, subtask: str | None) -> None:
 
 
 def test_supervision_takes_all_three() -> None:
-    supervision = pytest.importorskip("supervision")
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
     outputs = random_outputs()
     id2label = dict(enumerate("abcd"))
     options = {"threshold": 0.1, "overlap_mask_area_threshold": 0.0}

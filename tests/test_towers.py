@@ -363,7 +363,7 @@ def test_texts_that_are_not_padded_are_refused(siglip_folder: Path) -> None:
 
 
 def test_a_folder_of_onnx_files_is_refused(siglip_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
     with pytest.raises(ValueError, match="A folder cannot be exported on SigLIP"):
         export_folders(*build(siglip_folder), {tmp_path / "folder": False})
 
