@@ -56,8 +56,11 @@ class AlignZegFusion(nn.Module):
 
     def forward(self, values: Tensor, target: Grid) -> Tensor:
         """`values (B, h, w, c)` to `(B, width, *target.size)`."""
-        values = self.projection(self.norm(values)).permute(0, 3, 1, 2)
-        return resample(values, Grid(tuple(values.shape[-2:]), self.stride, target.content), target)
+        size = tuple(values.shape[1:3])
+        tokens = self.projection(
+            self.norm(values).flatten(1, 2)
+        )  # 3 axes: bitsandbytes' int8 kernel for CPUs takes no more
+        return resample(to_map(tokens, size), Grid(size, self.stride, target.content), target)
 
 
 class AlignZegImageStem(nn.Module):
