@@ -81,7 +81,8 @@ def ablation_table() -> str:
         f"({seconds / 60:.0f} minutes on one core). Full model against baseline: mIoU(S) {gain('miou_seen')}, "
         f"mIoU(U) {gain('miou_unseen')}, hIoU {gain('hiou')}. The indicator's ROC-AUC is {statistics.mean(auc):.2f}. "
         f"PBC's γ = {correction['gamma']} and θ = {correction['threshold']} were chosen on seen classes treated as unseen "
-        "([protocol](docs/experiments.md#protocol)); the blind constant was chosen on the test part.",
+        "([protocol](docs/experiments.md#protocol)); the blind constant was chosen on the test part. Numbers: "
+        "[docs/results/ablation.json](docs/results/ablation.json).",
     ]
     return "\n".join(lines)
 
@@ -156,7 +157,8 @@ def clip_line() -> str:
     return (
         f"The small CLIP ({report['parameters'] / 1e6:.1f} M parameters) classifies "
         f"{100 * report['zero_shot_accuracy']:.1f} % of {report['held_out_images']:,} held-out single-object images "
-        f"correctly ({report['classes']} classes), after {report['seconds'] / 60:.0f} minutes on one core."
+        f"correctly ({report['classes']} classes), after {report['seconds'] / 60:.0f} minutes on one core "
+        "(`scripts/assets/small_clip/pretraining.json`)."
     )
 
 
@@ -279,7 +281,10 @@ def photos_table() -> str:
     lines += [
         "",
         f"Frozen EfficientNet-Lite2 from `scripts/pretrain_lit.py`, {steps} steps; mean ± standard error over seeds. With "
-        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing}",
+        f"all classes labelled: mIoU {reference['miou']:.1f}, pixel accuracy {reference['pixel_accuracy']:.1f}.{missing} "
+        f"Written by `scripts/ablate.py` and `scripts/evaluate.py`: "
+        f"{', '.join(f'`docs/results/msrc_{name.lower()}/ablation.json`' for name in splits)}, "
+        "`docs/results/msrc/fully_supervised.json`.",
     ]
     return "\n".join(lines)
 
@@ -297,7 +302,7 @@ def photo_checkpoint() -> str:
     lines += [
         "",
         f"{report['megabytes']:.0f} MB; {report['seconds_per_photo']:.2f} seconds for a photograph of 640 pixels with five "
-        "names on two CPU threads.",
+        "names on two CPU threads. `docs/results/photo_checkpoint.json`, written by `scripts/ship_photos.py`.",
     ]
     return "\n".join(lines)
 

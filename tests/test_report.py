@@ -112,8 +112,8 @@ def test_a_checkpoint_without_means_begins_them_anew() -> None:
 def test_evaluations_draw_predictions_and_curves(train: Callable[..., Path]) -> None:
     output = train("run", **{"training.evaluate_every": 3, "training.tensorboard": True})
     names = [f"step-{step:08d}.png" for step in (3, 6)]
-    assert sorted(path.name for path in (output / "predictions").iterdir()) == names
-    sheet = np.asarray(Image.open(output / "predictions" / names[-1]))
+    assert sorted(path.name for path in (output / "figures").iterdir()) == names
+    sheet = np.asarray(Image.open(output / "figures" / names[-1]))
     assert sheet.shape[0] >= 4 * 100 and Image.open(output / "curves.png").size[0] > 500
     (events,) = {path.parent for path in output.rglob("events.out.tfevents.*")}
     log = EventAccumulator(str(events), size_guidance={"images": 0})

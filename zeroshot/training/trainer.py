@@ -56,7 +56,7 @@ from .setup import (
 )
 
 
-METRICS, CURVES, PREDICTIONS = "metrics.jsonl", "curves.png", "predictions"
+METRICS, CURVES, FIGURES = "metrics.jsonl", "curves.png", "figures"
 SHOWN_IMAGES = 4  # in the figure of predictions
 LOSSES = (
     "loss",
@@ -381,7 +381,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         sheet = draw_predictions(samples, labels, list(self.split.classes))
-        with atomic_file(self.output / PREDICTIONS / f"step-{self.step:08d}.png") as partial:
+        with atomic_file(self.output / FIGURES / f"step-{self.step:08d}.png") as partial:
             sheet.save(partial)
         draw_curves(read_metrics(self.output / METRICS), self.output / CURVES)
         for tracker in self.accelerator.trackers:
