@@ -15,7 +15,7 @@ from zeroshot.checkpoints import load_checkpoint
 from zeroshot.data.dataset import SegmentationDataset
 from zeroshot.data.splits import load_split
 from zeroshot.evaluation import ablation
-from zeroshot.evaluation.ablation import PENALTIES, ROWS, SCORES, TRAININGS, run_cell, summarize
+from zeroshot.evaluation.ablation import ORACLE_GAMMAS, PENALTIES, ROWS, SCORES, TRAININGS, run_cell, summarize
 from zeroshot.evaluation.evaluator import Readout, evaluate_model, evaluation_batches
 from zeroshot.settings import load_settings
 
@@ -130,6 +130,7 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     found = run_cell(row, 0, str(tmp_path), arguments, [(1.0, 0.5)])
 
     names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | ({"pbc 1.0/0.5"} if row == "full" else set())
+    names |= {f"oracle {gamma}" for gamma in ORACLE_GAMMAS}
     with_cells = {f"{name} with cells" for name in names - {"queries"}} if convolutional else set()
     assert set(found["scores"]) == names | with_cells
     assert found["scores"]["constant 0.0"] == found["scores"]["plain"]

@@ -10,7 +10,8 @@ import torch
 from sklearn.metrics import jaccard_score
 from tiny import tiny_checkpoint
 
-from modeling_alignzeg import AlignZegProcessor
+from modeling_alignzeg import AlignZegOutput, AlignZegProcessor
+from modeling_alignzeg.readout_alignzeg import resize_matrix
 from zeroshot.data import dataset
 from zeroshot.data.benchmarks import open_part
 from zeroshot.data.dataset import SegmentationDataset
@@ -24,6 +25,7 @@ from zeroshot.evaluation.calibration import (
     best_proposals,
     calibrate,
     indicator_roc_auc,
+    oracle_logits,
     store_correction,
 )
 from zeroshot.evaluation.evaluator import evaluation_batches
@@ -161,3 +163,20 @@ def test_the_correction_is_stored_beside_everything_else(tmp_path: Path) -> None
     after = json.loads((folder / "processor_config.json").read_text())
     before["image_processor"] |= {"correction_gamma": 0.25, "correction_threshold": 0.7}
     assert after == before
+
+
+def test_a_perfect_indicator_follows_the_labels() -> None:
+    """Against sums over the pixels of resized masks, with padding, void pixels and an odd label size."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(2, 5, 6, 8, generator=generator)
+    contents = torch.tensor([[6.0, 8.0], [4.5, 8.0]])
+    classes = torch.tensor([*SPLIT.unseen_ids, *SPLIT.seen_ids[: len(SPLIT.unseen_ids)], SPLIT.ignore_index])
+    labels = [classes[torch.randint(len(classes), size, generator=generator)] for size in ((23, 31), (17, 29))]
+    found = oracle_logits(AlignZegOutput(masks_queries_logits=logits, content_sizes=contents), labels, SPLIT)
+    for masks, content, label, row in zip(logits.sigmoid(), contents.tolist(), labels, found):
+        rows, columns = (resize_matrix(*axis) for axis in zip(masks.shape[1:], label.shape, content))
+        for mask, logit in zip(masks, row):
+            pixels = rows @ mask @ columns.T
+            unseen = sum(pixels[label == i].sum() for i in SPLIT.unseen_ids)
+            assert logit == (20 if unseen > pixels[label != SPLIT.ignore_index].sum() / 2 else -20)
+    assert 0 < (found > 0).sum() < found.numel()

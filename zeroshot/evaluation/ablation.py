@@ -22,11 +22,12 @@ from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
 from ..settings import load_settings
 from ..training.trainer import Trainer
-from .calibration import BestProposal, average_recall, best_proposals, indicator_roc_auc
+from .calibration import BestProposal, average_recall, best_proposals, indicator_roc_auc, oracle_logits
 from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+ORACLE_GAMMAS = (2.0, 100.0)
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
@@ -46,8 +47,9 @@ class Row:
         title: Its name in tables.
         overrides: Overrides of `AlignZegConfig`, for a row with its own trainings.
         readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant tuned
-            on the test part; `"queries"`, no correction and no proposal of the unclaimed region.
-            The first three may end in ` with cells`, which includes the cells of a convolutional tower.
+            on the test part; `"oracle"`, PBC with a perfect indicator and the best γ on the test part: a bound;
+            `"queries"`, no correction and no proposal of the unclaimed region.
+            All but the last may end in ` with cells`, which includes the cells of a convolutional tower.
         seeds: Number of trainings.
         cells: The row whose trainings it uses instead of its own. The indicator's input is detached, so a model without
             PBC equals the full one without its correction, apart from gradient clipping.
@@ -85,6 +87,8 @@ ROWS: dict[str, Row] = {
     "baseline_cells_constant": Row(
         "baseline + the tower's cells + blind constant", readout="constant with cells", cells="baseline"
     ),
+    "oracle": Row("full, perfect indicator", readout="oracle", cells="full"),
+    "oracle_cells": Row("full + the tower's cells, perfect indicator", readout="oracle with cells", cells="full"),
     "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
@@ -154,6 +158,8 @@ def evaluate_cell(
     with_cells, alone = (copy.copy(trainer.processor.image_processor) for _ in range(2))
     with_cells.dense_weight, alone.dense_weight = AlignZegImageProcessor.dense_weight, 0.0
     evaluators = {name: Evaluator(split, readouts) for name in ("", " with cells")}
+    perfect = {f"oracle {gamma}": Readout(gamma=gamma) for gamma in ORACLE_GAMMAS}
+    oracles = {name: Evaluator(split, perfect) for name in ("", " with cells")}
     queries = Evaluator(split, {"queries": readouts["plain"]})
     proposals: list[BestProposal] = []
     for batch in evaluation_batches(test, trainer.processor, 32):
@@ -163,17 +169,24 @@ def evaluate_cell(
             **vocabulary,
         )
         labels = batch["labels"]
-        evaluators[""].add(alone, outputs, labels)
-        if outputs.dense_logits is not None:
-            evaluators[" with cells"].add(with_cells, outputs, labels)
+        known = copy.copy(outputs)
+        known["unseen_logits"] = oracle_logits(outputs, labels, split)
+        for each, readable in ((evaluators, outputs), (oracles, known)):
+            each[""].add(alone, readable, labels)
+            if outputs.dense_logits is not None:
+                each[" with cells"].add(with_cells, readable, labels)
         proposals += best_proposals(outputs, labels, split)
         for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
             if name in outputs:  # a model without PBC has no indicator
                 outputs[name] = outputs[name][:, : model.config.num_queries]
         queries.add(alone, outputs, labels)
-    if outputs.dense_logits is None:
-        del evaluators[" with cells"]
-    scores = {f"{key}{name}": value for name, each in evaluators.items() for key, value in each.scores().items()}
+    scores = {
+        f"{key}{name}": value
+        for kind in (evaluators, oracles)
+        for name, each in kind.items()
+        if not name or outputs.dense_logits is not None
+        for key, value in each.scores().items()
+    }
     return scores | queries.scores(), proposals
 
 
@@ -203,11 +216,15 @@ def summarize(cells: Path, results: Path) -> None:
         if f"plain{suffix}" not in shared:  # the tower has no cells
             continue
         readout = {"pbc": corrected}.get(kind, kind) + suffix
-        if kind == "constant":  # the best value of the row, shared by all seeds: an upper bound of the blind baseline
-            constants = [f"constant {penalty}{suffix}" for penalty in PENALTIES]
+        if kind in ("constant", "oracle"):  # the best value of the row, shared by all seeds: an upper bound
+            values = PENALTIES if kind == "constant" else ORACLE_GAMMAS
+            keys = [f"{kind} {value}{suffix}" for value in values]
+            candidates = shared.intersection(keys)
+            if not candidates:  # cells of an earlier version
+                continue
             readout = max(
-                shared.intersection(constants),
-                key=lambda key: (np.mean([cell["scores"][key]["hiou"] for cell in done]), -constants.index(key)),
+                candidates,
+                key=lambda key: (np.mean([cell["scores"][key]["hiou"] for cell in done]), -keys.index(key)),
             )
         if readout not in shared:
             raise ValueError(

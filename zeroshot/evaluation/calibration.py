@@ -148,6 +148,21 @@ def best_proposals(outputs: AlignZegOutput, labels: list[Tensor], split: Segment
     return found
 
 
+def oracle_logits(outputs: AlignZegOutput, labels: list[Tensor], split: SegmentationSplit) -> Tensor:
+    """Logits `(B, N)` of a perfect indicator, ±20: whether unseen classes have most of the labelled pixels of a proposal,
+    weighted by its mask. Arguments as for [`best_proposals`]."""
+    assert outputs.masks_queries_logits is not None and outputs.content_sizes is not None
+    unseen_ids = torch.tensor(split.unseen_ids)
+    found = []
+    for masks, content, label in zip(outputs.masks_queries_logits, outputs.content_sizes.tolist(), labels):
+        rows, columns = (resize_matrix(*axis) for axis in zip(masks.shape[1:], label.shape, content))
+        weights = ((label != split.ignore_index).float(), torch.isin(label, unseen_ids).float())
+        # The resize is linear, so the areas are sums over the mask grid.
+        labelled, unseen = (masks.float().sigmoid().cpu().mul(rows.T @ each @ columns).sum((1, 2)) for each in weights)
+        found.append(torch.where(unseen > labelled / 2, 20.0, -20.0))
+    return torch.stack(found).to(outputs.masks_queries_logits.device)
+
+
 def average_recall(proposals: list[BestProposal], is_unseen: bool) -> float:
     """Recall, in percent, of seen or unseen regions by the masks, mean over IoU ≥ 0.5, 0.55, …, 0.95 (COCO)."""
     overlaps = np.array([proposal.iou for proposal in proposals if proposal.is_unseen == is_unseen])
