@@ -129,6 +129,8 @@ class AlignZegConfig(PreTrainedConfig):
             cross-entropy and dice terms, in matching and in the objective.
         no_object_weight (`float`, defaults to 0.1): Weight of unmatched proposals in the class term.
         virtual_weight, diversity_weight, indicator_weight (`float`, default to 1.0): Weights of `L_vir`, `L_reg`, `L_bc`.
+        unlabelled_weight (`float`, defaults to 0.0): Weight of the mask loss on unlabelled segments, connected unlabelled
+            regions that proposals without a class are trained to cover. 0 disables it.
         cell_weight (`float`, defaults to 1.0): Weight of the loss on a convolutional tower's own cells.
         train_num_points (`int`, *optional*, defaults to 12544): Points per mask in matching and mask loss; `None`
             uses every cell of the mask grid.
@@ -187,6 +189,7 @@ class AlignZegConfig(PreTrainedConfig):
     virtual_weight: float | int = weight(1.0)
     diversity_weight: float | int = weight(1.0)
     indicator_weight: float | int = weight(1.0)
+    unlabelled_weight: float | int = weight(0.0)
     cell_weight: float | int = weight(1.0)
     train_num_points: int | None = count(12544)
 

@@ -20,16 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks_alignzeg import check_tensor
+from .layers_alignzeg import content_mask
 
 
 try:
+    from scipy import ndimage
     from scipy.optimize import linear_sum_assignment
 except ImportError:  # inference does not need it
-    linear_sum_assignment = None
+    ndimage = linear_sum_assignment = None
 
 
 REACH_MARGIN = 0.25  # margin of an object's reach around its bounding box, as a share of the box's sides
 OVERSAMPLE_RATIO, IMPORTANCE_SAMPLE_RATIO = 3.0, 0.75  # PointRend (Kirillov et al., 2020), as in Mask2Former
+SMALLEST_SEGMENT = 0.01  # share of the image that an unlabelled segment must cover
 IGNORED_SHARE = 0.5  # unmatched proposals with more of their mask on unlabelled pixels are left out of the class term
 
 
@@ -184,6 +187,41 @@ def stack_targets(
     return SegmentationTargets(masks, classes, masks.any(1), target_reach(masks, content))
 
 
+def unlabelled_segments(targets: SegmentationTargets, stride: int, content: Tensor | None) -> SegmentationTargets:
+    """Class-agnostic targets: the connected regions of unlabelled pixels, which often show one object of an unseen class.
+
+    Regions are found on cells of `stride` pixels, after an opening by 3×3 cells that removes the void between objects.
+    Regions below [`SMALLEST_SEGMENT`] are left out. In the result, all labelled pixels are negatives of all segments,
+    and `classes` is 0 for segments.
+
+    Args:
+        targets: Labels of the batch.
+        stride: Side of the cells, which tile the batch.
+        content: `(batch, 2)` height and width of the images inside the padding; default all.
+    """
+    unlabelled = ~targets.labelled
+    if content is not None:
+        unlabelled = unlabelled & content_mask(content, tuple(unlabelled.shape[-2:]))
+    cells = F.avg_pool2d(unlabelled[:, None].float(), stride)[:, 0].cpu().numpy() > 0.5
+    sizes = [unlabelled[0].numel()] * len(cells) if content is None else content.prod(1).tolist()
+    found = []
+    for image, (cells_of_image, size) in enumerate(zip(cells, sizes)):
+        opened = ndimage.binary_opening(np.pad(cells_of_image, 1, mode="edge"), np.ones((3, 3)))[1:-1, 1:-1]
+        regions, _ = ndimage.label(opened)
+        areas = np.bincount(regions.ravel())[1:] * stride**2
+        kept = torch.from_numpy(np.flatnonzero(areas >= SMALLEST_SEGMENT * size) + 1)
+        masks = torch.from_numpy(regions)[None] == kept[:, None, None]
+        masks = masks.repeat_interleave(stride, 1).repeat_interleave(stride, 2).to(unlabelled.device)
+        found.append(masks & unlabelled[image])
+    counts = torch.tensor([len(masks) for masks in found], device=unlabelled.device)
+    masks = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    if not masks.shape[1]:
+        masks = unlabelled.new_zeros(len(found), 1, *unlabelled.shape[-2:])
+    classes = torch.where(torch.arange(masks.shape[1], device=counts.device) < counts[:, None], 0, -1)
+    reach = torch.zeros(*classes.shape, 4, dtype=torch.long, device=classes.device)
+    return SegmentationTargets(masks, classes, targets.labelled | masks.any(1), reach)
+
+
 # --- points ------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +325,7 @@ def match_proposals(
     targets: SegmentationTargets,
     points: Tensor,
     weights: tuple[float, float, float],
+    taken: ProposalMatch | None = None,
 ) -> ProposalMatch:
     """Hungarian matching on class probability, mask cross-entropy and dice (MaskFormer, eq. 2; Mask2Former's points).
 
@@ -296,6 +335,7 @@ def match_proposals(
         targets: Labels of the batch.
         points: `int64 (B, P)` pixels at which masks are compared; points on unlabelled pixels do not count.
         weights: Weights of the class, mask and dice costs.
+        taken: Proposals that are left out. Targets beyond the number of the others stay without a proposal.
 
     Raises:
         MatchingCostError: a cost of this or another process is not finite; the message names the term and the image.
@@ -322,9 +362,14 @@ def match_proposals(
     cost = sum(weight * term for weight, term in zip(weights, terms.values()))
     cost_on_host = cost.cpu().numpy()  # the one transfer
     raise_for_costs(cost_on_host, terms, targets, cost.device)
+    free = np.ones(cost_on_host.shape[:2], dtype=bool)
+    if taken is not None:
+        free[taken.image.cpu(), taken.query.cpu()] = False
     pairs = [[], [], []]
     for image, count in enumerate(targets.counts):
-        queries, objects = linear_sum_assignment(cost_on_host[image, :, :count])
+        candidates = np.flatnonzero(free[image])
+        queries, objects = linear_sum_assignment(cost_on_host[image, candidates, :count])
+        queries = candidates[queries]
         pairs[0].append(torch.full((len(queries),), image))
         pairs[1].append(torch.as_tensor(queries, dtype=torch.long))
         pairs[2].append(torch.as_tensor(objects, dtype=torch.long))

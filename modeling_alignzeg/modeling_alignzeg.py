@@ -70,9 +70,10 @@ class AlignZegOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): The total loss, if labels are given.
-        loss_class, loss_mask, loss_dice, loss_auxiliary, loss_virtual, loss_diversity, loss_indicator, loss_cells
-            (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a disabled part.
-            `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers.
+        loss_class, loss_mask, loss_dice, loss_auxiliary, loss_unlabelled, loss_virtual, loss_diversity, loss_indicator,
+            loss_cells (`torch.FloatTensor` of shape `()`, *optional*): Its terms before weighting; zero for a disabled
+            part. `loss_auxiliary` is the weighted mask loss of the intermediate MRPE layers, `loss_unlabelled` that of all
+            layers on unlabelled segments.
         masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
             the input padded to a multiple of `config.size_divisor`.
         class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Temperature-scaled class logits, the
@@ -111,6 +112,7 @@ class AlignZegOutput(ModelOutput):
     loss_mask: torch.FloatTensor | None = None
     loss_dice: torch.FloatTensor | None = None
     loss_auxiliary: torch.FloatTensor | None = None
+    loss_unlabelled: torch.FloatTensor | None = None
     loss_virtual: torch.FloatTensor | None = None
     loss_diversity: torch.FloatTensor | None = None
     loss_indicator: torch.FloatTensor | None = None
@@ -435,6 +437,9 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         match = match_proposals(masks_per_layer[-1], classified.logits, targets, points.for_matching, weights)
 
         loss_mask, loss_dice, loss_auxiliary = self.side_network.loss(masks_per_layer, targets, match, points)
+        loss_unlabelled = loss_mask.new_zeros(())
+        if config.unlabelled_weight:
+            loss_unlabelled = self.side_network.unlabelled_loss(masks_per_layer, targets, match, content, generator)
         loss_class, loss_virtual, loss_diversity = self.classifier.loss(
             classified, visible, targets, match, prototypes, vocabulary.scale, generator
         )
@@ -452,6 +457,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
             "loss_mask": (config.mask_weight, loss_mask),
             "loss_dice": (config.dice_weight, loss_dice),
             "loss_auxiliary": (1.0, loss_auxiliary),
+            "loss_unlabelled": (config.unlabelled_weight, loss_unlabelled),
             "loss_virtual": (config.virtual_weight, loss_virtual),
             "loss_diversity": (config.diversity_weight, loss_diversity),
             "loss_indicator": (config.indicator_weight, loss_indicator),

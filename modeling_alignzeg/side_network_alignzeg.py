@@ -17,7 +17,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_alignzeg import AlignZegConfig
 from .layers_alignzeg import AlignZegAttention, AlignZegMLP, Grid, pool_cells, resample, to_map, to_tokens
-from .loss_alignzeg import PointSample, ProposalMatch, SegmentationTargets, mask_loss
+from .loss_alignzeg import (
+    PointSample,
+    ProposalMatch,
+    SegmentationTargets,
+    mask_loss,
+    match_proposals,
+    sample_points,
+    unlabelled_segments,
+)
 
 
 class Level(NamedTuple):
@@ -308,3 +316,22 @@ class AlignZegSideNetwork(nn.Module):
             terms = mask_loss(masks, targets, match, points)
             auxiliary = auxiliary + self.config.mask_weight * terms[0] + self.config.dice_weight * terms[1]
         return entropy, dice, auxiliary
+
+    def unlabelled_loss(
+        self,
+        masks_per_layer: list[Tensor],
+        targets: SegmentationTargets,
+        match: ProposalMatch,
+        content: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Weighted mask loss of all MRPE layers on unlabelled segments ([`unlabelled_segments`]), which are matched with the
+        proposals that `match` leaves. It teaches masks of objects that no seen class names. Not part of the paper."""
+        config, masks = self.config, masks_per_layer[-1]
+        segments = unlabelled_segments(targets, config.mask_stride, content)
+        points = sample_points(segments, tuple(masks.shape[-2:]), config.train_num_points, generator)
+        no_class = masks.new_zeros(*masks.shape[:2], 1)
+        weights = (0.0, config.mask_weight, config.dice_weight)
+        free = match_proposals(masks, no_class, segments, points.for_matching, weights, taken=match)
+        entropy, dice, auxiliary = self.loss(masks_per_layer, segments, free, points)
+        return config.mask_weight * entropy + config.dice_weight * dice + auxiliary

@@ -5,20 +5,28 @@
     python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 
 Any checkpoint can be evaluated on any dataset: classes come from --split, by default the dataset's own. With
-    --unseen_from checkpoint, a class counts as seen if the checkpoint was trained on its name, regardless of the split.
-    The report is written atomically at the end.
+`--unseen_from checkpoint`, a class counts as seen if the checkpoint was trained on its name, regardless of the split. The
+report is written atomically at the end.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from zeroshot.cli import command_parser, integer, run_command
 
 
-def main() -> None:
+if TYPE_CHECKING:  # imported when they are used, so that --help is fast
+    from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
+    from zeroshot.data.splits import SegmentationSplit
+    from zeroshot.evaluation.test_time_augmentation import Augmentation
+
+
+def parse_arguments() -> argparse.Namespace:
     options = command_parser(__doc__)
     options.add_argument("--model", default=".", help="AlignZeg checkpoint: a folder or a hub id")
     options.add_argument("--dataset", default="embedded_scenes", help="benchmark name, hub id or folder")
@@ -83,7 +91,56 @@ def main() -> None:
     options.add_argument("--batch_size", type=integer(1), default=16, help="images per forward pass")
     options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     options.add_argument("--output", help="JSON report to write")
-    args = options.parse_args()
+    return options.parse_args()
+
+
+def build_augmentation(args: argparse.Namespace) -> Augmentation | None:
+    """Test-time augmentation, if an option asks for it."""
+    if not args.flip and args.sliding_window is None and args.stride is None:
+        return None
+    for name in ("refine", "only_present"):
+        if getattr(args, name):
+            raise ValueError(
+                f"`--{name}` cannot be combined with `--flip`, `--sliding_window` or `--stride`; leave it out."
+            )
+    from zeroshot.evaluation.test_time_augmentation import Augmentation
+
+    return Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
+
+
+def protocol(
+    args: argparse.Namespace,
+    split: SegmentationSplit,
+    model: AlignZegModel,
+    image_processor: AlignZegImageProcessor,
+    augmentation: Augmentation | None,
+) -> dict[str, Any]:
+    """What a reader needs to compare the scores with others."""
+    gamma = image_processor.correction_gamma if args.gamma is None else args.gamma
+    return {
+        "split": split.name,
+        "classes": len(split.classes),
+        "unseen": list(split.unseen),
+        "unseen_from": args.unseen_from,
+        "label_space": "classes of each image" if args.only_present else "generalized",
+        "note": split.protocol,
+        "template_set": args.template_set or model.config.template_set,
+        "phrase_pooling": args.phrase_pooling if split.phrases else None,
+        "bias_correction": gamma > 0 and bool(split.unseen),
+        "gamma": gamma,
+        "threshold": image_processor.correction_threshold if args.threshold is None else args.threshold,
+        "seen_penalty": args.seen_penalty,
+        "size": {"shortest_edge": args.shortest_edge} if args.shortest_edge else dict(image_processor.size),
+        "refine": args.refine,
+        "flip": args.flip,
+        "sliding_window": augmentation and augmentation.window,
+        "stride": augmentation and augmentation.stride,
+        "scene_seed": args.scene_seed if args.dataset == "embedded_scenes" else None,
+    }
+
+
+def main() -> None:
+    args = parse_arguments()
     import torch
 
     from zeroshot.checkpoints import load_checkpoint
@@ -99,22 +156,11 @@ def main() -> None:
         library_versions,
         without_nan,
     )
-    from zeroshot.evaluation.test_time_augmentation import Augmentation
     from zeroshot.files import atomic_write_text, check_output
     from zeroshot.launching import start_processes
     from zeroshot.settings import DataSettings
 
-    augmentation = None
-    if args.flip or args.sliding_window is not None or args.stride is not None:
-        if args.refine:
-            raise ValueError(
-                "`--refine` cannot be combined with `--flip`, `--sliding_window` or `--stride`; leave it out."
-            )
-        if args.only_present:
-            raise ValueError(
-                "`--only_present` cannot be combined with `--flip`, `--sliding_window` or `--stride`; leave it out."
-            )
-        augmentation = Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
+    augmentation = build_augmentation(args)
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)
     if args.output:
         check_output(args.output)
@@ -155,34 +201,14 @@ def main() -> None:
     )["report"]
     if not accelerator.is_main_process:
         return
-    gamma = processor.image_processor.correction_gamma if args.gamma is None else args.gamma
     report = {
         **{name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")},
         "dataset": args.dataset,
         "part": args.part,
         "images": len(dataset),
         "protocol": {
-            "split": split.name,
-            "classes": len(split.classes),
-            "unseen": list(split.unseen),
+            **protocol(args, split, model, processor.image_processor, augmentation),
             "unseen_occurring": scores["unseen_occurring"],
-            "unseen_from": args.unseen_from,
-            "label_space": "classes of each image" if args.only_present else "generalized",
-            "note": split.protocol,
-            "template_set": args.template_set or model.config.template_set,
-            "phrase_pooling": args.phrase_pooling if split.phrases else None,
-            "bias_correction": gamma > 0 and bool(split.unseen),
-            "gamma": gamma,
-            "threshold": processor.image_processor.correction_threshold if args.threshold is None else args.threshold,
-            "seen_penalty": args.seen_penalty,
-            "size": {"shortest_edge": args.shortest_edge}
-            if args.shortest_edge
-            else dict(processor.image_processor.size),
-            "refine": args.refine,
-            "flip": args.flip,
-            "sliding_window": augmentation and augmentation.window,
-            "stride": augmentation and augmentation.stride,
-            "scene_seed": args.scene_seed if args.dataset == "embedded_scenes" else None,
         },
         "seconds": round(time.time() - started, 1),
         "versions": library_versions(),

@@ -31,6 +31,7 @@ from modeling_alignzeg.loss_alignzeg import (
     sample_labelled_points,
     stack_targets,
     target_reach,
+    unlabelled_segments,
 )
 
 
@@ -594,6 +595,106 @@ def test_objective_equals_the_plain_sum() -> None:
     assert outputs.loss_auxiliary.item() == pytest.approx(auxiliary, abs=1e-4)
     total = 2 * expected_class + 5 * sums[0][0] + 5 * sums[0][1] + auxiliary
     assert outputs.loss.item() == pytest.approx(total, abs=1e-4)
+
+
+def plain_segments(unlabelled: Tensor, stride: int, area: int) -> list[set[tuple[int, int]]]:
+    """Connected regions of one image, pixel by pixel: cells with a majority of unlabelled pixels, those covered by an
+    entirely unlabelled block of 3×3 cells (the border repeats), flood fill, and at least 1 % of `area`."""
+    height, width = (side // stride for side in unlabelled.shape)
+
+    def empty(row: int, column: int) -> bool:
+        row, column = min(max(row, 0), height - 1), min(max(column, 0), width - 1)
+        cell = unlabelled[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
+        return int(cell.sum()) * 2 > stride**2
+
+    around = list(itertools.product((-1, 0, 1), repeat=2))
+    # The border is repeated once, and an erosion sees nothing beyond it.
+    centres = {
+        (r, c)
+        for r, c in itertools.product(range(height), range(width))
+        if all(empty(r + y, c + x) for y, x in around)
+    }
+    waiting = {(r + y, c + x) for r, c in centres for y, x in around if 0 <= r + y < height and 0 <= c + x < width}
+    regions = []
+    while waiting:
+        region, border = set(), [waiting.pop()]
+        while border:
+            r, c = border.pop()
+            region.add((r, c))
+            beside = {(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)} & waiting
+            waiting -= beside
+            border += beside
+        if len(region) * stride**2 * 100 >= area:
+            pixels = itertools.product(region, range(stride), range(stride))
+            places = {(r * stride + y, c * stride + x) for (r, c), y, x in pixels}
+            regions.append({place for place in places if unlabelled[place]})
+    return regions
+
+
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_unlabelled_segments_are_the_connected_regions(with_padding: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    size, stride = (96, 128), 4
+    shape = (3, 2, size[0] // 8, size[1] // 8)
+    masks = (torch.rand(shape, generator=generator) < 0.15).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    masks &= torch.rand(3, 2, *size, generator=generator) < 0.95
+    masks[2] = True  # nothing is unlabelled
+    classes = [torch.tensor([0, 1])] * 3
+    content = torch.tensor([[96, 128], [80, 90], [96, 128]]) if with_padding else None
+    for image, (height, width) in enumerate(content.tolist() if with_padding else []):
+        masks[image, :, height:], masks[image, :, :, width:] = False, False
+    targets = stack_targets(list(masks), classes, size, torch.ones(2, dtype=torch.bool), content)
+    segments = unlabelled_segments(targets, stride, content)
+    sizes = content.tolist() if with_padding else [list(size)] * 3
+    found = 0
+    for image, (height, width) in enumerate(sizes):
+        unlabelled = ~targets.labelled[image]
+        unlabelled[height:], unlabelled[:, width:] = False, False
+        expected = plain_segments(unlabelled, stride, height * width)
+        count = segments.counts[image]
+        masks_of_image = [set(map(tuple, mask.nonzero().tolist())) for mask in segments.masks[image, :count]]
+        assert sorted(map(sorted, masks_of_image)) == sorted(map(sorted, expected))
+        assert torch.equal(segments.labelled[image], targets.labelled[image] | segments.masks[image].any(0))
+        found += count
+    assert segments.counts[2] == 0 and found >= 4
+
+
+def test_unlabelled_segments_train_the_masks_of_free_proposals_only() -> None:
+    """The loss equals plain sums over the best assignment of the proposals that no class has taken."""
+    model = tiny_model(**BASELINE, num_queries=4, unclaimed_proposal=False, unlabelled_weight=0.5)
+    label = torch.full((32, 32), -1)
+    label[:, :8], label[:4], label[16:20] = 0, 1, 0
+    batch = {
+        "pixel_values": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "mask_labels": [torch.stack([label == 0, label == 1])],
+        "class_labels": [torch.tensor([0, 1])],
+    }
+    with torch.no_grad():
+        outputs = model(**batch, output_auxiliary_logits=True)
+        model.config.unlabelled_weight = 0.0
+        without = model(**batch)
+    assert outputs.loss.item() == pytest.approx(without.loss.item() + 0.5 * outputs.loss_unlabelled.item(), rel=1e-5)
+    assert without.loss_unlabelled.item() == 0
+    targets = stack_targets(batch["mask_labels"], batch["class_labels"], (32, 32), SEEN)
+    segments = unlabelled_segments(targets, model.config.mask_stride, None)
+    assert segments.counts == [2]
+    masks = outputs.masks_queries_logits
+    classes = outputs.class_queries_logits[..., torch.cat([SEEN, torch.tensor([True])])]
+    points = cell_centres(tuple(masks.shape[-2:]), (32, 32), "cpu")[None]
+    taken = match_proposals(masks, classes, targets, points, WEIGHTS)
+    free = [n for n in range(4) if n not in taken.query.tolist()]
+
+    def terms(layer: Tensor, query: int, target: int) -> float:
+        places = [divmod(point, 32) for point in points[0].tolist() if segments.labelled[0].flatten()[point]]
+        logits = [plain_value(layer[0, query], *place, (32, 32)) for place in places]
+        return 5 * sum(plain_terms(logits, [int(segments.masks[0, target][place]) for place in places]))
+
+    def total(order: tuple[int, ...], layers: list[Tensor]) -> float:
+        return sum(terms(layer, query, target) for layer in layers for target, query in enumerate(order)) / 2
+
+    best = min(itertools.permutations(free, 2), key=lambda order: total(order, [masks]))
+    expected = total(best, [masks, *outputs.auxiliary_masks_queries_logits])
+    assert outputs.loss_unlabelled.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("num_points", [None, 64])

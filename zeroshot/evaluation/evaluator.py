@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,12 +73,22 @@ class Evaluator:
         """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size. Predictions are
         refined with `images`. They are indices into `classes`, if the model chose only among these."""
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
+        groups: dict[tuple, dict[str, float]] = {}
         for name, readout in self.readouts.items():
-            maps = processor.post_process_semantic_segmentation(
-                outputs, target_sizes=sizes, images=images, **asdict(readout)
+            groups.setdefault((readout.gamma, readout.threshold), {})[name] = readout.seen_penalty
+        for (gamma, threshold), penalties in groups.items():
+            convert = partial(
+                processor.post_process_semantic_segmentation, outputs, sizes, gamma=gamma, threshold=threshold
             )
-            for prediction, label in zip(maps, labels):
-                self._count(name, prediction if classes is None else classes[prediction], label)
+            if images is not None or len(penalties) == 1:
+                found = {name: convert(seen_penalty=value, images=images) for name, value in penalties.items()}
+            else:  # several constants on the same scores
+                scores = [result["segmentation_scores"] for result in convert(return_segmentation_scores=True)]
+                seen = outputs.seen_class_mask[0][:, None, None]
+                found = {name: [(s - value * seen).argmax(0) for s in scores] for name, value in penalties.items()}
+            for name, maps in found.items():
+                for prediction, label in zip(maps, labels):
+                    self._count(name, prediction if classes is None else classes[prediction], label)
 
     def add_views(self, views: list[list[View]], label: Tensor) -> None:
         """Adds an image by its `views`, which have one table of probabilities per readout, in the same order."""

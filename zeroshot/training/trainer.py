@@ -64,6 +64,7 @@ LOSSES = (
     "loss_mask",
     "loss_dice",
     "loss_auxiliary",
+    "loss_unlabelled",
     "loss_virtual",
     "loss_diversity",
     "loss_indicator",
