@@ -217,13 +217,12 @@ def summarize(cells: Path, results: Path) -> None:
             continue
         readout = {"pbc": corrected}.get(kind, kind) + suffix
         if kind in ("constant", "oracle"):  # the best value of the row, shared by all seeds: an upper bound
-            values = PENALTIES if kind == "constant" else ORACLE_GAMMAS
-            keys = [f"{kind} {value}{suffix}" for value in values]
-            candidates = shared.intersection(keys)
-            if not candidates:  # cells of an earlier version
+            candidates = [f"constant {value}" for value in PENALTIES] + [f"oracle {value}" for value in ORACLE_GAMMAS]
+            keys = [f"{each}{suffix}" for each in candidates if each.startswith(kind)]
+            if not shared.intersection(keys):  # results of an earlier version
                 continue
             readout = max(
-                candidates,
+                shared.intersection(keys),
                 key=lambda key: (np.mean([cell["scores"][key]["hiou"] for cell in done]), -keys.index(key)),
             )
         if readout not in shared:

@@ -73,7 +73,7 @@ class Evaluator:
         """Adds a batch: `labels` are its label maps `int64 (height, width)`, each at its original size. Predictions are
         refined with `images`. They are indices into `classes`, if the model chose only among these."""
         sizes = [(label.shape[0], label.shape[1]) for label in labels]
-        groups: dict[tuple, dict[str, float]] = {}
+        groups: dict[tuple[float | None, float | None], dict[str, float]] = {}
         for name, readout in self.readouts.items():
             groups.setdefault((readout.gamma, readout.threshold), {})[name] = readout.seen_penalty
         for (gamma, threshold), penalties in groups.items():
@@ -83,8 +83,9 @@ class Evaluator:
             if images is not None or len(penalties) == 1:
                 found = {name: convert(seen_penalty=value, images=images) for name, value in penalties.items()}
             else:  # several constants on the same scores
-                scores = [result["segmentation_scores"] for result in convert(return_segmentation_scores=True)]
-                seen = outputs.seen_class_mask[0][:, None, None]
+                results: Any = convert(return_segmentation_scores=True)
+                scores = [result["segmentation_scores"] for result in results]
+                seen = torch.tensor(self.split.seen_class_mask, device=scores[0].device)[:, None, None]
                 found = {name: [(s - value * seen).argmax(0) for s in scores] for name, value in penalties.items()}
             for name, maps in found.items():
                 for prediction, label in zip(maps, labels):
