@@ -121,6 +121,8 @@ class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
         Label of unlabelled pixels; with `None`, every label is a class.
     correction_gamma (`float`, *optional*, defaults to 1.0), correction_threshold (`float`, *optional*, defaults to 0.7):
         Predictive bias correction in post-processing.
+    correction_on_scores (`bool`, *optional*, defaults to `False`):
+        Whether it lowers scores instead of logits.
     dense_weight (`float`, *optional*, defaults to 0.5):
         Weight of the image tower's own cells in post-processing.
     """
@@ -129,6 +131,7 @@ class AlignZegImageProcessorKwargs(ImagesKwargs, total=False):
     ignore_index: int | None
     correction_gamma: float
     correction_threshold: float
+    correction_on_scores: bool
     dense_weight: float
 
 
@@ -167,6 +170,9 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
             unseen. The right value depends on the temperature; `scripts/calibrate.py` chooses it for a checkpoint.
         correction_threshold (`float`, *optional*, defaults to 0.7):
             Proposals whose probability of being unseen exceeds it are corrected.
+        correction_on_scores (`bool`, *optional*, defaults to `False`):
+            Multiply the probabilities of seen classes by `exp(-correction_gamma)` after the softmax, instead of lowering
+            their logits before it.
         dense_weight (`float`, *optional*, defaults to 0.5):
             Weight `a`, from 0 to 1, of the cells of a convolutional image tower against the proposals in
             `score = proposals^(1 - a) · cells^a`. No effect on a ViT.
@@ -190,6 +196,7 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
     ignore_index = 255
     correction_gamma = 1.0
     correction_threshold = 0.7
+    correction_on_scores = False
     dense_weight = 0.5
 
     def __init__(self, **kwargs: Unpack[AlignZegImageProcessorKwargs]) -> None:

@@ -39,6 +39,7 @@ class AlignZegPostProcessing:
 
     correction_gamma: float
     correction_threshold: float
+    correction_on_scores: bool
     dense_weight: float
 
     @torch.no_grad()
@@ -64,7 +65,14 @@ class AlignZegPostProcessing:
             raise ValueError(
                 f"`gamma` is {gamma} and `threshold` {threshold}; expected gamma >= 0 and threshold from 0 to 1."
             )
-        return class_probabilities(outputs.class_queries_logits, unseen_logits, seen_class_mask, gamma, threshold)
+        return class_probabilities(
+            outputs.class_queries_logits,
+            unseen_logits,
+            seen_class_mask,
+            gamma,
+            threshold,
+            bool(self.correction_on_scores),
+        )
 
     @torch.no_grad()
     def post_process_semantic_segmentation(

@@ -74,12 +74,14 @@ def class_probabilities(
     seen_class_mask: Tensor | None = None,
     gamma: float | Tensor = 0.0,
     threshold: float | Tensor = 0.5,
+    on_scores: bool = False,
 ) -> Tensor:
     """Class probabilities of each proposal after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
 
     Where a proposal's probability of being unseen, `sigmoid(unseen_logits)`, exceeds `threshold`, the logits of its seen
-    classes are lowered by `gamma` before the softmax. With `gamma=0`, a vocabulary without unseen classes, or a missing
-    `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain softmax.
+    classes are lowered by `gamma` before the softmax; with `on_scores`, their probabilities are multiplied by
+    `exp(-gamma)` after it, which leaves those of the unseen classes unchanged. With `gamma=0`, a vocabulary without unseen
+    classes, or a missing `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain softmax.
 
     Args:
         class_queries_logits: `(..., N, C + 1)`, scaled by the temperature; the background comes last.
@@ -87,16 +89,18 @@ def class_probabilities(
         seen_class_mask: `bool (C,)`, True for classes that were seen in training.
         gamma: How much seen logits are lowered, ≥ 0; `()` as a tensor.
         threshold: Between 0 and 1; `()` as a tensor.
+        on_scores: Lower probabilities instead of logits.
 
     Returns:
-        `(..., N, C + 1)`, float32; the last axis sums to one.
+        `(..., N, C + 1)`, float32; the last axis sums to one, or to less with `on_scores`.
     """
     logits = class_queries_logits.float()
-    if unseen_logits is not None and seen_class_mask is not None:
-        seen = seen_class_mask & ~seen_class_mask.all()
-        lowered = torch.nn.functional.pad(seen.to(logits) * gamma, (0, 1))
-        logits = logits - (unseen_logits.float().sigmoid() > threshold).to(logits)[..., None] * lowered
-    return logits.softmax(-1)
+    if unseen_logits is None or seen_class_mask is None:
+        return logits.softmax(-1)
+    seen = seen_class_mask & ~seen_class_mask.all()
+    lowered = torch.nn.functional.pad(seen.to(logits) * gamma, (0, 1))
+    lowered = (unseen_logits.float().sigmoid() > threshold).to(logits)[..., None] * lowered
+    return logits.softmax(-1) * (-lowered).exp() if on_scores else (logits - lowered).softmax(-1)
 
 
 def cell_probabilities(dense_logits: Tensor) -> Tensor:

@@ -261,6 +261,7 @@ def test_folder_of_a_convolutional_model_gives_its_label_maps(tmp_path: Path) ->
         size={"shortest_edge": 96, "longest_edge": 160},
         correction_gamma=2.0,
         correction_threshold=0.5,
+        correction_on_scores=True,
         dense_weight=0.4,
     )
     export_folders(model, processor, {tmp_path / "onnx": False})

@@ -1,6 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Label maps from model outputs, against plain formulas."""
 
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -317,6 +318,23 @@ def test_defaults_come_from_the_processor_and_the_outputs() -> None:
             unseen = outputs.unseen_logits[index].sigmoid() > threshold
             logits[:, :-1] -= gamma * unseen[:, None] * seen
             torch.testing.assert_close(probabilities[index], logits.softmax(-1))
+
+
+def test_the_correction_can_lower_scores_instead_of_logits() -> None:
+    outputs = make_outputs(seen_class_mask=SEEN)
+    processor = AlignZegImageProcessor(correction_gamma=1.5, correction_threshold=0.4, correction_on_scores=True)
+    probabilities = processor.proposal_probabilities(outputs)
+    plain = outputs.class_queries_logits.softmax(-1)
+    assert torch.equal(processor.proposal_probabilities(outputs, gamma=0.0), plain)
+    factors = set()
+    for index, (image, logit) in enumerate(zip(plain, outputs.unseen_logits)):
+        for query, proposal in enumerate(image.tolist()):
+            is_unseen = 1 / (1 + math.exp(-float(logit[query]))) > 0.4
+            for name, probability in enumerate(proposal):
+                factor = math.exp(-1.5) if is_unseen and name < len(SEEN) and SEEN[name] else 1.0
+                factors.add(factor)
+                assert float(probabilities[index, query, name]) == pytest.approx(probability * factor, abs=1e-6)
+    assert len(factors) == 2
 
 
 @pytest.mark.parametrize("penalty", [0.1, 0.7, -0.3])

@@ -36,9 +36,9 @@ HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 class ScoreMaps(nn.Module):
     """AlignZeg without its text tower, from pixels to the class scores of the cells of its grids."""
 
-    def __init__(self, model: AlignZegModel, uses_cells: bool):
+    def __init__(self, model: AlignZegModel, uses_cells: bool, on_scores: bool):
         super().__init__()
-        self.model, self.uses_cells = model, uses_cells
+        self.model, self.uses_cells, self.on_scores = model, uses_cells, on_scores
 
     def forward(
         self,
@@ -70,7 +70,7 @@ class ScoreMaps(nn.Module):
             seen_class_mask=seen_class_mask,
         )
         probabilities = class_probabilities(
-            outputs.class_queries_logits, outputs.unseen_logits, seen_class_mask, gamma, threshold
+            outputs.class_queries_logits, outputs.unseen_logits, seen_class_mask, gamma, threshold, self.on_scores
         )
         masks = outputs.masks_queries_logits.float().sigmoid()
         scores = torch.einsum("bnc,bnhw->bchw", probabilities[..., :-1], masks)
@@ -113,7 +113,7 @@ def network_graph(module: nn.Module, example: dict[str, Tensor], shapes: tuple, 
     return exported.model_proto
 
 
-def score_graph(model: AlignZegModel, uses_cells: bool) -> onnx.ModelProto:
+def score_graph(model: AlignZegModel, uses_cells: bool, on_scores: bool) -> onnx.ModelProto:
     """[`ScoreMaps`] with dynamic batch, height, width and number of classes."""
     divisor, dimension = model.config.size_divisor, torch.export.Dim
     rows, columns = (divisor * dimension(name, min=2, max=4096) for name in ("rows", "columns"))
@@ -134,7 +134,9 @@ def score_graph(model: AlignZegModel, uses_cells: bool) -> onnx.ModelProto:
         {},
         {},
     )
-    return network_graph(ScoreMaps(model, uses_cells), example, shapes, ["scores", "cells"][: 1 + uses_cells])
+    return network_graph(
+        ScoreMaps(model, uses_cells, on_scores), example, shapes, ["scores", "cells"][: 1 + uses_cells]
+    )
 
 
 def text_graph(model: AlignZegModel) -> onnx.ModelProto:
@@ -376,7 +378,10 @@ def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.
     settings = processor.image_processor
     weight = settings.dense_weight if model.cell_classifier is not None else 0.0
     pixels = pixels_graph(settings, model.config.size_divisor)  # raises errors before the slow part
-    network, readout = score_graph(model, weight > 0), readout_graph(model.config.mask_stride, weight)
+    network, readout = (
+        score_graph(model, weight > 0, settings.correction_on_scores),
+        readout_graph(model.config.mask_stride, weight),
+    )
     values = {value.name: value for part in (pixels, network) for value in part.graph.input}
     values = {name: values[name] for name in ("image", "text_prototypes", "seen_class_mask")}
     joined = _joined([pixels, network, readout], values)
