@@ -51,9 +51,9 @@ def main() -> None:
     options.add_argument("--seed", type=integer(0), default=0, help="seed of the trainable parts")
     args = options.parse_args()
     config, image_processor = read_overrides(args.config)
-    from zeroshot.checkpoints import assemble, check_replaceable, save_checkpoint
+    from zeroshot.checkpoints import check_replaceable, save_checkpoint
     from zeroshot.data.splits import load_split
-    from zeroshot.towers import load_towers
+    from zeroshot.towers import assemble, load_towers
 
     check_replaceable(args.output_dir)
     if args.template_set:

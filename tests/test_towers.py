@@ -33,10 +33,9 @@ from transformers import (
 )
 
 from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
-from zeroshot.checkpoints import assemble
 from zeroshot.export import export_program
 from zeroshot.onnx_folder import export_folders
-from zeroshot.towers import load_towers
+from zeroshot.towers import assemble, load_towers
 
 
 ROOT = Path(__file__).resolve().parent.parent

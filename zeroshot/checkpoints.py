@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import os
 import shutil
@@ -12,15 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from .files import atomic_file, atomic_folder, check_output, read_text, shown
-from .towers import CONFIG as TOWER_FIELDS
-from .towers import Towers, fresh_model
 
 
 CODE_FOLDER = "modeling_alignzeg"
@@ -28,49 +23,6 @@ CARD = "README.md"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may refer to code
-
-
-def assemble(
-    towers: Towers,
-    *,
-    seed: int = 0,
-    config: dict[str, Any] | None = None,
-    image_processor: dict[str, Any] | None = None,
-) -> tuple[AlignZegModel, AlignZegProcessor]:
-    """An untrained AlignZeg on copies of frozen towers.
-
-    Args:
-        towers: From [`load_towers`].
-        seed: Seed of the trainable parts.
-        config: Overrides of [`AlignZegConfig`].
-        image_processor: Overrides of [`AlignZegImageProcessor`].
-
-    Raises:
-        ValueError: `config` contains a field that `AlignZegConfig` does not have or that describes the towers, or its
-            values contradict the towers.
-    """
-    overrides = dict(config or {})
-    known = [field.name for field in dataclasses.fields(AlignZegConfig)]
-    for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"`model.config` contains {name!r}, which is not a field of AlignZegConfig{hint}")
-        if name in TOWER_FIELDS:
-            raise ValueError(
-                f"`model.config` contains {name!r}, which the image and text towers determine: leave it out."
-            )
-    try:
-        model = fresh_model(towers, overrides, seed)
-    except StrictDataclassError as error:
-        raise ValueError(f"`model.config` is invalid. {error}") from error
-    options = {"size_divisor": model.config.size_divisor, **towers.image_processor, **(image_processor or {})}
-    processor = AlignZegProcessor(
-        image_processor=AlignZegImageProcessor(**options),
-        tokenizer=towers.tokenizer,
-        template_set=model.config.template_set,
-    )
-    return model, processor
 
 
 def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[AlignZegModel, AlignZegProcessor]:

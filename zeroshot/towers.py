@@ -7,6 +7,8 @@ convolutional network of timm (ConvNeXt and others), from `scripts/pretrain_lit.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -15,11 +17,12 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alignzeg import AlignZegConfig, AlignZegModel
+from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
 from .clip_conversion import (
     FOLDER,
@@ -254,6 +257,49 @@ def _model_type(source: str, cache_dir: str | None) -> str | None:
         return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0].get("model_type")
     except (OSError, ValueError):
         return None
+
+
+def assemble(
+    towers: Towers,
+    *,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
+    image_processor: dict[str, Any] | None = None,
+) -> tuple[AlignZegModel, AlignZegProcessor]:
+    """An untrained AlignZeg on copies of frozen towers.
+
+    Args:
+        towers: From [`load_towers`].
+        seed: Seed of the trainable parts.
+        config: Overrides of [`AlignZegConfig`].
+        image_processor: Overrides of [`AlignZegImageProcessor`].
+
+    Raises:
+        ValueError: `config` contains a field that `AlignZegConfig` does not have or that describes the towers, or its
+            values contradict the towers.
+    """
+    overrides = dict(config or {})
+    known = [field.name for field in dataclasses.fields(AlignZegConfig)]
+    for name in overrides:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"`model.config` contains {name!r}, which is not a field of AlignZegConfig{hint}")
+        if name in CONFIG:
+            raise ValueError(
+                f"`model.config` contains {name!r}, which the image and text towers determine: leave it out."
+            )
+    try:
+        model = fresh_model(towers, overrides, seed)
+    except StrictDataclassError as error:
+        raise ValueError(f"`model.config` is invalid. {error}") from error
+    options = {"size_divisor": model.config.size_divisor, **towers.image_processor, **(image_processor or {})}
+    processor = AlignZegProcessor(
+        image_processor=AlignZegImageProcessor(**options),
+        tokenizer=towers.tokenizer,
+        template_set=model.config.template_set,
+    )
+    return model, processor
 
 
 def fresh_model(towers: Towers, config: dict[str, Any], seed: int) -> AlignZegModel:

@@ -13,11 +13,11 @@ from accelerate.tracking import get_available_trackers
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
-from ..checkpoints import assemble, load_checkpoint
+from ..checkpoints import load_checkpoint
 from ..data.transforms import TrainTransform
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings, TrainingSettings
-from ..towers import load_towers
+from ..towers import assemble, load_towers
 
 
 def trackers(settings: TrainingSettings) -> list[str]:
