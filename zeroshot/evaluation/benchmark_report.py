@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,130 +29,152 @@ def markdown(report: dict[str, Any]) -> str:
         "one table were timed in turns.",
         "",
     ]
-
-    def table(title: str, header: list[str], rows: list[list[str]]) -> None:
-        lines.extend([f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"])
-        lines.extend(f"| {' | '.join(row)} |" for row in rows)
-        lines.append("")
-
-    if "peers" in sections:
-        found = sections["peers"]
-        peaks = sections.get("memory", {}).get("models", {})
-        table(
-            f"{found['size']} px, {found['classes']} classes, batch 1",
-            ["model", "ms", "× CLIP", "× AlignZeg", "GMACs", "trainable, M", "peak MiB", ""],
-            [
-                [
-                    row["title"],
-                    milliseconds(row),
-                    f"{row['over_clip']:.2f}",
-                    f"{row['over_alignzeg']:.2f}",
-                    f"{row['gmacs']:.1f}" if "gmacs" in row else "",
-                    f"{row['trainable'] / 1e6:.1f}" if "trainable" in row else "",
-                    f"{peaks[name]['peak_mib']:,.0f}" if name in peaks else "",
-                    row["note"],
-                ]
-                for name, row in found["models"].items()
-            ],
-        )
-    if "sizes" in sections:
-        table(
-            f"Image size, {sections['sizes']['classes']} classes",
-            ["px", "network, ms", "file to label map, ms", "bare CLIP, ms", "network × CLIP", "GMACs"],
-            [
-                [
-                    side,
-                    *(milliseconds(row[name]) for name in ("network", "end_to_end", "clip")),
-                    f"{row['network']['median'] / row['clip']['median']:.2f}",
-                    f"{row['gmacs']:.1f}",
-                ]
-                for side, row in sections["sizes"]["sizes"].items()
-            ],
-        )
-    if "classes" in sections:
-        found = sections["classes"]
-        table(
-            f"Number of classes, {found['size']} px, label maps of {found['label_size']} px",
-            ["classes", "network, ms", "file to label map, ms", "× the first", "peak MiB"],
-            [
-                [
-                    f"{int(count):,}",
-                    milliseconds(row["network"]),
-                    milliseconds(row["end_to_end"]),
-                    f"{row['over_first']:.2f}",
-                    f"{row['memory']['peak_mib']:,.0f}",
-                ]
-                for count, row in found["vocabularies"].items()
-            ],
-        )
-    if "batches" in sections:
-        table(
-            f"Batch, {sections['batches']['size']} px",
-            ["images", "network, ms", "bare CLIP, ms", "images a second"],
-            [
-                [batch, milliseconds(row["network"]), milliseconds(row["clip"]), f"{row['images_per_second']:.2f}"]
-                for batch, row in sections["batches"]["batches"].items()
-            ],
-        )
-    if "dtypes" in sections:
-        found = sections["dtypes"]
-        table(
-            f"Precision, {found['size']} px",
-            ["", "ms", "speed-up", "equal pixels"],
-            [
-                [
-                    name,
-                    milliseconds(timing),
-                    f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
-                    f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
-                ]
-                for name, timing in found["timings"].items()
-            ],
-        )
-    if "training" in sections:
-        found = sections["training"]
-        parts = ("inference", "forward", "loss and matching", "backward", "optimizer", "step")
-        table(
-            f"Training step, {found['size']} px, {found['classes']} classes, batch 1, float32",
-            ["", "ms", "share of the step"],
-            [
-                [
-                    part,
-                    f"{found['median'][part] * 1000:,.0f}",
-                    "" if part == "inference" else f"{100 * found['median'][part] / found['median']['step']:.0f} %",
-                ]
-                for part in parts
-            ],
-        )
-        kept, deeper = (found[name] for name in ("memory", "memory_with_6_more_layers_below_the_split"))
-        lines += [
-            f"A step adds {kept['added_mib']:,.0f} MiB to the weights; with six more CLIP layers below the split "
-            f"{deeper['added_mib']:,.0f} MiB.",
-            "",
-        ]
-    if "loader" in sections:
-        rates = sections["loader"]["images_per_second_by_workers"]
-        lines += ["## Loader", ""]
-        lines += [f"{rate:,.0f} training images a second with {workers} workers." for workers, rate in rates.items()]
-        lines.append("")
-    if "compile" in sections:
-        found = sections["compile"]
-        table(
-            f"torch.compile, {found['size']} px",
-            ["", "eager, ms", "compiled, ms", "speed-up", "first call, s"],
-            [
-                [
-                    name,
-                    milliseconds(found[name]["eager"]),
-                    milliseconds(found[name]["compiled"]),
-                    f"{found[name]['speedup']:.2f}",
-                    f"{found[name]['first_call_seconds']:.0f}",
-                ]
-                for name in COMPILE_OPTIONS
-                if name in found
-            ],
-        )
+    peaks = sections.get("memory", {}).get("models", {})
+    for name, lines_of in _SECTIONS.items():
+        if name in sections:
+            lines += lines_of(sections[name], peaks) if name == "peers" else lines_of(sections[name])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _peers(found: dict[str, Any], peaks: dict[str, Any]) -> list[str]:
+    return _table(
+        f"{found['size']} px, {found['classes']} classes, batch 1",
+        ["model", "ms", "× CLIP", "× AlignZeg", "GMACs", "trainable, M", "peak MiB", ""],
+        [
+            [
+                row["title"],
+                milliseconds(row),
+                f"{row['over_clip']:.2f}",
+                f"{row['over_alignzeg']:.2f}",
+                f"{row['gmacs']:.1f}" if "gmacs" in row else "",
+                f"{row['trainable'] / 1e6:.1f}" if "trainable" in row else "",
+                f"{peaks[name]['peak_mib']:,.0f}" if name in peaks else "",
+                row["note"],
+            ]
+            for name, row in found["models"].items()
+        ],
+    )
+
+
+def _sizes(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Image size, {found['classes']} classes",
+        ["px", "network, ms", "file to label map, ms", "bare CLIP, ms", "network × CLIP", "GMACs"],
+        [
+            [
+                side,
+                *(milliseconds(row[name]) for name in ("network", "end_to_end", "clip")),
+                f"{row['network']['median'] / row['clip']['median']:.2f}",
+                f"{row['gmacs']:.1f}",
+            ]
+            for side, row in found["sizes"].items()
+        ],
+    )
+
+
+def _classes(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Number of classes, {found['size']} px, label maps of {found['label_size']} px",
+        ["classes", "network, ms", "file to label map, ms", "× the first", "peak MiB"],
+        [
+            [
+                f"{int(count):,}",
+                milliseconds(row["network"]),
+                milliseconds(row["end_to_end"]),
+                f"{row['over_first']:.2f}",
+                f"{row['memory']['peak_mib']:,.0f}",
+            ]
+            for count, row in found["vocabularies"].items()
+        ],
+    )
+
+
+def _batches(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Batch, {found['size']} px",
+        ["images", "network, ms", "bare CLIP, ms", "images a second"],
+        [
+            [batch, milliseconds(row["network"]), milliseconds(row["clip"]), f"{row['images_per_second']:.2f}"]
+            for batch, row in found["batches"].items()
+        ],
+    )
+
+
+def _dtypes(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Precision, {found['size']} px",
+        ["", "ms", "speed-up", "equal pixels"],
+        [
+            [
+                name,
+                milliseconds(timing),
+                f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
+                f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
+            ]
+            for name, timing in found["timings"].items()
+        ],
+    )
+
+
+def _training(found: dict[str, Any]) -> list[str]:
+    parts = ("inference", "forward", "loss and matching", "backward", "optimizer", "step")
+    rows = [
+        [
+            part,
+            f"{found['median'][part] * 1000:,.0f}",
+            "" if part == "inference" else f"{100 * found['median'][part] / found['median']['step']:.0f} %",
+        ]
+        for part in parts
+    ]
+    title = f"Training step, {found['size']} px, {found['classes']} classes, batch 1, float32"
+    kept, deeper = (found[name] for name in ("memory", "memory_with_6_more_layers_below_the_split"))
+    return [
+        *_table(title, ["", "ms", "share of the step"], rows),
+        f"A step adds {kept['added_mib']:,.0f} MiB to the weights; with six more CLIP layers below the split "
+        f"{deeper['added_mib']:,.0f} MiB.",
+        "",
+    ]
+
+
+def _loader(found: dict[str, Any]) -> list[str]:
+    rates = found["images_per_second_by_workers"]
+    lines = [f"{rate:,.0f} training images a second with {workers} workers." for workers, rate in rates.items()]
+    return ["## Loader", "", *lines, ""]
+
+
+def _compile(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"torch.compile, {found['size']} px",
+        ["", "eager, ms", "compiled, ms", "speed-up", "first call, s"],
+        [
+            [
+                name,
+                milliseconds(found[name]["eager"]),
+                milliseconds(found[name]["compiled"]),
+                f"{found[name]['speedup']:.2f}",
+                f"{found[name]['first_call_seconds']:.0f}",
+            ]
+            for name in COMPILE_OPTIONS
+            if name in found
+        ],
+    )
+
+
+_SECTIONS: dict[str, Callable[..., list[str]]] = {  # in the order of the report
+    "peers": _peers,
+    "sizes": _sizes,
+    "classes": _classes,
+    "batches": _batches,
+    "dtypes": _dtypes,
+    "training": _training,
+    "loader": _loader,
+    "compile": _compile,
+}
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
