@@ -71,16 +71,18 @@ def draw_overlay(
     opacity: float = 0.6,
     legend: bool = True,
     max_size: int | None = None,
+    other_name: str = "none of these",
 ) -> Image.Image:
     """Blends `image` with the colours of its label map, with white borders between regions.
 
     Args:
         image: Any mode; drawn as RGB.
-        label: Integers `(height, width)`, indices into `class_names`. Other ids, such as "none of these", are grey.
+        label: Integers `(height, width)`, indices into `class_names`. Other ids are grey.
         class_names: Names of the classes.
         opacity: Weight of the colours, 0 to 1.
         legend: Whether to add a legend of the classes that occur, with their share of the pixels of `label`.
         max_size: Maximum width and height of the overlay without its legend; larger images are scaled down.
+        other_name: What the legend calls other ids.
 
     Raises:
         ValueError: `label` does not contain integers, or it differs in size from `image`.
@@ -107,7 +109,7 @@ def draw_overlay(
     counts = count_labels(label, len(class_names))
     counts = np.append(counts, label.size - counts.sum())
     entries = [
-        (class_names[i] if i < len(class_names) else "none of these", colors[i], counts[i] / label.size)
+        (class_names[i] if i < len(class_names) else other_name, colors[i], counts[i] / label.size)
         for i in sorted(counts.nonzero()[0], key=lambda i: -counts[i])
     ]
     return _with_legend(mixed, entries)

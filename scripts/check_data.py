@@ -5,7 +5,7 @@
     python scripts/check_data.py --config scripts/configs/own_data.yaml --data.dataset my_data --data.split my_classes.yaml
 
 Also accepts the options of train.py. Nothing is trained. The figure shows images and their label maps; unlabelled pixels
-are grey, "none of these". Class names are compared if `model.clip` or `model.checkpoint` is set.
+are grey. Class names are compared if `model.clip` or `model.checkpoint` is set.
 """
 
 from __future__ import annotations

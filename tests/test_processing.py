@@ -99,6 +99,15 @@ def test_large_images_are_drawn_small() -> None:
     assert draw_overlay(image, label, ["grass", "sky"], legend=False, max_size=340).size == image.size
 
 
+def test_the_legend_names_other_ids() -> None:
+    image, label = Image.new("RGB", (120, 80), "grey"), np.zeros((80, 120), np.int64)
+    plain, named = (draw_overlay(image, label, ["grass"], other_name=name) for name in ("none of these", "unlabelled"))
+    assert plain == named  # no other id occurs
+    label[:40] = 255
+    plain, named = (draw_overlay(image, label, ["grass"], other_name=name) for name in ("none of these", "unlabelled"))
+    assert np.array_equal(np.asarray(plain)[:80, :120], np.asarray(named)[:80, :120]) and plain != named
+
+
 def test_counts_of_labels() -> None:
     label = np.random.default_rng(3).integers(-2, 9, (13, 17))
     assert count_labels(label, 5).tolist() == [int((label == number).sum()) for number in range(5)]

@@ -111,7 +111,9 @@ def draw_grid(task: Task, count: int, output: str, width: int = 360) -> None:
             size = (width, max(1, round(image.height * width / image.width)))
             label = Image.fromarray(sample["label"].astype(np.int32)).resize(size, Image.Resampling.NEAREST)
             image = image.resize(size)
-            pairs.append((image, draw_overlay(image, np.asarray(label), list(task.split.classes))))
+            pairs.append(
+                (image, draw_overlay(image, np.asarray(label), list(task.split.classes), other_name="unlabelled"))
+            )
     height = max(max(image.height, overlay.height) for image, overlay in pairs)
     cell = width + max(overlay.width for _, overlay in pairs)
     columns = 2 if len(pairs) > 1 else 1

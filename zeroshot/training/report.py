@@ -124,7 +124,7 @@ def draw_predictions(samples: list[dict[str, Any]], labels: list[np.ndarray], cl
             for each in (sample["image"], sample["label"].astype(np.int64), label)
         )
         image = Image.fromarray(pixels)
-        overlays = [draw_overlay(image, each, classes, max_size=SIDE) for each in maps]
+        overlays = [draw_overlay(image, each, classes, max_size=SIDE, other_name="unlabelled") for each in maps]
         image.thumbnail((SIDE, SIDE))
         rows.append((image, *overlays))
     widths = [max(row[column].width for row in rows) + GAP for column in range(len(TITLES))]
