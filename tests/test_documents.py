@@ -191,6 +191,8 @@ def commands(code: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         if words:
             yield words
+        for word in words:  # `sbatch --wrap "…"`, `bash -c "… && …"`
+            yield from (shlex.split(part) for part in word.split(" && ") if " scripts/" in part)
 
 
 @pytest.mark.parametrize("block", chosen("bash", "sh", "shell", run=False))
