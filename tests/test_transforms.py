@@ -155,7 +155,7 @@ def test_options_out_of_range_are_named(options, name):
 @pytest.mark.parametrize("options", [{"foo": 1}, {"ignore_index": 3}])
 def test_unknown_options_are_named(options):
     with pytest.raises(ValueError, match=f"`data.transform` has no option '{next(iter(options))}'"):
-        build_transform(options, 255)
+        build_transform(options)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)])

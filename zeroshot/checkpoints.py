@@ -31,6 +31,11 @@ def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[Alig
     Raises:
         ValueError: The checkpoint does not exist or is damaged.
     """
+    if not Path(source).exists() and str(source).count("/") != 1:  # not a Hub id: do not ask the network
+        raise ValueError(
+            f"`{argument}` is {str(source)!r}, but there is no such folder, and a Hub id has the form USER/NAME. Check the "
+            "spelling."
+        )
     try:
         return AlignZegModel.from_pretrained(source).eval(), AlignZegProcessor.from_pretrained(source)
     except Exception as error:  # transformers raises errors of all types for damaged files

@@ -64,8 +64,8 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 
 
-def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransform:
-    """The transform of `data.transform`.
+def build_transform(options: dict[str, Any]) -> TrainTransform:
+    """The transform of `data.transform`; the caller sets `ignore_index` and `resample`.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -73,7 +73,7 @@ def build_transform(options: dict[str, Any], ignore_index: int) -> TrainTransfor
     known = [each.name for each in dataclasses.fields(TrainTransform) if each.name not in ("ignore_index", "resample")]
     if unknown := [name for name in options if name not in known]:
         raise ValueError(f"`data.transform` has no option {unknown[0]!r}; expected some of {', '.join(known)}.")
-    return TrainTransform(ignore_index=ignore_index, **options)
+    return TrainTransform(**options)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -87,13 +87,13 @@ class Trainer:
         self.accelerator = start_accelerator(settings)
         self.output = Path(settings.output_dir)
         data, training = settings.data, settings.training
+        transform = build_transform(data.transform)  # checks its options before files are read
 
         with self.accelerator.main_process_first():
             task = open_task(data, validation=training.evaluate_every > 0)
         if data.transductive:
             check_transductive(settings, task.split)
         self.split, self.training_split, rows = task.split, task.training_split, task.train
-        transform = build_transform(data.transform, self.split.ignore_index)
         if data.validate:
             check_task(self.accelerator, task)
         self.validation = None
@@ -111,7 +111,9 @@ class Trainer:
             self.accelerator.print(f"Warning: {warning}")
         image_processor = self.processor.image_processor
         image_processor.ignore_index = self.split.ignore_index
-        transform = dataclasses.replace(transform, resample=image_processor.resample)
+        transform = dataclasses.replace(
+            transform, ignore_index=self.split.ignore_index, resample=image_processor.resample
+        )
         seed = settings.seed if data.augmentation_seed is None else data.augmentation_seed
         self.dataset = SegmentationDataset(
             rows,
