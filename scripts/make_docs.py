@@ -278,6 +278,8 @@ def photos_table() -> str:
     reference = {split: load(f"msrc/fully_supervised_{split}.json") for split in "ab"}
     if None in (*reports, *reference.values()):
         return NOT_MEASURED
+    from zeroshot.evaluation.ablation import mean_and_error
+
     splits = [{row["name"]: row for row in report["rows"]} for report in reports]
     lines = [
         "| MSRC-21, test part (236 photographs) | A: mIoU(S) | mIoU(U) | hIoU | B: mIoU(S) | mIoU(U) | hIoU |",
@@ -317,11 +319,6 @@ def photos_table() -> str:
         "`docs/results/msrc/`.",
     ]
     return "\n".join(lines)
-
-
-def mean_and_error(values: list[float]) -> str:
-    """Mean ± standard error."""
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def photo_checkpoint() -> str:

@@ -378,10 +378,8 @@ def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.
     settings = processor.image_processor
     weight = settings.dense_weight if model.cell_classifier is not None else 0.0
     pixels = pixels_graph(settings, model.config.size_divisor)  # raises errors before the slow part
-    network, readout = (
-        score_graph(model, weight > 0, settings.correction_on_scores),
-        readout_graph(model.config.mask_stride, weight),
-    )
+    network = score_graph(model, weight > 0, settings.correction_on_scores)
+    readout = readout_graph(model.config.mask_stride, weight)
     values = {value.name: value for part in (pixels, network) for value in part.graph.input}
     values = {name: values[name] for name in ("image", "text_prototypes", "seen_class_mask")}
     joined = _joined([pixels, network, readout], values)

@@ -253,7 +253,7 @@ def summarize(cells: Path, results: Path) -> None:
     atomic_write_text(results / "ablation.json", json.dumps(report, indent=2) + "\n")
     lines = ["| | mIoU(S) | mIoU(U) | hIoU | seeds |", "|---|---|---|---|---|"]
     for line in rows:
-        values = [_mean_and_error(line[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
+        values = [mean_and_error(line[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
         lines.append(f"| {line['title']} | {' | '.join(values)} | {len(line['seeds'])} |")
     atomic_write_text(results / "ablation.md", "\n".join(lines) + "\n")
     _draw_table(rows, results / "ablation.png")
@@ -261,7 +261,8 @@ def summarize(cells: Path, results: Path) -> None:
         _draw_misalignment(found, results / "misalignment.png")
 
 
-def _mean_and_error(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float]) -> str:
+    """`values` as mean ± standard error."""
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return f"{np.mean(values):.1f} ± {error:.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 

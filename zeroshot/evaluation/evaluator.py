@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegOutput, AlignZegProcessor
-from modeling_alignzeg.readout_alignzeg import View, label_map
+from modeling_alignzeg.readout_alignzeg import View, class_scores, image_view, label_map
 
 from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
@@ -83,10 +83,18 @@ class Evaluator:
             if images is not None or len(penalties) == 1:
                 found = {name: convert(seen_penalty=value, images=images) for name, value in penalties.items()}
             else:  # several constants on the same scores
-                results: Any = convert(return_segmentation_scores=True)
-                scores = [result["segmentation_scores"] for result in results]
-                seen = torch.tensor(self.split.seen_class_mask, device=scores[0].device)[:, None, None]
-                found = {name: [(s - value * seen).argmax(0) for s in scores] for name, value in penalties.items()}
+                assert outputs.seen_class_mask is not None
+                seen = outputs.seen_class_mask[0].float()
+                table = processor.proposal_probabilities(outputs, gamma=gamma, threshold=threshold)[..., :-1]
+                views = [
+                    image_view(outputs, index, table[index], size, processor.dense_weight)
+                    for index, size in enumerate(sizes)
+                ]
+                scores = [class_scores(view, torch.zeros_like(seen)) for view in views]
+                found = {
+                    name: [(each - value * seen[:, None, None]).argmax(0) for each in scores]
+                    for name, value in penalties.items()
+                }
             for name, maps in found.items():
                 for prediction, label in zip(maps, labels):
                     self._count(name, prediction if classes is None else classes[prediction], label)
