@@ -316,7 +316,7 @@ def photos_table() -> str:
         "seeds, mean ± standard error. γ and θ of PBC were chosen on seen classes treated as unseen; the blind constant was "
         f"chosen on the test part. Without PBC against the baseline, mean of both splits: {gains}; {100 * reached:.0f} % of "
         "the fully supervised hIoU. Numbers: `docs/results/msrc_a/ablation.json`, `docs/results/msrc_b/ablation.json`, "
-        "`docs/results/msrc/`.",
+        "`docs/results/msrc/`, written by `scripts/ablate.py` and `scripts/evaluate.py`.",
     ]
     return "\n".join(lines)
 
