@@ -1,10 +1,17 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The frozen text tower, which turns class names into text prototypes."""
 
+import hashlib
+import json
+import os
 from collections import OrderedDict
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, MetaClip2TextModel, PreTrainedModel, SiglipTextModel
 
@@ -18,7 +25,24 @@ TEXT_TOWERS: dict[str, type[PreTrainedModel]] = {
     "metaclip_2_text_model": MetaClip2TextModel,
     "siglip_text_model": SiglipTextModel,
 }
+PROMPTS_AT_ONCE = 8192  # tokenized and embedded before their mean over templates
 PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
+
+
+def _read_embeds(file: Path) -> Tensor | None:
+    """Embeddings of a cache file; `None` if there is none, or it is damaged."""
+    try:
+        return load_file(file)["embeds"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
+def _write_embeds(file: Path, embeds: Tensor) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as beside:
+        pass
+    save_file({"embeds": embeds.contiguous()}, beside.name)
+    os.replace(beside.name, file)
 
 
 class AlignZegTextEncoder(nn.Module):
@@ -84,14 +108,21 @@ class AlignZegTextEncoder(nn.Module):
         return F.normalize(embeds.unflatten(0, shape).mean(-2), dim=-1)
 
     def prototypes(
-        self, processor, classes, template_set: str | list[str] | None, batch_size: int, phrase_pooling: str
+        self,
+        processor,
+        classes,
+        template_set: str | list[str] | None,
+        batch_size: int,
+        phrase_pooling: str,
+        cache_dir: str | os.PathLike | None,
     ) -> Tensor:
         """See [`AlignZegModel.get_text_prototypes`]."""
         if phrase_pooling not in ("max", "mean"):
             raise ValueError(f"`phrase_pooling` is {phrase_pooling!r}; expected 'max' or 'mean'.")
         classes = check_classes(classes)
         phrases = [phrase for group in classes.values() for phrase in group]
-        embeds = self._embed(processor, phrases, template_set, batch_size)
+        templates = get_templates(self.config.template_set if template_set is None else template_set)
+        embeds = self._cached_embeds(processor, phrases, templates, batch_size, cache_dir)
         if len(phrases) == len(classes):
             return embeds
         if phrase_pooling == "max":
@@ -99,23 +130,60 @@ class AlignZegTextEncoder(nn.Module):
         groups = embeds.split([len(group) for group in classes.values()])
         return F.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
 
-    def _embed(
-        self, processor, class_names: list[str], template_set: str | list[str] | None, batch_size: int
+    def _cached_embeds(
+        self,
+        processor,
+        phrases: list[str],
+        templates: tuple[str, ...],
+        batch_size: int,
+        cache_dir: str | os.PathLike | None,
     ) -> Tensor:
-        """Unit embeddings `(phrases, D)`, cached."""
-        templates = get_templates(self.config.template_set if template_set is None else template_set)
+        """Unit embeddings `(phrases, D)`, from memory or from `cache_dir` where they are known."""
         weights = tuple((w.data_ptr(), w._version, w.dtype, w.device) for w in self.parameters())
-        key = (tuple(class_names), templates, weights)
-        if key not in self._cache:
-            ids, mask = self._tokenize(processor, class_names, templates)
-            rows = max(1, batch_size // len(templates))
-            with torch.inference_mode(False):  # the result may be used in a training step
-                self._cache[key] = torch.cat([self(*part) for part in zip(ids.split(rows), mask.split(rows))])
-            while len(self._cache) > 16:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        with torch.inference_mode(False):
+        key = (tuple(phrases), templates, weights)
+        with torch.inference_mode(False):  # the result may be used in a training step
+            if key not in self._cache:
+                file = (
+                    None if cache_dir is None else Path(cache_dir) / f"{self._digest(phrases, templates)}.safetensors"
+                )
+                embeds = None if file is None else _read_embeds(file)
+                if embeds is None:
+                    embeds = self._embed(processor, phrases, templates, batch_size)
+                    if file is not None:
+                        _write_embeds(file, embeds)
+                self._cache[key] = embeds.to(self.device)
+                while len(self._cache) > 16:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
             return self._cache[key].clone()
+
+    def _embed(self, processor, phrases: list[str], templates: tuple[str, ...], batch_size: int) -> Tensor:
+        """Unit embeddings `(phrases, D)`. Prompts of similar length share a batch, so that little padding is encoded; only
+        [`PROMPTS_AT_ONCE`] are in memory at a time."""
+        found = []
+        step = max(1, PROMPTS_AT_ONCE // len(templates))
+        for start in range(0, len(phrases), step):
+            ids, mask = (
+                part.flatten(0, -2) for part in self._tokenize(processor, phrases[start : start + step], templates)
+            )
+            lengths = mask.sum(-1) if self.fixed_length is None else mask.new_full(mask.shape[:1], ids.shape[-1])
+            order = lengths.argsort(stable=True)
+            parts = [
+                self(ids[rows, : lengths[rows[-1]]], mask[rows, : lengths[rows[-1]]])
+                for rows in order.split(batch_size)
+            ]
+            prompts = torch.cat(parts)[order.argsort().to(parts[0].device)]
+            found.append(F.normalize(prompts.unflatten(0, (-1, len(templates))).mean(1), dim=-1))
+        return torch.cat(found)
+
+    def _digest(self, phrases: list[str], templates: tuple[str, ...]) -> str:
+        """Hash of everything that the embeddings depend on: texts, the tower's configuration and its weights."""
+        text = [list(phrases), list(templates), self.config.text_config.to_dict()]
+        found = hashlib.sha256(json.dumps(text, sort_keys=True, default=str).encode())
+        for name, weight in self.state_dict().items():
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def _tokenize(self, processor, class_names: list[str], templates: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         if not hasattr(processor, "encode_class_names"):

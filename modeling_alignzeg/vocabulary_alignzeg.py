@@ -2,6 +2,7 @@
 """The vocabulary: prototypes of class names and of exemplars, and the stored vocabulary of a checkpoint."""
 
 import contextlib
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ class AlignZegVocabulary:
         template_set: str | list[str] | None = None,
         batch_size: int = 256,
         phrase_pooling: str = "max",
+        cache_dir: str | os.PathLike | None = None,
     ) -> Tensor:
         """Text prototypes of class names, in the caller's order.
 
@@ -61,6 +63,8 @@ class AlignZegVocabulary:
             batch_size: Prompts per forward pass of the text tower.
             phrase_pooling: `"max"`: the best phrase of a class gives its logit; `"mean"`: its prototype is the normalized
                 mean of its phrases, as training requires.
+            cache_dir: Folder that keeps embeddings of many names for later processes, one file for each list of names,
+                templates and weights of the text tower. Damaged files are written again.
 
         Returns:
             Unit vectors `(C, D)`. If a class has several phrases and each has its own prototype, `(C, phrases, D)`; for
@@ -71,7 +75,9 @@ class AlignZegVocabulary:
             ValueError: no names, an empty name, a duplicate name or phrase, an unknown template set or pooling, or a
                 tokenizer that does not match the text tower.
         """
-        return self.text_encoder.prototypes(processor, class_names, template_set, batch_size, phrase_pooling)
+        return self.text_encoder.prototypes(
+            processor, class_names, template_set, batch_size, phrase_pooling, cache_dir
+        )
 
     @torch.no_grad()
     def get_image_prototypes(

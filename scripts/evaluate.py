@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     options.add_argument("--context_459_ids", action="store_true", help="PASCAL Context's labels have ids 1..459")
     options.add_argument("--scene_seed", type=integer(0), default=0, help="seed of the embedded scenes")
     options.add_argument("--template_set", help="prompt templates; default: the checkpoint's")
+    options.add_argument("--text_cache", metavar="DIR", help="folder that keeps text embeddings of many names")
     options.add_argument(
         "--phrase_pooling",
         choices=("max", "mean"),
@@ -179,7 +180,11 @@ def main() -> None:
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
     prototypes = model.get_text_prototypes(
-        processor, split.vocabulary, args.template_set, phrase_pooling=args.phrase_pooling
+        processor,
+        split.vocabulary,
+        args.template_set,
+        phrase_pooling=args.phrase_pooling,
+        cache_dir=args.text_cache,
     )
     dataset = SegmentationDataset(rows, split, training=False)
     started = time.time()

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--phrase_pooling", choices=("max", "mean"), default="max", help="how to combine several phrases of a class"
     )
+    options.add_argument("--text_cache", metavar="DIR", help="folder that keeps text embeddings of many names")
     options.add_argument("--device", help="default: a GPU if available; with --dataset, the launcher chooses")
     options.add_argument("--num_threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     options.add_argument("--labels_only", action="store_true", help="write only the label maps")
@@ -83,7 +84,7 @@ def load_model(args: argparse.Namespace, device: Any) -> tuple[Any, Any, Any]:
 
     model, processor = load_checkpoint(args.model)
     model = model.to(device)
-    arguments = (args.classes, args.unseen, args.template_set, args.phrase_pooling)
+    arguments = (args.classes, args.unseen, args.template_set, args.phrase_pooling, args.text_cache)
     return model, processor, load_vocabulary(model, processor, *arguments)
 
 

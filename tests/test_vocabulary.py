@@ -80,6 +80,22 @@ def test_batches_of_prompts_change_nothing(model: AlignZegModel, processor: Alig
     torch.testing.assert_close(model.get_text_prototypes(processor, names, "vild", batch_size=30), whole)
 
 
+def test_short_prompts_are_not_padded_to_the_longest(
+    model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a very long name of a thing that nobody ever saw"
+    names = [long, *(f"n{i}" for i in range(7)), f"{long} again"]
+    passes = count_passes(model, monkeypatch)
+    monkeypatch.setattr("modeling_alignzeg.text_encoder_alignzeg.PROMPTS_AT_ONCE", 50)
+    found = model.get_text_prototypes(processor, names, "vild", batch_size=8)
+    monkeypatch.undo()
+    expected = plain_prototypes(model, processor, names, TEMPLATE_SETS["vild"])
+    torch.testing.assert_close(found, expected)
+    tokens = sum(ids.numel() for ids, _ in passes)
+    widest = max(ids.shape[1] for ids, _ in passes)
+    assert tokens < 0.8 * widest * len(names) * len(TEMPLATE_SETS["vild"])
+
+
 def test_saved_vocabulary_comes_back(model: AlignZegModel, processor: AlignZegProcessor, tmp_path: Path) -> None:
     names = ["snow", "a cat", "Katze", "猫"]
     model.set_vocabulary(names, ["猫"], processor, template_set="vild")
@@ -217,6 +233,39 @@ def test_cache_is_bounded(model: AlignZegModel, processor: AlignZegProcessor) ->
     for i in range(40):
         model.get_text_prototypes(processor, [f"n{i}"])
     assert len(model.text_encoder._cache) <= 16
+
+
+def test_embeddings_on_disk_are_used_by_another_process(
+    model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = {"ground": ["grass", "brick"], "sofa": ["sofa"]}
+    first = model.get_text_prototypes(processor, names, cache_dir=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    later = tiny_model()
+    passes = count_passes(later, monkeypatch)
+    assert torch.equal(later.get_text_prototypes(processor, names, cache_dir=tmp_path / "cache"), first)
+    assert not passes
+    file.write_bytes(file.read_bytes()[:-5])  # a damaged file
+    later = tiny_model()
+    torch.testing.assert_close(later.get_text_prototypes(processor, names, cache_dir=tmp_path / "cache"), first)
+    assert [each.name for each in (tmp_path / "cache").iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("change", ["names", "order", "templates", "weights", "dtype"])
+def test_embeddings_on_disk_belong_to_names_templates_and_weights(
+    model: AlignZegModel, processor: AlignZegProcessor, tmp_path: Path, change: str
+) -> None:
+    model.get_text_prototypes(processor, ["grass", "brick"], cache_dir=tmp_path)
+    names = {"names": ["grass", "bricks"], "order": ["brick", "grass"]}.get(change, ["grass", "brick"])
+    templates = "vild" if change == "templates" else "single"
+    other = tiny_model()
+    if change == "weights":
+        write_in_place(other.text_encoder.get_parameter("text_model.encoder.layers.0.mlp.fc1.bias"))
+    if change == "dtype":
+        other = other.double()
+    found = other.get_text_prototypes(processor, names, templates, cache_dir=tmp_path)
+    torch.testing.assert_close(found, plain_prototypes(other, processor, names, TEMPLATE_SETS[templates]))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_prototypes_of_inference_mode_can_be_trained_on(model: AlignZegModel, processor: AlignZegProcessor) -> None:

@@ -34,6 +34,7 @@ def load_vocabulary(
     unseen: list[str] | None,
     template_set: str | None,
     phrase_pooling: str = "max",
+    cache_dir: str | None = None,
 ) -> Vocabulary:
     """The classes to choose from; default: the checkpoint's.
 
@@ -43,6 +44,7 @@ def load_vocabulary(
         unseen: Classes that count as unseen.
         template_set: Prompt templates; default: the checkpoint's.
         phrase_pooling: `"max"` or `"mean"`: how to combine several phrases of a class.
+        cache_dir: Folder of cached embeddings.
 
     Raises:
         ValueError: A name is empty or a duplicate, or an unseen class is not among the classes.
@@ -58,7 +60,8 @@ def load_vocabulary(
         raise ValueError(
             f"`--unseen` contains {unknown[0]!r}, which is not among the classes: {', '.join(list(phrases)[:20])}."
         )
-    prototypes = model.get_text_prototypes(processor, phrases, template_set, phrase_pooling=phrase_pooling)
+    options = {"phrase_pooling": phrase_pooling, "cache_dir": cache_dir}
+    prototypes = model.get_text_prototypes(processor, phrases, template_set, **options)
     is_plain = all(texts == [name] for name, texts in phrases.items())
     wording = {} if is_plain else {"phrases": phrases, "phrase_pooling": phrase_pooling}
     return Vocabulary(list(phrases), unseen, prototypes, wording)
