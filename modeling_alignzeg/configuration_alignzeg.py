@@ -123,6 +123,9 @@ class AlignZegConfig(PreTrainedConfig):
         num_background_prototypes (`int`, defaults to 8): Number of background prototypes `K` with BDS.
         bias_correction (`bool`, defaults to `True`): PBC, the class indicator `φ_bc`.
         indicator_dim (`int`, defaults to 64): Hidden width of the indicator.
+        indicator_evidence (`list[str]`, *optional*): What the indicator reads, some of `"frozen"`, `"adapted"` and, with a
+            convolutional tower, `"cells"`; see `AlignZegClassIndicator`. Default: `["frozen", "cells"]` with a
+            convolutional tower, `["frozen", "adapted"]` with a ViT.
         held_out_fraction (`float`, defaults to 0.25): Share of the seen classes treated as unseen in every
             training step.
         class_weight, mask_weight, dice_weight (`float`, default to 2.0, 5.0, 5.0): Weights of the class, mask
@@ -180,6 +183,7 @@ class AlignZegConfig(PreTrainedConfig):
     num_background_prototypes: int = count(8)
     bias_correction: bool = True
     indicator_dim: int = count(64)
+    indicator_evidence: list[str] | tuple[str, ...] | None = None
     held_out_fraction: float = weight(0.25, 1)
 
     class_weight: float | int = weight(2.0)
@@ -203,6 +207,9 @@ class AlignZegConfig(PreTrainedConfig):
         self.vision_config = tower_config("vision_config", self.vision_config, self.projection_dim)
         self.text_config = tower_config("text_config", self.text_config or {}, self.projection_dim)
         self.fusion_layers = list(self.fusion_layers)
+        if self.indicator_evidence is None:
+            self.indicator_evidence = ["frozen", "cells" if self.is_convolutional else "adapted"]
+        self.indicator_evidence = list(self.indicator_evidence)
         self.unseen_labels = list(self.unseen_labels or [])
         names = [field.name for field in fields(self)]
         for name in kwargs.keys() - set(dir(PreTrainedConfig)):
@@ -270,6 +277,12 @@ class AlignZegConfig(PreTrainedConfig):
             or width == self.projection_dim,
             f"`text_config` has the `projection_size` {text_width}; expected `projection_dim` ({self.projection_dim}), as "
             "both towers end in the joint space.": text_width == self.projection_dim,
+            f"`indicator_evidence` is {self.indicator_evidence}; expected at least one of 'frozen', 'adapted' and, with a "
+            "convolutional tower, 'cells', each once.": bool(self.indicator_evidence)
+            and len(set(self.indicator_evidence)) == len(self.indicator_evidence)
+            and {"frozen", "adapted", *(["cells"] if self.is_convolutional else [])}.issuperset(
+                self.indicator_evidence
+            ),
             f"`held_out_fraction` is {self.held_out_fraction}; use a share of the seen classes above 0 and below 1.": 0
             < self.held_out_fraction
             < 1,

@@ -11,7 +11,7 @@
                         │ frozen embeddings
                         └─ classifier (GEPC): adapter, text and background prototypes, virtual features ── class logits
                                 │
-                                └─ indicator (PBC): statistics of the logits ── unseen logits
+                                └─ indicator (PBC): statistics of the scores ── unseen logits
 
 A convolutional tower's own cells have a classifier too; the read-out combines its logits with those of the proposals.
 
@@ -45,7 +45,7 @@ from .classifier_alignzeg import (
     class_logits,
 )
 from .configuration_alignzeg import AlignZegConfig
-from .indicator_alignzeg import AlignZegClassIndicator
+from .indicator_alignzeg import AlignZegClassIndicator, Evidence
 from .layers_alignzeg import content_mask, repeat_border
 from .loss_alignzeg import match_proposals, sample_points, stack_targets
 from .recognizer_alignzeg import RECOGNIZERS, AlignZegAttentionBias, LibraryInitialization, ProposalRecognizer
@@ -307,17 +307,21 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         frozen_embeds = self.recognizer(tower, proposals)
         frozen_logits = class_logits(frozen_embeds, vocabulary.prototypes, vocabulary.scale)
         classified = self.classifier(frozen_embeds, proposals.queries, vocabulary.prototypes, vocabulary.scale)
-        unseen_logits, cells = None, None
-        if self.indicator is not None:
-            unseen_logits = self.indicator(frozen_logits, classified.logits, vocabulary.seen)
+        unseen_logits, cells, evidence = None, None, None
         if self.cell_classifier is not None:
             cell_embeds = self.recognizer.dense_embeds(tower)
             cells = self.cell_classifier(cell_embeds, vocabulary.prototypes, vocabulary.scale)
+        if self.indicator is not None:
+            cell_logits = None
+            if "cells" in self.config.indicator_evidence:
+                cell_logits = class_logits(cells.embeds, vocabulary.prototypes, vocabulary.scale)
+            evidence = Evidence.collect(frozen_logits, classified.logits, proposals.masks, cell_logits, tower.grid)
+            unseen_logits = self.indicator(evidence, vocabulary.seen)
 
         losses = {}
         if wants_loss:
             labels = (mask_labels, class_labels)
-            losses = self._losses(labels, images, vocabulary, proposals, frozen_logits, classified, cells)
+            losses = self._losses(labels, images, vocabulary, proposals, classified, evidence, cells)
         return AlignZegOutput(
             **losses,
             masks_queries_logits=proposals.masks,
@@ -407,8 +411,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         images: ImageInputs,
         vocabulary: Vocabulary,
         proposals: Proposals,
-        frozen_logits: Tensor,
         classified: Classification,
+        evidence: Evidence | None,
         cells: Cells | None,
     ) -> dict[str, Tensor]:
         config, seen, content = self.config, vocabulary.seen, images.content
@@ -418,7 +422,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         generator = None if self.training else torch.Generator(seen.device).manual_seed(0)
         # The training vocabulary contains seen classes only, and no loss uses the unclaimed region.
         queries = slice(config.num_queries)
-        frozen_logits, prototypes = frozen_logits[:, queries, seen], vocabulary.prototypes[seen]
+        prototypes = vocabulary.prototypes[seen]
         seen_and_background = torch.cat([seen, seen.new_ones(1)])
         classified = Classification(
             classified.inputs[:, queries],
@@ -446,9 +450,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         loss_indicator = loss_mask.new_zeros(())
         if self.indicator is not None:
             matched, classes = (match.image, match.query), targets.classes[match.image, match.target]
-            loss_indicator = self.indicator.loss(
-                frozen_logits[matched], classified.logits[matched], classes, generator
-            )
+            shown = evidence.seen(seen, config.num_queries).at(matched)
+            loss_indicator = self.indicator.loss(shown, classes, generator)
         loss_cells = loss_mask.new_zeros(())
         if cells is not None:
             loss_cells = self.cell_classifier.loss(cells.embeds, targets, prototypes, vocabulary.scale, generator)

@@ -9,7 +9,7 @@
 
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
 RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove a file to train that cell again. PBC's θ and γ come
-from calibration on seen classes treated as unseen (RESULTS/calibration.json, computed first if missing), never from the
+from calibration on seen classes treated as unseen (RESULTS/calibration*.json, computed first if missing), never from the
 test part. The constant of the blind baseline is tuned on the test part.
 """
 
@@ -55,16 +55,16 @@ def main() -> int:
     )
     args, overrides = options.parse_known_args()
     load_settings(["--config", args.config, *overrides])  # reports errors before anything starts
-    from zeroshot.evaluation.ablation import ROWS, TRAININGS, run_cell, summarize
+    from zeroshot.evaluation.ablation import CALIBRATIONS, ROWS, TRAININGS, config_flags, run_cell, summarize
     from zeroshot.files import atomic_write_text
 
-    cells, calibration = args.results / "cells", args.results / "calibration.json"
+    cells = args.results / "cells"
     arguments = ["--config", args.config, *overrides]
     if args.cell:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; expected one of {', '.join(TRAININGS)}.")
         cells.mkdir(parents=True, exist_ok=True)
-        found = json.loads(calibration.read_text(encoding="utf-8"))
+        found = json.loads((args.results / ROWS[args.cell].calibration).read_text(encoding="utf-8"))
         corrections = [(found["gamma"], found["threshold"])] if found["gamma"] else []
         result = run_cell(args.cell, args.seed, f"runs/ablation/{args.results.name}", arguments, corrections)
         atomic_write_text(cells / f"{args.cell}-{args.seed}.json", json.dumps(result, indent=1) + "\n")
@@ -77,18 +77,23 @@ def main() -> int:
                 f"`--rows` contains {', '.join(sorted(unknown))}; expected some of {', '.join(TRAININGS)}."
             )
         cells.mkdir(parents=True, exist_ok=True)
-        if not calibration.exists():
-            flags = ["--folds", "2", "--output", str(calibration), *arguments]
-            subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
+        for file in sorted({ROWS[name].calibration for name in chosen}):
+            if not (args.results / file).exists():
+                flags = ["--folds", "2", "--output", str(args.results / file), *arguments]
+                flags += config_flags(CALIBRATIONS[file])
+                subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
         jobs = [(seed, name) for name in chosen for seed in range(args.seeds or ROWS[name].seeds)]
         jobs = sorted(job for job in jobs if not (cells / f"{job[1]}-{job[0]}.json").exists())  # seed by seed
-        started, failed = time.time(), 0
-        with ThreadPoolExecutor(args.workers) as pool:
-            runs = pool.map(lambda job: start(job[1], job[0], args.results, arguments), jobs)
-            for count, (name, seed, status) in enumerate(runs, 1):
-                failed += status != 0
-                outcome = "ok" if status == 0 else f"failed ({status})"
-                print(f"{count}/{len(jobs)} {name} seed {seed}: {outcome} {time.time() - started:.0f} s", flush=True)
+        started, failed, count = time.time(), 0, 0
+        for later in (False, True):  # rows that start from others come after these
+            part = [job for job in jobs if (ROWS[job[1]].start is not None) == later]
+            with ThreadPoolExecutor(args.workers) as pool:
+                for name, seed, status in pool.map(lambda job: start(job[1], job[0], args.results, arguments), part):
+                    failed, count = failed + (status != 0), count + 1
+                    outcome = "ok" if status == 0 else f"failed ({status})"
+                    print(
+                        f"{count}/{len(jobs)} {name} seed {seed}: {outcome} {time.time() - started:.0f} s", flush=True
+                    )
         if failed:
             return 1
     summarize(cells, args.results)

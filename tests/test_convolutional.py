@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, picture, tiny_checkpoint, tiny_model, tiny_processor
+from huggingface_hub.errors import StrictDataclassError
+from tiny import CLASSES, picture, tiny_checkpoint, tiny_config, tiny_model, tiny_processor
 from torch import Tensor
 from transformers import pipeline
 
@@ -191,6 +192,50 @@ def test_cells_start_as_the_frozen_tower_has_them() -> None:
     expected = torch.einsum("bhwd,cd->bchw", cells, model.class_text_embeds) * model.logit_scale.exp()
     assert logits.shape[2:] == (2, 3)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seen", [[True, False, True], [True] * 3], ids=["some", "all"])
+def test_the_indicator_reads_the_frozen_cells_of_a_proposal(seen: list[bool]) -> None:
+    model, images, mask = conv_model(), pixels(2, 64, 96), torch.ones(2, 64, 96)
+    mask[1, :, 50:] = 0  # its last column of cells is padding
+    prototypes = F.normalize(
+        torch.randn(3, model.config.projection_dim, generator=torch.Generator().manual_seed(3)), dim=1
+    )
+    inputs = {"text_prototypes": prototypes, "seen_class_mask": torch.tensor(seen)}
+    outputs, frozen = frozen_embeds(model, pixel_values=images, pixel_mask=mask.long(), **inputs)
+    scale, stride = model.logit_scale.exp(), model.config.mask_stride
+    for image, width in enumerate((96, 50)):
+        content = images[image : image + 1].clone()
+        content[..., width:] = 0
+        cells = plain_cells(model, content[..., : 64 if width == 50 else 96])[0]
+        for proposal in range(outputs.masks_queries_logits.shape[1]):
+            inside, votes = outputs.masks_queries_logits[image, proposal].sigmoid(), torch.zeros(3)
+            for row in range(cells.shape[0]):
+                for column in range(cells.shape[1]):
+                    step = 32 // stride
+                    area = inside[row * step : (row + 1) * step, column * step : (column + 1) * step]
+                    votes += area.mean() * (scale * prototypes @ cells[row, column]).softmax(0)
+            votes /= votes.sum()
+            unseen = sum(v.item() for v, s in zip(votes, seen) if not s)
+            odds = math.log(max(unseen, 1e-4)) - math.log(max(1 - unseen, 1e-4))
+            logits = scale * prototypes @ frozen[image, proposal]
+            best_seen = max(v.item() for v, s in zip(logits, seen) if s)
+            best_other = max((v.item() for v, s in zip(logits, seen) if not s), default=-100.0)
+            known = logits[torch.tensor(seen)].softmax(0)
+            entropy = -(known * known.log()).sum().item()
+            margin = min(max((best_other - best_seen) / 10, -10), 10)
+            entry = torch.tensor([best_seen / 10, margin, entropy, odds / 3])
+            if proposal < model.config.num_queries:
+                expected = model.indicator.mlp(entry).item()
+                assert outputs.unseen_logits[image, proposal].item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_evidence_must_suit_the_tower() -> None:
+    assert tiny_config(**tower_config()).indicator_evidence == ["frozen", "cells"]
+    assert tiny_config().indicator_evidence == ["frozen", "adapted"]
+    for evidence in (["cells"], [], ["frozen", "frozen"], ["margin"]):
+        with pytest.raises(StrictDataclassError, match="indicator_evidence"):
+            tiny_config(indicator_evidence=evidence)
 
 
 @pytest.mark.parametrize("with_mixtures", [False, True])

@@ -15,7 +15,7 @@ from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from modeling_alignzeg import loss_alignzeg
 from modeling_alignzeg.classifier_alignzeg import AlignZegBackgroundPrototypes, AlignZegFeatureExpansion
-from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator
+from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
 from modeling_alignzeg.loss_alignzeg import (
     IGNORED_SHARE,
     PointSample,
@@ -505,10 +505,11 @@ def test_diversity_loss(count: int) -> None:
 def test_indicator_loss_weighs_both_sides_the_same(classes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.tensor([0.3, -1.0, 2.0, 0.7, -0.2])[: len(classes)]
     held_out: list[Tensor] = []
-    monkeypatch.setattr(AlignZegClassIndicator, "score", lambda _, __, ___, seen: held_out.append(~seen) or scores)
+    monkeypatch.setattr(AlignZegClassIndicator, "score", lambda _, __, seen: held_out.append(~seen) or scores)
     part = AlignZegClassIndicator(tiny_config(held_out_fraction=0.5))
     rows = len(classes)
-    loss = part.loss(torch.zeros(rows, 4), torch.zeros(rows, 5), torch.tensor(classes, dtype=torch.long))
+    evidence = Evidence(torch.zeros(rows, 4), torch.zeros(rows, 5), None)
+    loss = part.loss(evidence, torch.tensor(classes, dtype=torch.long))
     (unseen,) = held_out
     assert unseen.sum() == 2
     sides: dict[bool, list[float]] = {True: [], False: []}

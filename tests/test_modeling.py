@@ -18,7 +18,7 @@ from transformers import BertConfig, CLIPVisionModel
 
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
-from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator
+from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
 from modeling_alignzeg.layers_alignzeg import Grid, pool_cells
 from modeling_alignzeg.recognizer_alignzeg import shadow_layer
 
@@ -722,11 +722,15 @@ def test_indicator_statistics_equal_loops(seen: list[bool]) -> None:
     torch.manual_seed(0)
     frozen, adapted, background = torch.randn(4, 6) * 5, torch.randn(4, 6) * 5, torch.randn(4) * 5
     logits = torch.cat([adapted, background[:, None]], 1)
-    found = AlignZegClassIndicator.statistics(frozen, logits, torch.tensor(seen))
+    indicator = AlignZegClassIndicator(tiny_config())
+    found = indicator.statistics(Evidence(frozen, logits, None), torch.tensor(seen))
     assert found.shape == (4, 7) and found.isfinite().all()
     for i in range(4):
         expected = plain_statistics(frozen[i].tolist(), adapted[i].tolist(), background[i].item(), seen)
         assert found[i].tolist() == pytest.approx(expected, abs=1e-4)
+    for kinds, kept in ((["frozen"], slice(3)), (["adapted"], slice(3, 7))):
+        indicator = AlignZegClassIndicator(tiny_config(indicator_evidence=kinds))
+        assert torch.equal(indicator.statistics(Evidence(frozen, logits, None), torch.tensor(seen)), found[:, kept])
 
 
 @pytest.mark.parametrize("seen", [[True] * 4, [True, False, True, True], [False] * 4], ids=["all", "some", "none"])
@@ -772,11 +776,11 @@ def test_held_out_episodes_leave_and_take_something(fraction: float, names: tupl
     masks = []
     original = AlignZegClassIndicator.statistics
 
-    def recorded(frozen_logits: Tensor, logits: Tensor, seen: Tensor) -> Tensor:
+    def recorded(indicator: AlignZegClassIndicator, evidence: Evidence, seen: Tensor) -> Tensor:
         masks.append(seen)
-        return original(frozen_logits, logits, seen)
+        return original(indicator, evidence, seen)
 
-    monkeypatch.setattr(AlignZegClassIndicator, "statistics", staticmethod(recorded))
+    monkeypatch.setattr(AlignZegClassIndicator, "statistics", recorded)
     batch = {"mask_labels": [torch.ones(1, 32, 32)] * 2, "class_labels": [torch.tensor([0])] * 2}
     outputs = model(pixel_values=pixels(), **batch)
     assert outputs.loss_indicator.isfinite()

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegConfig, AlignZegModel, AlignZegProcessor
 
 from .files import atomic_file, atomic_folder, check_output, read_text, shown
 
@@ -25,8 +25,12 @@ TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may refer to code
 
 
-def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[AlignZegModel, AlignZegProcessor]:
+def load_checkpoint(
+    source: str | Path, argument: str = "--model", config: dict[str, Any] | None = None
+) -> tuple[AlignZegModel, AlignZegProcessor]:
     """Loads the model, in evaluation mode, and the processor from `source`, a folder or hub id passed as `argument`.
+
+    With overrides of its configuration, `config`, parts that it lacks or that have another shape get new weights.
 
     Raises:
         ValueError: The checkpoint does not exist or is damaged.
@@ -37,7 +41,12 @@ def load_checkpoint(source: str | Path, argument: str = "--model") -> tuple[Alig
             "spelling."
         )
     try:
-        return AlignZegModel.from_pretrained(source).eval(), AlignZegProcessor.from_pretrained(source)
+        changes: dict[str, Any] = {}
+        if config:
+            values = AlignZegConfig.from_pretrained(source).to_dict() | config
+            changes = {"config": AlignZegConfig.from_dict(values), "ignore_mismatched_sizes": True}
+        model = AlignZegModel.from_pretrained(source, **changes)
+        return model.eval(), AlignZegProcessor.from_pretrained(source)
     except Exception as error:  # transformers raises errors of all types for damaged files
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         if Path(source).exists():

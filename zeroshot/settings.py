@@ -30,6 +30,8 @@ class ModelSettings:
 
     Attributes:
         checkpoint: An AlignZeg checkpoint (folder or hub id) to start from; `clip` and `config` are then ignored.
+        checkpoint_config: Overrides of the checkpoint's configuration. Parts that it lacks or that have another shape start
+            with new weights.
         clip: A CLIP to start from: folder or hub id of a transformers CLIP, MetaCLIP 2 or SigLIP, or a name of open_clip.
         pretrained: With open_clip, the tag or file of the weights.
         random_weights: With open_clip, initialise randomly: for tests of size and speed, not for training.
@@ -38,6 +40,7 @@ class ModelSettings:
     """
 
     checkpoint: str | None = None
+    checkpoint_config: dict[str, Any] = field(default_factory=dict)
     clip: str | None = None
     pretrained: str | None = None
     random_weights: bool = False
@@ -134,6 +137,7 @@ class TrainingSettings:
         best_metric: Score on the validation part that selects `best`. The default uses seen classes only:
             labels of unseen classes must not select a model.
         on_nan: What to do if a loss or gradient is not finite.
+        trainable: Parts of the model to train, such as `[indicator]`; default: all but the frozen towers.
         num_threads: CPU threads of torch; 0 keeps torch's own choice.
         tensorboard: Log to TensorBoard as well as to `metrics.jsonl`.
         trackio: Log to trackio as well, if it is installed.
@@ -153,6 +157,7 @@ class TrainingSettings:
     keep_checkpoints: PositiveInt = 2
     best_metric: Literal["miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou"] = "miou_seen"
     on_nan: Literal["stop", "skip"] = "stop"
+    trainable: list[str] = field(default_factory=list)
     num_threads: NonNegativeInt = 0
     tensorboard: bool = True
     trackio: bool = False

@@ -20,7 +20,7 @@ from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
 from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
 from ..files import atomic_write_text
-from ..settings import load_settings
+from ..settings import Settings, load_settings
 from ..training.trainer import Trainer
 from .calibration import BestProposal, average_recall, best_proposals, indicator_roc_auc, oracle_logits
 from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
@@ -28,6 +28,7 @@ from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ORACLE_GAMMAS = (2.0, 100.0)
+INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
@@ -51,6 +52,8 @@ class Row:
             `"queries"`, no correction and no proposal of the unclaimed region.
             All but the last may end in ` with cells`, which includes the cells of a convolutional tower.
         seeds: Number of trainings.
+        start: The row from whose trained models it starts; then only the indicator is trained, for 200 steps, so that the
+            rows differ in PBC alone. θ and γ are calibrated on a model without MRPE, FES and BDS.
         cells: The row whose trainings it uses instead of its own. The indicator's input is detached, so a model without
             PBC equals the full one without its correction, apart from gradient clipping.
     """
@@ -59,7 +62,13 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)
     readout: str = "pbc"
     seeds: int = 3
+    start: str | None = None
     cells: str | None = None
+
+    @property
+    def calibration(self) -> str:
+        """Name of the file with its θ and γ."""
+        return "calibration.json" if self.start is None else "calibration_pbc.json"
 
 
 def _without(*parts: str) -> dict[str, Any]:
@@ -68,6 +77,7 @@ def _without(*parts: str) -> dict[str, Any]:
 
 ROWS: dict[str, Row] = {
     "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
+    "pbc": Row("baseline + PBC", {"bias_correction": True}, "pbc", 5, start="baseline"),
     "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
     "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
     "plus_bds": Row("+ BDS", readout="plain", cells="full"),
@@ -81,11 +91,20 @@ ROWS: dict[str, Row] = {
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
     "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
+    "full_frozen": Row("full, PBC from frozen evidence", {"indicator_evidence": None}, "pbc", 5, start="full"),
     "full_cells": Row("full + the tower's cells", readout="pbc with cells", cells="full"),
     "full_cells_plain": Row("full − PBC + the tower's cells", readout="plain with cells", cells="full"),
     "baseline_cells": Row("baseline + the tower's cells", readout="plain with cells", cells="baseline"),
     "baseline_cells_constant": Row(
         "baseline + the tower's cells + blind constant", readout="constant with cells", cells="baseline"
+    ),
+    "pbc_cells": Row("baseline + the tower's cells + PBC", readout="pbc with cells", cells="pbc"),
+    "full_frozen_cells": Row(
+        "full + the tower's cells, PBC from frozen evidence", readout="pbc with cells", cells="full_frozen"
+    ),
+    "baseline_oracle": Row("baseline, perfect indicator", readout="oracle", cells="baseline"),
+    "baseline_oracle_cells": Row(
+        "baseline + the tower's cells, perfect indicator", readout="oracle with cells", cells="baseline"
     ),
     "oracle": Row("full, perfect indicator", readout="oracle", cells="full"),
     "oracle_cells": Row("full + the tower's cells, perfect indicator", readout="oracle with cells", cells="full"),
@@ -93,6 +112,44 @@ ROWS: dict[str, Row] = {
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
+CALIBRATIONS = {  # overrides of the calibrated model, by file
+    "calibration.json": {},
+    "calibration_pbc.json": _without("MRPE", "FES", "BDS"),
+}
+
+
+def config_flags(overrides: dict[str, Any]) -> list[str]:
+    """Command line flags that override fields of `AlignZegConfig`."""
+    return [f"--model.config.{key}={json.dumps(value)}" for key, value in overrides.items()]
+
+
+def cell_settings(name: str, seed: int, folder: str, arguments: list[str]) -> Settings:
+    """Settings of the training of a cell in `folder`."""
+    row = ROWS[name]
+    flags = config_flags(row.overrides)
+    if row.start is not None:
+        flags = [
+            f"--model.checkpoint={folder}/{row.start}-{seed}/final",
+            f"--model.checkpoint_config={json.dumps(row.overrides)}",
+            '--training.trainable=["indicator"]',
+            f"--training.steps={INDICATOR_STEPS}",
+            f"--training.warmup_steps={INDICATOR_STEPS // 10}",
+        ]
+    if name not in CURVES:
+        flags.append("--training.evaluate_every=0")
+    return load_settings([*arguments, *flags, f"--seed={seed}", f"--output_dir={folder}/{name}-{seed}"])
+
+
+def train_cell(name: str, seed: int, folder: str, arguments: list[str]) -> Trainer:
+    """Trains a cell, and first the one that it starts from, if its model is missing."""
+    start = ROWS[name].start
+    if start is not None and not Path(folder, f"{start}-{seed}", "final", "config.json").exists():
+        train_cell(start, seed, folder, arguments)
+    settings = cell_settings(name, seed, folder, arguments)
+    shutil.rmtree(settings.output_dir, ignore_errors=True)
+    trainer = Trainer(settings)
+    trainer.run()
+    return trainer
 
 
 def run_cell(
@@ -100,17 +157,9 @@ def run_cell(
 ) -> dict[str, Any]:
     """Trains one cell in `folder` and evaluates it on the test part: with PBC's `corrections` (γ, θ), without correction,
     and with the constants of the blind baseline."""
-    row = ROWS[name]
-    flags = [f"--model.config.{key}={json.dumps(value)}" for key, value in row.overrides.items()]
-    output = f"{folder}/{name}-{seed}"
-    if name not in CURVES:
-        flags.append("--training.evaluate_every=0")
-    settings = load_settings([*arguments, *flags, f"--seed={seed}", f"--output_dir={output}"])
-    shutil.rmtree(output, ignore_errors=True)
     started = time.time()
-    trainer = Trainer(settings)
-    trainer.run()
-    seconds = time.time() - started
+    trainer = train_cell(name, seed, folder, arguments)
+    seconds, settings = time.time() - started, trainer.settings
     model = trainer.accelerator.unwrap_model(trainer.network).eval()
     readouts = {"plain": Readout(gamma=0.0)}
     if model.indicator is not None:
@@ -121,11 +170,11 @@ def run_cell(
     has_auc = model.indicator is not None and not settings.data.fully_supervised
     curve = [
         json.loads(line)
-        for line in (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in Path(settings.output_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         if "validation/hiou" in line
     ]
     shown = settings.as_dict()
-    del shown["output_dir"], shown["data"]["root"]  # specific to this machine
+    del shown["output_dir"], shown["data"]["root"], shown["model"]["checkpoint"]  # specific to this machine
     return {
         "row": name,
         "seed": seed,
@@ -195,10 +244,13 @@ def summarize(cells: Path, results: Path) -> None:
 
     Args:
         cells: Folder of the cells' results.
-        results: Folder to write to; it contains `calibration.json` with γ and θ for the rows with PBC.
+        results: Folder to write to; it contains the calibrations with γ and θ for the rows with PBC.
     """
-    calibration = json.loads((results / "calibration.json").read_text(encoding="utf-8"))
-    corrected = f"pbc {calibration['gamma']}/{calibration['threshold']}" if calibration["gamma"] else "plain"
+    corrections = {}
+    for name in CALIBRATIONS:
+        if (results / name).exists():
+            found_here = json.loads((results / name).read_text(encoding="utf-8"))
+            corrections[name] = {key: found_here[key] for key in ("gamma", "threshold")}
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(cells.glob("*.json")):
         cell = json.loads(file.read_text(encoding="utf-8"))
@@ -215,7 +267,10 @@ def summarize(cells: Path, results: Path) -> None:
         shared = set.intersection(*(set(cell["scores"]) for cell in done))
         if f"plain{suffix}" not in shared:  # the tower has no cells
             continue
-        readout = {"pbc": corrected}.get(kind, kind) + suffix
+        readout = kind + suffix
+        if kind == "pbc":
+            values = corrections[ROWS[row.cells or name].calibration]
+            readout = f"pbc {values['gamma']}/{values['threshold']}{suffix}" if values["gamma"] else f"plain{suffix}"
         if kind in ("constant", "oracle"):  # the best value of the row, shared by all seeds: an upper bound
             candidates = [f"constant {value}" for value in PENALTIES] + [f"oracle {value}" for value in ORACLE_GAMMAS]
             keys = [f"{each}{suffix}" for each in candidates if each.startswith(kind)]
@@ -227,7 +282,7 @@ def summarize(cells: Path, results: Path) -> None:
             )
         if readout not in shared:
             raise ValueError(
-                f"Cells of {name!r} have no scores for the γ and θ of calibration.json ({readout}): run "
+                f"Cells of {name!r} have no scores for the γ and θ of their calibration ({readout}): run "
                 "calibrate.py with the grid of this version, or remove the cells."
             )
         rows.append(
@@ -245,7 +300,8 @@ def summarize(cells: Path, results: Path) -> None:
     some = next(iter(found.values()))[0]
     report = {
         "rows": rows,
-        "correction": {name: calibration[name] for name in ("gamma", "threshold")},
+        "correction": corrections["calibration.json"],
+        "corrections": corrections,
         "command": "python scripts/ablate.py",
         "steps": some["settings"]["training"]["steps"],
         "versions": some["versions"],

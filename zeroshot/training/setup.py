@@ -55,13 +55,29 @@ def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, Alig
         ValueError: neither a checkpoint nor a CLIP is given, or it cannot be loaded.
     """
     if settings.checkpoint is not None:
-        return load_checkpoint(settings.checkpoint, "model.checkpoint")
+        torch.manual_seed(seed)
+        return load_checkpoint(settings.checkpoint, "model.checkpoint", settings.checkpoint_config)
     if settings.clip is None:
         raise ValueError(
             "`model.clip` is missing: set it to a CLIP (folder, hub id or open_clip model), or set `model.checkpoint`."
         )
     towers = load_towers(settings.clip, settings.pretrained, random_weights=settings.random_weights)
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
+
+
+def train_only(model: torch.nn.Module, parts: list[str]) -> None:
+    """Freezes all parameters outside `parts`, modules or parameters by name.
+
+    Raises:
+        ValueError: a part is unknown or frozen anyway.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for part in parts:
+        if not any(f"{name}.".startswith(f"{part}.") for name in trainable):
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in trainable))
+            raise ValueError(f"`training.trainable` contains {part!r}; expected some of {known}, or parts of these.")
+    for name in trainable:
+        model.get_parameter(name).requires_grad_(any(f"{name}.".startswith(f"{part}.") for part in parts))
 
 
 def build_transform(options: dict[str, Any]) -> TrainTransform:

@@ -53,6 +53,7 @@ from .setup import (
     learning_rate_factor,
     parameter_groups,
     start_accelerator,
+    train_only,
 )
 
 
@@ -101,6 +102,8 @@ class Trainer:
             self.validation = SegmentationDataset(task.validation, self.split, training=False)
         # After all checks of settings and data, because loading a model is slow.
         self.model, self.processor = build_model(settings.model, settings.seed)
+        if training.trainable:
+            train_only(self.model, training.trainable)
         self.model.set_vocabulary(list(self.training_split.seen), processor=self.processor)  # no unseen names
         self.model.to(self.accelerator.device)
         if data.transductive:  # here they do
