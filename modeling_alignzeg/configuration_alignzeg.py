@@ -124,7 +124,7 @@ class AlignZegConfig(PreTrainedConfig):
         bias_correction (`bool`, defaults to `True`): PBC, the class indicator `φ_bc`.
         indicator_dim (`int`, defaults to 64): Hidden width of the indicator.
         indicator_evidence (`list[str]`, *optional*): What the indicator reads, some of `"frozen"`, `"adapted"` and, with a
-            convolutional tower, `"cells"`; see `AlignZegClassIndicator`. Default: `["frozen", "cells"]` with a
+            convolutional tower, `"cells"`; see `AlignZegClassIndicator`. Default: `["cells"]` with a
             convolutional tower, `["frozen", "adapted"]` with a ViT.
         held_out_fraction (`float`, defaults to 0.25): Share of the seen classes treated as unseen in every
             training step.
@@ -208,7 +208,7 @@ class AlignZegConfig(PreTrainedConfig):
         self.text_config = tower_config("text_config", self.text_config or {}, self.projection_dim)
         self.fusion_layers = list(self.fusion_layers)
         if self.indicator_evidence is None:
-            self.indicator_evidence = ["frozen", "cells" if self.is_convolutional else "adapted"]
+            self.indicator_evidence = ["cells"] if self.is_convolutional else ["frozen", "adapted"]
         self.indicator_evidence = list(self.indicator_evidence)
         self.unseen_labels = list(self.unseen_labels or [])
         names = [field.name for field in fields(self)]

@@ -196,7 +196,8 @@ def test_cells_start_as_the_frozen_tower_has_them() -> None:
 
 @pytest.mark.parametrize("seen", [[True, False, True], [True] * 3], ids=["some", "all"])
 def test_the_indicator_reads_the_frozen_cells_of_a_proposal(seen: list[bool]) -> None:
-    model, images, mask = conv_model(), pixels(2, 64, 96), torch.ones(2, 64, 96)
+    model = conv_model(indicator_evidence=["frozen", "cells"])
+    images, mask = pixels(2, 64, 96), torch.ones(2, 64, 96)
     mask[1, :, 50:] = 0  # its last column of cells is padding
     prototypes = F.normalize(
         torch.randn(3, model.config.projection_dim, generator=torch.Generator().manual_seed(3)), dim=1
@@ -231,7 +232,7 @@ def test_the_indicator_reads_the_frozen_cells_of_a_proposal(seen: list[bool]) ->
 
 
 def test_evidence_must_suit_the_tower() -> None:
-    assert tiny_config(**tower_config()).indicator_evidence == ["frozen", "cells"]
+    assert tiny_config(**tower_config()).indicator_evidence == ["cells"]
     assert tiny_config().indicator_evidence == ["frozen", "adapted"]
     for evidence in (["cells"], [], ["frozen", "frozen"], ["margin"]):
         with pytest.raises(StrictDataclassError, match="indicator_evidence"):
