@@ -76,7 +76,7 @@ class AlignZegClassIndicator(nn.Module):
         self.mlp = AlignZegMLP(sum(STATISTICS[kind] for kind in self.kinds), config.indicator_dim, 1)
 
     def statistics(self, evidence: Evidence, seen: Tensor) -> Tensor:
-        """Statistics `(..., n)` that indicate an unseen class, on the order of one.
+        """Statistics `(..., n)` that indicate an unseen class.
 
         Args:
             evidence: Evidence of the proposals.
@@ -100,7 +100,7 @@ class AlignZegClassIndicator(nn.Module):
             assert evidence.cell_scores is not None
             shares = [evidence.cell_scores.masked_fill(other, 0).sum(-1) for other in (seen, ~seen)]
             unseen_share, seen_share = (share.float().clamp(min=1e-4).log() for share in shares)
-            parts.append((unseen_share - seen_share) / 3)
+            parts.append(unseen_share - seen_share)
         return torch.stack(parts, -1)
 
     def score(self, evidence: Evidence, seen: Tensor) -> Tensor:

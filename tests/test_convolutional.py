@@ -225,7 +225,7 @@ def test_the_indicator_reads_the_frozen_cells_of_a_proposal(seen: list[bool]) ->
             known = logits[torch.tensor(seen)].softmax(0)
             entropy = -(known * known.log()).sum().item()
             margin = min(max((best_other - best_seen) / 10, -10), 10)
-            entry = torch.tensor([best_seen / 10, margin, entropy, odds / 3])
+            entry = torch.tensor([best_seen / 10, margin, entropy, odds])
             if proposal < model.config.num_queries:
                 expected = model.indicator.mlp(entry).item()
                 assert outputs.unseen_logits[image, proposal].item() == pytest.approx(expected, abs=1e-3)

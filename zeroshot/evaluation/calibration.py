@@ -28,8 +28,8 @@ from ..training.trainer import Trainer
 from .evaluator import Readout, evaluate_model, evaluation_batches
 
 
-GAMMAS = (0.5, 1.0, 2.0, 4.0, 8.0)
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+GAMMAS = (0.5, 1.0, 2.0, 8.0)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
 
 
 def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
