@@ -76,7 +76,7 @@ def ablation_table() -> str:
 
     auc = full["indicator_roc_auc"]
     seconds = statistics.mean(full["seconds"])
-    correction = report["correction"]
+    correction = report["corrections"]["calibration.json"]
     lines = [
         (RESULTS / "ablation.md").read_text(encoding="utf-8").strip(),
         "",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_convolutional import tower_config
 from tiny import tiny_checkpoint
 
@@ -106,7 +107,7 @@ def test_unknown_rows_are_refused(flags: list[str]) -> None:
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("row", ["baseline", "full"])
+@pytest.mark.parametrize("row", ["baseline", "full", "pbc"])
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path: Path, monkeypatch) -> None:
     """Scores without a suffix equal the evaluator's, whatever other readouts use the same forward pass."""
@@ -122,19 +123,22 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     }
     if convolutional:
         pytest.importorskip("timm", reason="convolutional towers need timm")
-    start = tiny_checkpoint(tmp_path / "start", **(tower_config() if convolutional else {}), **ROWS[row].overrides)
+    first = ROWS[row].start or row
+    start = tiny_checkpoint(tmp_path / "start", **(tower_config() if convolutional else {}), **ROWS[first].overrides)
     settings["model.checkpoint"] = start
     opened = ablation.open_part
     monkeypatch.setattr(ablation, "open_part", lambda data, part, count: opened(data, "validation", 2))
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     found = run_cell(row, 0, str(tmp_path), arguments, [(1.0, 0.5)])
 
-    names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | ({"pbc 1.0/0.5"} if row == "full" else set())
+    names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | (
+        {"pbc 1.0/0.5"} if row != "baseline" else set()
+    )
     names |= {f"oracle {gamma}" for gamma in ORACLE_GAMMAS}
     with_cells = {f"{name} with cells" for name in names - {"queries"}} if convolutional else set()
     assert set(found["scores"]) == names | with_cells
     assert found["scores"]["constant 0.0"] == found["scores"]["plain"]
-    assert (found["indicator_roc_auc"] is not None) == (row == "full") and 0 <= found["recall_unseen"] <= 100
+    assert (found["indicator_roc_auc"] is not None) == (row != "baseline") and 0 <= found["recall_unseen"] <= 100
     model, processor = load_checkpoint(tmp_path / f"{row}-0" / "final")
     split = load_split("embedded_scenes")
     part = SegmentationDataset(opened(load_settings(arguments).data, "validation", 2), split, training=False)
@@ -142,3 +146,17 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     arguments = (evaluation_batches(part, processor, 2), split, prototypes, {"default": Readout(gamma=0.0)})
     expected = evaluate_model(model, processor.image_processor, *arguments)["default"]
     assert found["scores"]["plain"] == pytest.approx({name: expected[name] for name in SCORES}, nan_ok=True)
+    if row == "pbc":  # the indicator was added, and nothing else was trained
+        before = load_checkpoint(tmp_path / "baseline-0" / "final")[0].state_dict()
+        after = model.state_dict()
+        added = {"indicator.mlp.layers.0.weight", "indicator.mlp.layers.0.bias"}
+        added |= {"indicator.mlp.layers.1.weight", "indicator.mlp.layers.1.bias"}
+        assert after.keys() - before.keys() == added
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_row_without_its_calibration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "pbc-0.json").write_text(json.dumps(cell("pbc", 0, PENALTIES[2])))
+    with pytest.raises(FileNotFoundError, match="calibration_pbc.json"):
+        summarize(tmp_path / "cells", tmp_path)

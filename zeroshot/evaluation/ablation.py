@@ -269,7 +269,10 @@ def summarize(cells: Path, results: Path) -> None:
             continue
         readout = kind + suffix
         if kind == "pbc":
-            values = corrections[ROWS[row.cells or name].calibration]
+            calibration = ROWS[row.cells or name].calibration
+            if calibration not in corrections:
+                raise FileNotFoundError(f"{results / calibration} is missing; run ablate.py without --summarize.")
+            values = corrections[calibration]
             readout = f"pbc {values['gamma']}/{values['threshold']}{suffix}" if values["gamma"] else f"plain{suffix}"
         if kind in ("constant", "oracle"):  # the best value of the row, shared by all seeds: an upper bound
             candidates = [f"constant {value}" for value in PENALTIES] + [f"oracle {value}" for value in ORACLE_GAMMAS]
@@ -300,7 +303,6 @@ def summarize(cells: Path, results: Path) -> None:
     some = next(iter(found.values()))[0]
     report = {
         "rows": rows,
-        "correction": corrections["calibration.json"],
         "corrections": corrections,
         "command": "python scripts/ablate.py",
         "steps": some["settings"]["training"]["steps"],
