@@ -28,6 +28,7 @@ from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ORACLE_GAMMAS = (2.0, 100.0)
+UNCALIBRATED = (8.0, 0.5)  # γ and θ without calibration: the indicator's own decision, and a γ that nearly excludes
 INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
@@ -47,7 +48,8 @@ class Row:
     Attributes:
         title: Its name in tables.
         overrides: Overrides of `AlignZegConfig`, for a row with its own trainings.
-        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"constant"`, the blind constant tuned
+        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"decision"`, PBC with θ = 0.5 and γ =
+            8, without calibration; `"constant"`, the blind constant tuned
             on the test part; `"oracle"`, PBC with a perfect indicator and the best γ on the test part: a bound;
             `"queries"`, no correction and no proposal of the unclaimed region.
             All but the last may end in ` with cells`, which includes the cells of a convolutional tower.
@@ -97,6 +99,10 @@ ROWS: dict[str, Row] = {
     "baseline_cells": Row("baseline + the tower's cells", readout="plain with cells", cells="baseline"),
     "baseline_cells_constant": Row(
         "baseline + the tower's cells + blind constant", readout="constant with cells", cells="baseline"
+    ),
+    "pbc_decision": Row("baseline + PBC, uncalibrated", readout="decision", cells="pbc"),
+    "pbc_decision_cells": Row(
+        "baseline + the tower's cells + PBC, uncalibrated", readout="decision with cells", cells="pbc"
     ),
     "pbc_cells": Row("baseline + the tower's cells + PBC", readout="pbc with cells", cells="pbc"),
     "full_frozen_cells": Row(
@@ -163,7 +169,8 @@ def run_cell(
     model = trainer.accelerator.unwrap_model(trainer.network).eval()
     readouts = {"plain": Readout(gamma=0.0)}
     if model.indicator is not None:
-        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in corrections}
+        pairs = [*corrections, UNCALIBRATED]
+        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in pairs}
     readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
     scores, proposals = evaluate_cell(trainer, model, readouts)
     scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
@@ -268,6 +275,10 @@ def summarize(cells: Path, results: Path) -> None:
         if f"plain{suffix}" not in shared:  # the tower has no cells
             continue
         readout = kind + suffix
+        if kind == "decision":
+            readout = f"pbc {UNCALIBRATED[0]}/{UNCALIBRATED[1]}{suffix}"
+            if readout not in shared:  # results of an earlier version
+                continue
         if kind == "pbc":
             calibration = ROWS[row.cells or name].calibration
             if calibration not in corrections:
