@@ -284,7 +284,8 @@ def summarize(cells: Path, results: Path) -> None:
             if calibration not in corrections:
                 raise FileNotFoundError(f"{results / calibration} is missing; run ablate.py without --summarize.")
             correction = corrections[calibration]
-            readout = f"pbc {correction['gamma']}/{correction['threshold']}{suffix}" if correction["gamma"] else f"plain{suffix}"
+            kind = f"pbc {correction['gamma']}/{correction['threshold']}" if correction["gamma"] else "plain"
+            readout = kind + suffix
         if kind in ("constant", "oracle"):  # the best value of the row, shared by all seeds: an upper bound
             candidates = [f"constant {value}" for value in PENALTIES] + [f"oracle {value}" for value in ORACLE_GAMMAS]
             keys = [f"{each}{suffix}" for each in candidates if each.startswith(kind)]
