@@ -8,10 +8,9 @@ from collections import OrderedDict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, MetaClip2TextModel, PreTrainedModel, SiglipTextModel
 
@@ -32,16 +31,16 @@ PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(
 def _read_embeds(file: Path) -> Tensor | None:
     """Embeddings of a cache file; `None` if there is none, or it is damaged."""
     try:
-        return load_file(file)["embeds"]
-    except (FileNotFoundError, SafetensorError, KeyError):
+        return torch.from_numpy(np.load(file, allow_pickle=False))
+    except (OSError, EOFError, ValueError):
         return None
 
 
 def _write_embeds(file: Path, embeds: Tensor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    values = embeds.cpu() if embeds.dtype == torch.float64 else embeds.cpu().float()
     with NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as beside:
-        pass
-    save_file({"embeds": embeds.contiguous()}, beside.name)
+        np.save(beside, values.numpy())
     os.replace(beside.name, file)
 
 
@@ -143,19 +142,29 @@ class AlignZegTextEncoder(nn.Module):
         key = (tuple(phrases), templates, weights)
         with torch.inference_mode(False):  # the result may be used in a training step
             if key not in self._cache:
-                file = (
-                    None if cache_dir is None else Path(cache_dir) / f"{self._digest(phrases, templates)}.safetensors"
-                )
-                embeds = None if file is None else _read_embeds(file)
-                if embeds is None:
-                    embeds = self._embed(processor, phrases, templates, batch_size)
-                    if file is not None:
-                        _write_embeds(file, embeds)
-                self._cache[key] = embeds.to(self.device)
+                self._cache[key] = self._embed_or_read(processor, phrases, templates, batch_size, cache_dir)
                 while len(self._cache) > 16:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(key)
             return self._cache[key].clone()
+
+    def _embed_or_read(
+        self,
+        processor,
+        phrases: list[str],
+        templates: tuple[str, ...],
+        batch_size: int,
+        cache_dir: str | os.PathLike | None,
+    ) -> Tensor:
+        """Unit embeddings `(phrases, D)`, from `cache_dir` if they are there; offloaded weights use no cache."""
+        if cache_dir is None or self.device.type == "meta":
+            return self._embed(processor, phrases, templates, batch_size)
+        file = Path(cache_dir) / f"{self._digest(phrases, templates)}.npy"
+        embeds = _read_embeds(file)
+        if embeds is None:
+            embeds = self._embed(processor, phrases, templates, batch_size)
+            _write_embeds(file, embeds)
+        return embeds.to(self.device, next(self.parameters()).dtype)
 
     def _embed(self, processor, phrases: list[str], templates: tuple[str, ...], batch_size: int) -> Tensor:
         """Unit embeddings `(phrases, D)`. Prompts of similar length share a batch, so that little padding is encoded; only
