@@ -132,7 +132,7 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     found = run_cell(row, 0, str(tmp_path), arguments, [(1.0, 0.5)])
 
     names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | (
-        {"pbc 1.0/0.5"} if row != "baseline" else set()
+        {"pbc 1.0/0.5", "pbc 8.0/0.5"} if row != "baseline" else set()
     )
     names |= {f"oracle {gamma}" for gamma in ORACLE_GAMMAS}
     with_cells = {f"{name} with cells" for name in names - {"queries"}} if convolutional else set()
