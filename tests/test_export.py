@@ -256,7 +256,7 @@ def test_folder_of_a_convolutional_model_gives_its_label_maps(tmp_path: Path) ->
     pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
     from test_convolutional import conv_model
 
-    model = conv_model()
+    model = conv_model(indicator_evidence=["frozen", "adapted"])  # its label maps have several classes
     processor = tiny_processor(
         size={"shortest_edge": 96, "longest_edge": 160},
         correction_gamma=2.0,
