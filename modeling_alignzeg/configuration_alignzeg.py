@@ -255,6 +255,7 @@ class AlignZegConfig(PreTrainedConfig):
         stride = (32 if self.is_convolutional else self.vision_config.patch_size) / max(self.clip_input_scale, 1e-6)
         width = getattr(self.vision_config, "hidden_size", None)
         text_width = getattr(self.text_config, "projection_size", self.projection_dim)
+        kinds = {"frozen", "adapted", "cells"} if self.is_convolutional else {"frozen", "adapted"}
         checks = {
             f"`fusion_layers` has {len(self.fusion_layers)} entries, but one enters before each of the {blocks} blocks "
             "(`num_hidden_layers` + `num_refinement_layers`): drop some or add blocks.": len(self.fusion_layers)
@@ -278,11 +279,9 @@ class AlignZegConfig(PreTrainedConfig):
             f"`text_config` has the `projection_size` {text_width}; expected `projection_dim` ({self.projection_dim}), as "
             "both towers end in the joint space.": text_width == self.projection_dim,
             f"`indicator_evidence` is {self.indicator_evidence}; expected at least one of 'frozen', 'adapted' and, with a "
-            "convolutional tower, 'cells', each once.": bool(self.indicator_evidence)
-            and len(set(self.indicator_evidence)) == len(self.indicator_evidence)
-            and {"frozen", "adapted", *(["cells"] if self.is_convolutional else [])}.issuperset(
-                self.indicator_evidence
-            ),
+            "convolutional tower, 'cells', each once.": 0
+            < len(kinds.intersection(self.indicator_evidence))
+            == len(self.indicator_evidence),
             f"`held_out_fraction` is {self.held_out_fraction}; use a share of the seen classes above 0 and below 1.": 0
             < self.held_out_fraction
             < 1,

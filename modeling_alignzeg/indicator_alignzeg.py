@@ -42,15 +42,11 @@ class Evidence(NamedTuple):
         inside = inside / inside.sum(-1, keepdim=True).clamp(min=1e-12)
         return cls(frozen_logits, logits, inside @ cell_logits.float().softmax(-1).flatten(1, 2))
 
-    def seen(self, seen: Tensor, queries: int) -> "Evidence":
-        """The first `queries` proposals, over the classes `seen (C,)`."""
+    def matched(self, images: Tensor, queries: Tensor, seen: Tensor) -> "Evidence":
+        """Evidence `(M, ·)` of these proposals over the classes `seen (C,)`."""
         with_background = torch.cat([seen, seen.new_ones(1)])
         parts = zip(self, (seen, with_background, seen))
-        return Evidence(*(None if part is None else part[:, :queries, kept] for part, kept in parts))
-
-    def at(self, which: tuple[Tensor, ...]) -> "Evidence":
-        """Evidence of the proposals at these indices."""
-        return Evidence(*(None if part is None else part[which] for part in self))
+        return Evidence(*(None if part is None else part[images, queries][:, kept] for part, kept in parts))
 
 
 class AlignZegClassIndicator(nn.Module):
@@ -64,8 +60,8 @@ class AlignZegClassIndicator(nn.Module):
     - `"adapted"`: the same after the adapter, and the background;
     - `"cells"`: log odds of the unseen candidates in the mean class probabilities of the frozen cells under the mask.
 
-    The adapter knows the seen classes that an episode treats as unseen, but not the real unseen classes, so what an
-    episode teaches about `"adapted"` does not carry over to them; frozen evidence is equally fair to both.
+    The adapter was trained on the seen classes that an episode treats as unseen, but not on the real unseen classes, so
+    `"adapted"` evidence looks better in an episode than it is. Frozen evidence treats both alike.
     """
 
     def __init__(self, config: AlignZegConfig):

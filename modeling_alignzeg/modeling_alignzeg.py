@@ -449,9 +449,9 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         )
         loss_indicator = loss_mask.new_zeros(())
         if self.indicator is not None:
-            matched, classes = (match.image, match.query), targets.classes[match.image, match.target]
-            shown = evidence.seen(seen, config.num_queries).at(matched)
-            loss_indicator = self.indicator.loss(shown, classes, generator)
+            matched = evidence.matched(match.image, match.query, seen)
+            classes = targets.classes[match.image, match.target]
+            loss_indicator = self.indicator.loss(matched, classes, generator)
         loss_cells = loss_mask.new_zeros(())
         if cells is not None:
             loss_cells = self.cell_classifier.loss(cells.embeds, targets, prototypes, vocabulary.scale, generator)

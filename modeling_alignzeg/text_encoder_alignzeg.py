@@ -28,10 +28,10 @@ PROMPTS_AT_ONCE = 8192  # tokenized and embedded before their mean over template
 PROCESSOR_HINT = "The AlignZegProcessor makes both from class names: `processor(text=names, return_tensors='pt')`."
 
 
-def _read_embeds(file: Path) -> Tensor | None:
-    """Embeddings of a cache file; `None` if there is none, or it is damaged."""
+def _read_embeds(file: Path, weight: Tensor) -> Tensor | None:
+    """Embeddings of a cache file, with the type and device of `weight`; `None` if there is none, or it is damaged."""
     try:
-        return torch.from_numpy(np.load(file, allow_pickle=False))
+        return torch.from_numpy(np.load(file, allow_pickle=False)).to(weight.device, weight.dtype)
     except (OSError, EOFError, ValueError):
         return None
 
@@ -40,8 +40,12 @@ def _write_embeds(file: Path, embeds: Tensor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     values = embeds.cpu() if embeds.dtype == torch.float64 else embeds.cpu().float()
     with NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as beside:
-        np.save(beside, values.numpy())
-    os.replace(beside.name, file)
+        try:
+            np.save(beside, values.numpy())
+            os.replace(beside.name, file)
+        except BaseException:  # a full disk, or an interrupt
+            os.unlink(beside.name)
+            raise
 
 
 class AlignZegTextEncoder(nn.Module):
@@ -142,29 +146,19 @@ class AlignZegTextEncoder(nn.Module):
         key = (tuple(phrases), templates, weights)
         with torch.inference_mode(False):  # the result may be used in a training step
             if key not in self._cache:
-                self._cache[key] = self._embed_or_read(processor, phrases, templates, batch_size, cache_dir)
+                file = None
+                if cache_dir is not None and self.device.type != "meta":  # offloaded weights are not hashed
+                    file = Path(cache_dir) / f"{self._digest(phrases, templates)}.npy"
+                embeds = None if file is None else _read_embeds(file, next(self.parameters()))
+                if embeds is None:
+                    embeds = self._embed(processor, phrases, templates, batch_size)
+                    if file is not None:
+                        _write_embeds(file, embeds)
+                self._cache[key] = embeds
                 while len(self._cache) > 16:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(key)
             return self._cache[key].clone()
-
-    def _embed_or_read(
-        self,
-        processor,
-        phrases: list[str],
-        templates: tuple[str, ...],
-        batch_size: int,
-        cache_dir: str | os.PathLike | None,
-    ) -> Tensor:
-        """Unit embeddings `(phrases, D)`, from `cache_dir` if they are there; offloaded weights use no cache."""
-        if cache_dir is None or self.device.type == "meta":
-            return self._embed(processor, phrases, templates, batch_size)
-        file = Path(cache_dir) / f"{self._digest(phrases, templates)}.npy"
-        embeds = _read_embeds(file)
-        if embeds is None:
-            embeds = self._embed(processor, phrases, templates, batch_size)
-            _write_embeds(file, embeds)
-        return embeds.to(self.device, next(self.parameters()).dtype)
 
     def _embed(self, processor, phrases: list[str], templates: tuple[str, ...], batch_size: int) -> Tensor:
         """Unit embeddings `(phrases, D)`. Prompts of similar length share a batch, so that little padding is encoded; only

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_convolutional import tower_config
-from tiny import tiny_checkpoint
+from tiny import tiny_checkpoint, tiny_model
 
 from zeroshot.checkpoints import load_checkpoint
 from zeroshot.data.dataset import SegmentationDataset
@@ -19,6 +19,7 @@ from zeroshot.evaluation import ablation
 from zeroshot.evaluation.ablation import ORACLE_GAMMAS, PENALTIES, ROWS, SCORES, TRAININGS, run_cell, summarize
 from zeroshot.evaluation.evaluator import Readout, evaluate_model, evaluation_batches
 from zeroshot.settings import load_settings
+from zeroshot.training.setup import train_only
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,3 +161,21 @@ def test_a_row_without_its_calibration_is_named(tmp_path: Path) -> None:
     (tmp_path / "cells" / "pbc-0.json").write_text(json.dumps(cell("pbc", 0, PENALTIES[2])))
     with pytest.raises(FileNotFoundError, match="calibration_pbc.json"):
         summarize(tmp_path / "cells", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "parts", [["indicator"], ["classifier.adapter", "side_network.query_embeddings"]], ids="+".join
+)
+def test_only_the_named_parts_are_trained(parts: list[str]) -> None:
+    model = tiny_model()
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    train_only(model, parts)
+    after = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert after == {name for name in before if name in parts or any(name.startswith(f"{part}.") for part in parts)}
+    assert after
+
+
+@pytest.mark.parametrize("part", ["indicatr", "text_encoder", "side"])
+def test_parts_that_cannot_be_trained_are_named(part: str) -> None:
+    with pytest.raises(ValueError, match=rf"`training.trainable` contains '{part}'; expected some of .*indicator"):
+        train_only(tiny_model(), [part])

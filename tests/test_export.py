@@ -251,12 +251,14 @@ def assert_same_label_maps(
 
 
 @pytest.mark.slow
-def test_folder_of_a_convolutional_model_gives_its_label_maps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("evidence", [["frozen", "adapted"], ["cells"]], ids="+".join)
+def test_folder_of_a_convolutional_model_gives_its_label_maps(evidence: list[str], tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="convolutional towers need timm")
     pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
     from test_convolutional import conv_model
 
-    model = conv_model(indicator_evidence=["frozen", "adapted"])  # its label maps have several classes
+    seed = 4 if evidence == ["cells"] else 0  # their label maps have several classes
+    model = conv_model(seed=seed, indicator_evidence=evidence)
     processor = tiny_processor(
         size={"shortest_edge": 96, "longest_edge": 160},
         correction_gamma=2.0,

@@ -251,6 +251,18 @@ def test_embeddings_on_disk_are_used_by_another_process(
     assert [each.name for each in (tmp_path / "cache").iterdir()] == [file.name]
 
 
+def test_a_failed_write_leaves_nothing(
+    model: AlignZegModel, processor: AlignZegProcessor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full_disk(*_) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("modeling_alignzeg.text_encoder_alignzeg.np.save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        model.get_text_prototypes(processor, ["grass"], cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("change", ["names", "order", "templates", "weights", "dtype"])
 def test_embeddings_on_disk_belong_to_names_templates_and_weights(
     model: AlignZegModel, processor: AlignZegProcessor, tmp_path: Path, change: str

@@ -93,7 +93,6 @@ ROWS: dict[str, Row] = {
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
     "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
-    "full_frozen": Row("full, PBC from frozen evidence", {"indicator_evidence": None}, "pbc", 5, start="full"),
     "full_cells": Row("full + the tower's cells", readout="pbc with cells", cells="full"),
     "full_cells_plain": Row("full − PBC + the tower's cells", readout="plain with cells", cells="full"),
     "baseline_cells": Row("baseline + the tower's cells", readout="plain with cells", cells="baseline"),
@@ -105,9 +104,6 @@ ROWS: dict[str, Row] = {
         "baseline + the tower's cells + PBC, uncalibrated", readout="decision with cells", cells="pbc"
     ),
     "pbc_cells": Row("baseline + the tower's cells + PBC", readout="pbc with cells", cells="pbc"),
-    "full_frozen_cells": Row(
-        "full + the tower's cells, PBC from frozen evidence", readout="pbc with cells", cells="full_frozen"
-    ),
     "baseline_oracle": Row("baseline, perfect indicator", readout="oracle", cells="baseline"),
     "baseline_oracle_cells": Row(
         "baseline + the tower's cells, perfect indicator", readout="oracle with cells", cells="baseline"
