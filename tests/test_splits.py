@@ -23,6 +23,7 @@ SIZES = {  # seen and unseen classes of the protocols
     "msrc": (16, 5),
     "msrc_a": (16, 5),
     "msrc_b": (16, 5),
+    "msrc_c": (16, 5),
     "coco_panoptic": (120, 13),
     "photos": (134, 0),
     "cityscapes": (19, 0),

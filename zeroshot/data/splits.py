@@ -36,6 +36,7 @@ SHIPPED_SPLITS: dict[str, str] = {
     "msrc": "msrc21_a.json",
     "msrc_a": "msrc21_a.json",
     "msrc_b": "msrc21_b.json",
+    "msrc_c": "msrc21_c.json",
     "coco_panoptic": "coco_panoptic.json",
     "photos": "photos.json",
     "cityscapes": "cityscapes_19.json",
