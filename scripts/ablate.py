@@ -50,6 +50,7 @@ def main() -> int:
     )
     options.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of results")
     options.add_argument("--seeds", type=integer(1), help="seeds per row; default: the row's own count")
+    options.add_argument("--uncalibrated", action="store_true", help="leave out the rows with calibrated θ and γ")
     options.add_argument(
         "--summarize", action="store_true", help="only make tables and figures from the finished cells"
     )
@@ -64,7 +65,8 @@ def main() -> int:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; expected one of {', '.join(TRAININGS)}.")
         cells.mkdir(parents=True, exist_ok=True)
-        found = json.loads((args.results / ROWS[args.cell].calibration).read_text(encoding="utf-8"))
+        file = args.results / ROWS[args.cell].calibration
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"gamma": 0.0}
         corrections = [(found["gamma"], found["threshold"])] if found["gamma"] else []
         result = run_cell(args.cell, args.seed, f"runs/ablation/{args.results.name}", arguments, corrections)
         atomic_write_text(cells / f"{args.cell}-{args.seed}.json", json.dumps(result, indent=1) + "\n")
@@ -78,7 +80,7 @@ def main() -> int:
             )
         cells.mkdir(parents=True, exist_ok=True)
         for file in sorted({ROWS[name].calibration for name in chosen}):
-            if not (args.results / file).exists():
+            if not args.uncalibrated and not (args.results / file).exists():
                 flags = ["--folds", "2", "--output", str(args.results / file), *arguments]
                 flags += config_flags(CALIBRATIONS[file])
                 subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)

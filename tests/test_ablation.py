@@ -156,11 +156,12 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_a_row_without_its_calibration_is_named(tmp_path: Path) -> None:
+def test_a_row_without_its_calibration_is_left_out(tmp_path: Path, capsys) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "pbc-0.json").write_text(json.dumps(cell("pbc", 0, PENALTIES[2])))
-    with pytest.raises(FileNotFoundError, match="calibration_pbc.json"):
-        summarize(tmp_path / "cells", tmp_path)
+    summarize(tmp_path / "cells", tmp_path)
+    assert "calibration_pbc.json is missing" in capsys.readouterr().err
+    assert "pbc" not in [row["name"] for row in json.loads((tmp_path / "ablation.json").read_text())["rows"]]
 
 
 @pytest.mark.parametrize(

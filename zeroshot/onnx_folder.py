@@ -169,38 +169,6 @@ def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
         raise ValueError(
             f"`resample` of the image processor is {processor.resample}; ONNX resizes with 2 (bilinear) or 3 (bicubic)."
         )
-    size = dict(processor.size)
-    if not processor.do_resize:
-        sides = "sides = Identity (shape)"
-    elif size.get("height") and size.get("width"):
-        sides = f"sides = Constant <value_ints=[{size['height']}, {size['width']}]> ()"
-    elif size.get("shortest_edge") or size.get("longest_edge"):
-        shortest = size.get("shortest_edge") or size["longest_edge"]
-        longest = size.get("longest_edge") or 4 * shortest
-        # The short side becomes `shortest`, unless the long one would then exceed `longest`.
-        sides = f"""
-            shortest = Constant <value_ints=[{shortest}]> ()
-            longest = Constant <value_ints=[{longest}]> ()
-            least = Constant <value_ints=[{min(processor.size_divisor, shortest)}]> ()
-            short = ReduceMin <keepdims=1> (shape)
-            long = ReduceMax <keepdims=1> (shape)
-            scaled = Mul (shape, shortest)
-            grown = Div (scaled, short)
-            limited = Min (grown, longest)
-            product = Mul (longest, short)
-            twice = Mul (product, two)
-            raised = Add (twice, long)
-            doubled = Mul (long, two)
-            rounded = Div (raised, doubled)
-            lowered = Min (rounded, shortest)
-            narrow = Max (lowered, least)
-            is_short = Equal (shape, short)
-            sides = Where (is_short, narrow, limited)"""
-    else:
-        raise ValueError(
-            f"`size` of the image processor is {size}; expected `shortest_edge` and/or `longest_edge`, or `height` and "
-            "`width`."
-        )
     mean = np.broadcast_to(np.float64(processor.image_mean if processor.do_normalize else 0), 3)
     std = np.broadcast_to(np.float64(processor.image_std if processor.do_normalize else 1), 3)
     factor = (processor.rescale_factor if processor.do_rescale else 1) / std
@@ -213,7 +181,7 @@ def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
             one = Constant <value_ints=[1]> ()
             two = Constant <value_ints=[2]> ()
             shape = Shape <start=1, end=3> (image)
-            {sides}
+            {_resized_shape(processor)}
             content = Identity (sides)
             batch_axis = Shape <start=0, end=1> (image)
             channels = Constant <value_ints=[3]> ()
@@ -248,6 +216,40 @@ def pixels_graph(image_processor: Any, divisor: int) -> onnx.ModelProto:
             pads = Concat <axis=0> (none, rest)
             pixel_values = Pad (normalized, pads)
         }}""")
+
+
+def _resized_shape(processor: Any) -> str:
+    """Lines of [`pixels_graph`] that compute `sides`, the height and width after resizing, from `shape`."""
+    size = dict(processor.size)
+    if not processor.do_resize:
+        return "sides = Identity (shape)"
+    if size.get("height") and size.get("width"):
+        return f"sides = Constant <value_ints=[{size['height']}, {size['width']}]> ()"
+    if size.get("shortest_edge") or size.get("longest_edge"):
+        shortest = size.get("shortest_edge") or size["longest_edge"]
+        longest = size.get("longest_edge") or 4 * shortest
+        # The short side becomes `shortest`, unless the long one would then exceed `longest`.
+        return f"""
+            shortest = Constant <value_ints=[{shortest}]> ()
+            longest = Constant <value_ints=[{longest}]> ()
+            least = Constant <value_ints=[{min(processor.size_divisor, shortest)}]> ()
+            short = ReduceMin <keepdims=1> (shape)
+            long = ReduceMax <keepdims=1> (shape)
+            scaled = Mul (shape, shortest)
+            grown = Div (scaled, short)
+            limited = Min (grown, longest)
+            product = Mul (longest, short)
+            twice = Mul (product, two)
+            raised = Add (twice, long)
+            doubled = Mul (long, two)
+            rounded = Div (raised, doubled)
+            lowered = Min (rounded, shortest)
+            narrow = Max (lowered, least)
+            is_short = Equal (shape, short)
+            sides = Where (is_short, narrow, limited)"""
+    raise ValueError(
+        f"`size` of the image processor is {size}; expected `shortest_edge` and/or `longest_edge`, or `height` and `width`."
+    )
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,8 @@ ROWS: dict[str, Row] = {
     "pbc_decision_cells": Row(
         "baseline + the tower's cells + PBC, uncalibrated", readout="decision with cells", cells="pbc"
     ),
+    "full_decision": Row("full model, uncalibrated", readout="decision", cells="full"),
+    "full_decision_cells": Row("full + the tower's cells, uncalibrated", readout="decision with cells", cells="full"),
     "pbc_cells": Row("baseline + the tower's cells + PBC", readout="pbc with cells", cells="pbc"),
     "baseline_oracle": Row("baseline, perfect indicator", readout="oracle", cells="baseline"),
     "baseline_oracle_cells": Row(
@@ -278,7 +281,8 @@ def summarize(cells: Path, results: Path) -> None:
         if kind == "pbc":
             calibration = ROWS[row.cells or name].calibration
             if calibration not in corrections:
-                raise FileNotFoundError(f"{results / calibration} is missing; run ablate.py without --summarize.")
+                print(f"The row {name!r} is left out: {results / calibration} is missing.", file=sys.stderr)
+                continue
             correction = corrections[calibration]
             kind = f"pbc {correction['gamma']}/{correction['threshold']}" if correction["gamma"] else "plain"
             readout = kind + suffix
