@@ -197,7 +197,8 @@ class AlignZegProposalClassifier(nn.Module):
         loss_virtual = loss_class.new_zeros(())
         if self.feature_expansion is not None:
             inputs, classes = proposals.inputs[match.image, match.query], targets.classes[match.image, match.target]
-            mixed, virtual_prototypes = self.feature_expansion.mix(inputs, classes, prototypes, generator)
+            # FES trains the classifier; its gradient would make queries and masks worse.
+            mixed, virtual_prototypes = self.feature_expansion.mix(inputs.detach(), classes, prototypes, generator)
             virtual = self.adapter(mixed)
             loss_virtual = self.feature_expansion.loss(
                 virtual,

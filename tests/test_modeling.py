@@ -703,6 +703,16 @@ def test_virtual_loss_of_a_step_is_the_plain_formula(target: str, monkeypatch: p
     assert outputs.loss_virtual.item() == pytest.approx(total / len(mixed), rel=1e-4)
 
 
+@pytest.mark.parametrize("target", ["frozen", "semantic", "reserve"])
+def test_virtual_loss_trains_the_classifier_alone(target: str) -> None:
+    model = learned(tiny_model(feature_expansion_target=target)).train()
+    model(pixel_values=pixels(), **labels()).loss_virtual.backward()
+    reached = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
+    assert reached and all(name.startswith("classifier.") for name in reached)
+
+
 # --- PBC -------------------------------------------------------------------------------------------------------------
 
 
