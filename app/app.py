@@ -934,7 +934,10 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                     elem_id="az-else",
                 )
                 sharp = gr.Checkbox(
-                    False, label="Sharper borders", info="Borders move to edges of the picture.", elem_id="az-sharp"
+                    False,
+                    label="Sharper borders",
+                    info="Class borders are aligned with edges in the picture.",
+                    elem_id="az-sharp",
                 )
                 with gr.Row():
                     label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")

@@ -24,7 +24,7 @@ class Classification(NamedTuple):
     Attributes:
         inputs: Inputs of the adapter, frozen embeddings first: `(B, N, D or D + d)`.
         embeds: Unit embeddings `(B, N, D)`.
-        logits: `(B, N, C + 1)`, scaled by the temperature; the background comes last.
+        logits: `(B, N, C + 1)`, scaled by `τ`; the background comes last.
     """
 
     inputs: Tensor
@@ -36,7 +36,7 @@ class Cells(NamedTuple):
     """
     Attributes:
         embeds: Frozen unit embeddings `(B, h, w, D)`.
-        logits: `(B, C, h, w)`, scaled by the temperature.
+        logits: `(B, C, h, w)`, scaled by `τ`.
     """
 
     embeds: Tensor
@@ -142,7 +142,7 @@ class AlignZegFeatureExpansion(nn.Module):
             virtual_prototypes: `(V, D)` unit virtual prototypes.
             prototypes: `(S, D)` unit prototypes of the seen classes.
             background_logits: `(V,)` of the virtual features.
-            scale: Temperature `τ`.
+            scale: Logit scale `τ`.
         """
         if self.target == "frozen":
             return self.distance(virtual, frozen, scale)
@@ -175,7 +175,7 @@ class AlignZegProposalClassifier(nn.Module):
             frozen_embeds: `(B, N, D)`, from the recognizer.
             queries: `(B, N, d)`, refined mask queries.
             prototypes: `(C, D)`, or `(C, K, D)`.
-            scale: Temperature `τ`.
+            scale: Logit scale `τ`.
         """
         inputs = self.adapter.inputs(frozen_embeds, queries)
         embeds = self.adapter(inputs)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 
-# By the field that names them, the towers that there are, the default first.
+# Supported tower configs, by config field and `model_type`; the first is the default.
 TOWERS: dict[str, dict[str, type[PreTrainedConfig]]] = {
     "vision_config": {
         config.model_type: config for config in (CLIPVisionConfig, SiglipVisionConfig, TimmWrapperConfig)
@@ -31,7 +31,7 @@ TOWERS: dict[str, dict[str, type[PreTrainedConfig]]] = {
 
 
 def tower_config(name: str, value: Any, projection_dim: int) -> PreTrainedConfig:
-    """The field `name` of a config as the tower's config; a dict says by its `model_type` of which.
+    """The tower's config for the field `name`; in a dict, `model_type` selects the class (default: the first).
 
     Raises:
         ValueError: there is no such tower.
@@ -74,8 +74,8 @@ class AlignZegConfig(PreTrainedConfig):
     Configuration of an [`AlignZegModel`].
 
     The defaults are the full-size model: CLIP ViT-B/16 at 320 pixels for an input of 640, a side network of SAN's width
-    and 100 queries. The paper (arXiv 2404.05667) publishes neither code nor hyper-parameters; missing details are
-    *reconstructed* here, and `docs/experiments.md` gives the reason for each default.
+    and 100 queries. There is no official code of the paper (arXiv 2404.05667), and its hyper-parameters are not
+    known to us; missing details are *reconstructed* here. `docs/experiments.md` gives reasons for some defaults.
 
     Args:
         vision_config (`dict` or config, *optional*): Frozen image tower: a `CLIPVisionConfig` (default: ViT-B/16), a
@@ -88,7 +88,8 @@ class AlignZegConfig(PreTrainedConfig):
             in some of open_clip's ConvNeXt models; the sum of both, `"linear+mlp"`, as `scripts/pretrain_lit.py` trains; or
             `"identity"`, as in SigLIP, whose image tower ends in the joint space.
         projection_hidden_dim (`int`, defaults to 0): Hidden width of that MLP.
-        logit_scale_init_value (`float`, defaults to 4.6052): Log of the temperature `τ` (100 for OpenAI's weights).
+        logit_scale_init_value (`float`, defaults to 4.6052): Log of the logit scale `τ`, the inverse
+            temperature (100 for OpenAI's weights).
         image_size (`int`, defaults to 640): Side of the training crops. Position embeddings are learned at this size and
             interpolated for others.
         clip_input_scale (`float`, defaults to 0.5): Resolution of the image tower's input relative to the side network's.

@@ -190,7 +190,8 @@ def stack_targets(
 def unlabelled_segments(targets: SegmentationTargets, stride: int, content: Tensor | None) -> SegmentationTargets:
     """Class-agnostic targets: the connected regions of unlabelled pixels, which often show one object of an unseen class.
 
-    Regions are found on cells of `stride` pixels, after an opening by 3×3 cells that removes the void between objects.
+    Regions are found on cells of `stride` pixels, after a morphological opening (3×3 cells) that removes thin gaps between
+    objects.
     Regions below [`SMALLEST_SEGMENT`] are left out. In the result, all labelled pixels are negatives of all segments,
     and `classes` is 0 for segments.
 

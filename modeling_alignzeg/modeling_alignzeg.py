@@ -76,11 +76,11 @@ class AlignZegOutput(ModelOutput):
             layers on unlabelled segments.
         masks_queries_logits (`torch.FloatTensor` of shape `(B, N, H / mask_stride, W / mask_stride)`): Mask logits, for
             the input padded to a multiple of `config.size_divisor`.
-        class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Temperature-scaled class logits, the
+        class_queries_logits (`torch.FloatTensor` of shape `(B, N, C + 1)`): Class logits, scaled by `τ`, the
             background last.
         unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
-        dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Temperature-scaled class logits of the
+        dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Class logits, scaled by `τ` of the
             cells of a convolutional image tower; the read-out combines them with the proposals.
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in the joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
@@ -217,7 +217,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         self.post_init()
 
     def freeze_clip(self) -> None:
-        """Freezes the towers, their projections and the temperature."""
+        """Freezes the towers, their projections and the logit scale."""
         for part in (*self.recognizer.frozen_parts(), self.text_encoder):
             part.requires_grad_(False).train(False)
         self.logit_scale.requires_grad_(False)

@@ -205,8 +205,8 @@ class AlignZegPostProcessing:
             overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1.
             label_ids_to_fuse: Classes whose segments are fused into one per image, such as grass and sky.
             target_sizes: See [`post_process_semantic_segmentation`].
-            seen_class_mask, gamma: See there: predictive bias correction.
-            correction_threshold: Its `threshold`.
+            seen_class_mask, gamma: See [`post_process_semantic_segmentation`].
+            correction_threshold: `threshold` of [`post_process_semantic_segmentation`].
 
         Returns:
             For each image a dictionary:

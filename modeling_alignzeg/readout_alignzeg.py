@@ -84,7 +84,7 @@ def class_probabilities(
     classes, or a missing `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain softmax.
 
     Args:
-        class_queries_logits: `(..., N, C + 1)`, scaled by the temperature; the background comes last.
+        class_queries_logits: `(..., N, C + 1)`, scaled by `τ`; the background comes last.
         unseen_logits: `(..., N)`.
         seen_class_mask: `bool (C,)`, True for classes that were seen in training.
         gamma: How much seen logits are lowered, ≥ 0; `()` as a tensor.

@@ -180,7 +180,7 @@ def embed_patches(embeddings: nn.Module, pixels: Tensor, table: Tensor, grid: Gr
 def claimed_shares(masks: Tensor, grid: Grid) -> Tensor:
     """How much of each cell of `grid` the proposals claim, `(B, N, h, w)`, by their mask logits `(B, N, ·, ·)`."""
     inside = masks.detach().float().sigmoid()
-    # The pixels that a proposal claims; where it claims none, all that it leans to.
+    # Mask probabilities above 0.5; the small term is a fallback for proposals without such pixels.
     return grid.clear(F.adaptive_avg_pool2d(inside * (inside > 0.5) + 1e-4 * inside, grid.size))
 
 

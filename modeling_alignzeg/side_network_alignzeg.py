@@ -326,7 +326,7 @@ class AlignZegSideNetwork(nn.Module):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Weighted mask loss of all MRPE layers on unlabelled segments ([`unlabelled_segments`]), which are matched with the
-        proposals that `match` leaves. It teaches masks of objects that no seen class names. Not part of the paper."""
+        proposals that are not in `match`. It trains masks of objects that belong to no seen class. Not part of the paper."""
         config, masks = self.config, masks_per_layer[-1]
         segments = unlabelled_segments(targets, config.mask_stride, content)
         points = sample_points(segments, tuple(masks.shape[-2:]), config.train_num_points, generator)

@@ -51,8 +51,8 @@ def _write_embeds(file: Path, embeds: Tensor) -> None:
 class AlignZegTextEncoder(nn.Module):
     """CLIP's text tower and projection.
 
-    SigLIP's tower has its projection inside. It reads a text at the last place and has no mask: padding, up to a length
-    that is always the same, is part of the text.
+    SigLIP's tower has its projection inside. It pools the last token and has no mask: the padding to a fixed length is
+    part of the text.
     """
 
     def __init__(self, config: AlignZegConfig):

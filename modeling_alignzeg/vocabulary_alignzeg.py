@@ -16,7 +16,7 @@ from .text_encoder_alignzeg import AlignZegTextEncoder
 
 
 class Vocabulary(NamedTuple):
-    """Classes of one call: unit `prototypes (C, D)` or `(C, K, D)`, the mask `seen (C,)` and the temperature `τ`."""
+    """Classes of one call: unit `prototypes (C, D)` or `(C, K, D)`, the mask `seen (C,)` and the logit scale `τ`."""
 
     prototypes: Tensor
     seen: Tensor

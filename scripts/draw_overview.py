@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Draws docs/results/overview.png: scenes of the test split, their labels, predictions and unseen-ness.
+"""Draws docs/results/overview.png: scenes of the test split, their labels, predictions and unseen scores.
 
     python scripts/draw_overview.py --model .
     python scripts/draw_overview.py --model checkpoints/photos --photos app/examples/photos.json \\

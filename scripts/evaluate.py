@@ -43,13 +43,16 @@ def parse_arguments() -> argparse.Namespace:
     options.add_argument("--part", default="test", help="part of the dataset")
     options.add_argument("--limit", type=integer(1), help="use only the first N images")
     options.add_argument("--image_column", default="image", help="image column, if --dataset is not a named benchmark")
-    options.add_argument("--label_column", default="label", help="label column, likewise")
+    options.add_argument("--label_column", default="label", help="label column, if --dataset is not a named benchmark")
     options.add_argument(
         "--image_folder", help="image subfolder, if --dataset is a folder; {part} is replaced by the part"
     )
-    options.add_argument("--label_folder", help="subfolder of label files, likewise, or one of several of a benchmark")
+    options.add_argument(
+        "--label_folder",
+        help="subfolder of label files, if --dataset is a folder, or the one to use if a benchmark has several",
+    )
     options.add_argument("--image_suffix", help="suffix of image names, if --dataset is a folder: _leftImg8bit")
-    options.add_argument("--label_suffix", help="suffix of label map names, likewise: _L")
+    options.add_argument("--label_suffix", help="suffix of label map names, if --dataset is a folder: _L")
     options.add_argument(
         "--label_file", help="COCO JSON file, if --dataset is a folder; {part} is replaced by the part"
     )

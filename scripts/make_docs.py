@@ -132,9 +132,9 @@ def speed_table() -> str:
             training[name]["added_mib"] for name in ("memory", "memory_with_6_more_layers_below_the_split")
         )
         lines.append(
-            f"- A training step costs {training['step_over_inference']:.2f} forwards; loss and matching are "
-            f"{100 * training['loss_share']:.0f} % of it. It adds {kept:.0f} MiB to the weights, with six more CLIP layers "
-            f"below the split {deeper:.0f} MiB."
+            f"- A training step takes {training['step_over_inference']:.2f} × as long as inference; loss and matching are "
+            f"{100 * training['loss_share']:.0f} % of it. Its peak memory is {kept:.0f} MiB above the weights, with six "
+            f"more CLIP layers below the split {deeper:.0f} MiB."
         )
     if "compile" in sections:
         rows = ((name, found) for name, found in sections["compile"].items() if isinstance(found, dict))
@@ -360,7 +360,7 @@ def photo_checkpoint() -> str:
     if report is None:
         return NOT_MEASURED
     lines = ["| test photographs | class names given | mIoU | pixel accuracy |", "|---|---|---|---|"]
-    for name, title, names in (("msrc", "MSRC", 21), ("coco_panoptic", "COCO", 129)):
+    for name, title, names in (("msrc", "MSRC", 21), ("coco_panoptic", "COCO", 133)):
         for suffix, given in (("", f"all {names}"), ("_present", "those in the photograph")):
             row = report[f"{name}{suffix}"]
             lines.append(f"| {title}, {row['images']} | {given} | {row['miou']:.1f} | {row['pixel_accuracy']:.1f} |")

@@ -25,7 +25,7 @@ from zeroshot.files import atomic_write_text
 ROOT = Path(__file__).resolve().parent.parent
 RUN, SHIPPED, CODE = ROOT / "runs" / "photos", ROOT / "checkpoints" / "photos", "modeling_alignzeg"
 SCORES = ("miou", "pixel_accuracy", "images", "per_class")
-REPORTS = {  # MSRC names 21 classes in every photograph, COCO 129; and the names that are there alone
+REPORTS = {  # candidates: all classes of the benchmark (MSRC 21, COCO 133), or only those in the photograph
     "msrc": ("msrc", []),
     "msrc_present": ("msrc", ["--only_present"]),
     "coco_panoptic": ("coco_panoptic", []),

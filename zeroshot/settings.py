@@ -58,14 +58,14 @@ class DataSettings:
         split: Name of a split, or a YAML file with classes and unseen classes; default: the split of `dataset`.
         train_part: Part of the dataset to train on.
         validation_part: Part of the dataset to evaluate on.
-        num_train: Use only the first N training images (for embedded scenes: draw N).
-        num_validation: Use only the first N validation images (for embedded scenes: draw N).
+        num_train: Use only the first N training images (for embedded scenes: generate N).
+        num_validation: Use only the first N validation images (for embedded scenes: generate N).
         image_column: Image column of a dataset that is not a named benchmark.
         label_column: Label column of a dataset that is not a named benchmark.
         image_folder: Subfolder of images, if `dataset` is a folder; `{part}` in it is replaced by the part.
-        label_folder: Subfolder of label files, likewise, or one of several of a benchmark.
+        label_folder: Subfolder of label files, if `dataset` is a folder, or the one to use if a benchmark has several.
         image_suffix: Suffix of image names before the file extension, if `dataset` is a folder: `_leftImg8bit`.
-        label_suffix: Suffix of label map names, likewise: `_L`.
+        label_suffix: Suffix of label map names, if `dataset` is a folder: `_L`.
         label_file: COCO JSON file (instances or panoptic), if `dataset` is a folder; `{part}` is replaced by the part.
         context_459_ids: The label files of PASCAL Context have the original ids 1..459 instead of 0..59.
         scene_seed: Seed of the embedded scenes.
@@ -83,7 +83,8 @@ class DataSettings:
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
         transductive: Self-training: `model.checkpoint`, trained on the seen classes, labels unseen ones in the
             training images where these are unlabelled, and the training goes on with both.
-        transductive_threshold: Share of a pixel's scores above which an unseen class becomes its label.
+        transductive_threshold: Minimum share of the best unseen class in the summed scores of unseen classes and
+            background.
         num_workers: Loader processes.
     """
 
@@ -126,7 +127,7 @@ class TrainingSettings:
         batch_size: Images per process and micro-step.
         gradient_accumulation_steps: Micro-steps per optimizer step.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Weight decay of AdamW; norms, biases, embeddings and queries have none.
+        weight_decay: Weight decay of AdamW; norms, biases, position embeddings, queries and prototypes have none.
         warmup_steps: Steps of linear warm-up.
         schedule: Learning rate after warm-up: cosine to zero, polynomial (power 0.9) to zero, or constant.
         max_grad_norm: Gradients are clipped to this norm.

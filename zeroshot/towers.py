@@ -53,7 +53,7 @@ class Towers(NamedTuple):
 
     Attributes:
         config: Fields of `AlignZegConfig` that describe the towers.
-        weights: Weights by their names in `AlignZegModel`, including the temperature.
+        weights: Weights by their names in `AlignZegModel`, including the logit scale.
         tokenizer: Tokenizer of the text tower.
         image_processor: Fields of `AlignZegImageProcessor`, at least `image_mean` and `image_std`.
     """
@@ -194,10 +194,10 @@ def check_timm_tower(vision: Mapping[str, Any]) -> None:
     if pool in ("token", "map"):
         advice = "Choose one of open_clip's plain ViTs or a ConvNeXt."
         if pool == "map":
-            advice = "SigLIP comes from transformers: name such a model, as 'google/siglip2-base-patch16-224' is."
+            advice = "Load SigLIP from transformers, for example 'google/siglip2-base-patch16-224'."
         raise ValueError(
-            f"The open_clip model has timm's image tower {vision['timm_model_name']!r}, a transformer (as EVA and SigLIP "
-            f"are); of timm's towers, expected a convolutional one. {advice}"
+            f"timm's image tower {vision['timm_model_name']!r} of the open_clip model is a transformer (as in EVA and "
+            f"SigLIP); expected a convolutional one. {advice}"
         )
     if kind not in ("linear", "mlp") or vision.get("timm_proj_bias") or pool not in ("", "avg"):
         raise ValueError(

@@ -80,7 +80,7 @@ def check_task(accelerator: Accelerator, task: Task) -> None:
     warnings = data_warnings(task.training_split, counts, train_part=next(iter(counts)))
     if len(same := {part.removesuffix(" again") for part in counts}) < len(counts):
         warnings.append(
-            f"`{same.pop()}` is the part for both training and validation, so scores do not generalize to other images."
+            f"`{same.pop()}` is the part for both training and validation, so its scores say little about other images."
         )
     train = next(iter(counts.values()))
     if train.counted == train.images and not train.has(task.training_split.seen_ids):

@@ -29,7 +29,7 @@ from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ORACLE_GAMMAS = (2.0, 100.0)
-UNCALIBRATED = (8.0, 0.5)  # γ and θ without calibration: the indicator's own decision, and a γ that nearly excludes
+UNCALIBRATED = (8.0, 0.5)  # γ that nearly excludes the seen classes, θ of the indicator's own decision
 INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")

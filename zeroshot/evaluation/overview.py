@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""The overview figures: scenes with labels, predictions and unseen-ness; photographs with predictions."""
+"""The overview figures: scenes with labels, predictions and unseen scores; photographs with predictions."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def measure_scaling(output: str, images: int, batch_size: int) -> None:
     report: dict[str, Any] = {
         "command": "python scripts/measure_scaling.py",
         "model": "ViT-B/16, short side 640, 100 queries, random weights",
-        "images": f"{images} drawn scenes, JPEG, {SIZE[0]} x {SIZE[1]}",
+        "images": f"{images} synthetic scenes, JPEG, {SIZE[0]} x {SIZE[1]}",
         "classes": CLASSES,
         "device": f"one core of {os.cpu_count()}, {processor_name()}",
         "runs": [measure(precision, rows, batch_size) for precision in ("no", "bf16")],

@@ -202,8 +202,8 @@ class CheckpointStore:
                 )
             if manifest["sharded"] != (accelerator.distributed_type in SHARDED):
                 raise CheckpointError(
-                    f"The checkpoint {path} is {'of' if manifest['sharded'] else 'not of'} a sharded training, unlike "
-                    "this one: resume with the original settings of `accelerate`."
+                    f"The checkpoint {path} is {'sharded' if manifest['sharded'] else 'not sharded'}, but this training is"
+                    f"{' not' if manifest['sharded'] else ''}: resume with the original settings of `accelerate`."
                 )
             self._remove_leftovers()
 
