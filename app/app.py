@@ -721,251 +721,152 @@ def load_examples(classes: Sequence[str]) -> list[dict[str, Any]]:
     return scenes if scenes and scenes[0]["classes"][0] in classes else photos
 
 
-def build(segmenter: Segmenter) -> gr.Blocks:
-    """The page and its API."""
-    examples = load_examples(segmenter.classes)
-    credits = list(dict.fromkeys(filter(None, (example.get("credit") for example in examples))))
+class Page:
+    """The page, its event handlers and its API."""
 
-    @answering
-    def update_marks(text: str, marked: list[str]) -> Any:
-        try:
-            names = list(check_classes(split_names(text)))
-        except Refused:  # the user is still typing
-            return gr.skip()
-        return gr.update(choices=names, value=[name for name in marked if name in names])
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+        self.examples = load_examples(segmenter.classes)
 
-    @answering
-    def choose_example(index: int) -> tuple[str, str, Any]:
-        example = examples[index]
-        return (
-            str(EXAMPLES / example["file"]),
-            ", ".join(example["classes"]),
-            gr.update(choices=example["classes"], value=example["unseen"]),
+    def build(self) -> gr.Blocks:
+        credits = dict.fromkeys(filter(None, (example.get("credit") for example in self.examples)))
+        with gr.Blocks(title="AlignZeg", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+            self.result = gr.State(time_to_live=3600)
+            gr.Markdown(
+                "# AlignZeg: segment by names\n"
+                "Enter any class names to segment a picture. **Unseen** classes had no labelled pixels in training, and "
+                "models tend to assign their regions to seen classes. AlignZeg estimates where this happens and corrects "
+                "it.",
+                elem_classes="az-intro",
+            )
+            with gr.Row():
+                with gr.Column(scale=2, min_width=320):
+                    self._add_inputs()
+                with gr.Column(scale=3, min_width=320):
+                    self._add_results()
+            credit = f" Example photographs: {', '.join(credits)}." if credits else ""
+            gr.Markdown(f"Model: `{self.segmenter.title}`. To call it from Python, see “Use via API”.{credit}")
+            self._connect()
+            self._add_api()
+        return demo
+
+    def _add_inputs(self) -> None:
+        self.picture = Picture(
+            label="Picture",
+            sources=["upload", "clipboard", "webcam"],
+            height=300,
+            buttons=["fullscreen"],
+            elem_id="az-input",
         )
-
-    def use_vocabulary() -> tuple[str, Any]:
-        return ", ".join(segmenter.classes), gr.update(choices=segmenter.classes, value=segmenter.unseen)
-
-    @answering
-    def on_segment(
-        picture: str | None,
-        text: str,
-        marked: list[str],
-        gamma: float,
-        threshold: float,
-        everything_else: bool,
-        sharp: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
-    ) -> tuple[Result, dict[str, Any]]:
-        image = open_picture(picture)
-        classes = check_classes(split_names(text))
-        unseen = check_unseen([name for name in marked if name in classes], list(classes))
-        result, upright = segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
-        return present(result, upright, gamma, threshold, everything_else, sharp)
-
-    @answering
-    def on_find(
-        picture: str | None, drawing: Any, text: str, marked: list[str], *settings: Any
-    ) -> tuple[Result, dict[str, Any]]:
-        try:
-            image, exemplar = open_picture(picture), segmenter.read_exemplar(drawing)
-        finally:
-            parts = drawing or {}
-            for file in (parts.get("background"), parts.get("composite"), *(parts.get("layers") or [])):
-                if file and Path(file).name.startswith(_SKETCH):
-                    Path(file).unlink(missing_ok=True)
-        classes = check_classes(split_names(text)) if text.strip() else {}
-        if EXAMPLE_NAME in classes:
-            raise Refused(f"“{EXAMPLE_NAME}” is the name of what you painted. Remove it from the class names.")
-        if not classes and not settings[2]:  # everything_else
-            raise Refused("Enter class names beside the example, or add the class “everything else”.")
-        unseen = check_unseen([name for name in marked if name in classes], list(classes))
-        return present(*segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
-
-    def present(result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
-        result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
-        upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
-            result.shown, quality=90
+        if self.examples:
+            self.gallery = gr.Dataset(
+                components=[gr.Image(visible=False)],
+                samples=[[str(EXAMPLES / example["file"])] for example in self.examples],
+                label="Examples",
+                type="index",
+                samples_per_page=len(self.examples),
+                elem_id="az-examples",
+            )
+        self.names = gr.Textbox(
+            label="Class names",
+            info="Separated by commas or newlines. Several phrases for one class: “sofa|couch” or “background: "
+            "road|wall”. Enter starts, Shift+Enter adds a line.",
+            placeholder="grass, water, red striped",
+            lines=1,
+            max_lines=6,
+            elem_id="az-names",
         )
-        segmenter.keep(result)
-        return result, redraw(result, *settings)
+        self.marked = Marks(label="Unseen classes", choices=[], elem_id="az-unseen", elem_classes="az-marks")
+        with gr.Accordion("Find by an example", open=False):
+            self.drawing = Sketch(
+                label="Another picture: paint over the thing that you look for",
+                sources=["upload", "clipboard"],
+                brush=gr.Brush(default_size=20, colors=["#0072B2"], color_mode="fixed"),
+                layers=False,
+                transforms=[],
+                height=300,
+                elem_id="az-example",
+            )
+            self.find = gr.Button("Find it in the picture above", size="md", elem_id="az-find")
+        with gr.Row():
+            self.vocabulary = gr.Button(f"All {len(self.segmenter.classes)} classes", size="md", min_width=120)
+            self.start = gr.Button("Segment", variant="primary", size="md", min_width=120, elem_id="az-start")
 
-    @answering
-    def redraw(result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool) -> Any:
-        if result is None:
-            return gr.skip()
-        result.settings = (gamma, threshold, everything_else, sharp)
-        return view_data(segmenter, result, *result.settings)
-
-    @answering
-    def show_segments(result: Result | None, kind: str, score: float, gamma: float, threshold: float) -> Any:
-        if result is None:
-            raise Refused("Press Segment first.")
-        if kind not in SEGMENTS:
-            raise Refused(f"The kind of segments must be one of {', '.join(SEGMENTS)}.")
-        return str(result.shown), segmenter.read_segments(result, kind, score, gamma, threshold)
-
-    @answering
-    def prepare_downloads(
-        result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool
-    ) -> Any:
-        time.sleep(REST)
-        settings = (gamma, threshold, everything_else, sharp)
-        if result is None or result.settings != settings:  # a slider is still moving
-            return gr.skip()
-        reading = segmenter.read(result, result.size, *settings)
-        label, data = result.folder / "labels.png", result.folder / "segmentation.json"
-        write_label_png(label, reading.labels, result.colors)
-        facts = report(segmenter, result, reading, gamma, threshold, everything_else)
-        data.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
-        return gr.update(value=str(label), interactive=True), gr.update(value=str(data), interactive=True)
-
-    @answering
-    def segment(
-        image: str,
-        class_names: list[str],
-        unseen: list[str] | None = None,
-        gamma: float | None = None,
-        threshold: float | None = None,
-        everything_else: bool = False,
-    ) -> tuple[str, str, dict[str, Any]]:
-        picture = open_picture(image)
-        classes = check_classes(class_names)
-        marks = check_unseen(unseen, list(classes))
-        gamma = check_number("gamma", gamma, segmenter.gamma, 100.0)
-        threshold = check_number("threshold", threshold, segmenter.threshold, 1.0)
-        result, upright = segmenter.run(picture, classes, marks, lambda *_: None)
-        reading = segmenter.read(result, result.size, gamma, threshold, bool(everything_else))
-        folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
-        write_label_png(folder / "labels.png", reading.labels, result.colors)
-        segmenter.draw_overlay(upright, reading.labels, result.names, legend=False).save(
-            folder / "overlay.jpg", quality=90
-        )
-        facts = report(segmenter, result, reading, gamma, threshold, bool(everything_else))
-        return str(folder / "labels.png"), str(folder / "overlay.jpg"), facts
-
-    with gr.Blocks(title="AlignZeg", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
-        result = gr.State(time_to_live=3600)
-        gr.Markdown(
-            "# AlignZeg: segment by names\n"
-            "Enter any class names to segment a picture. **Unseen** classes had no labelled pixels in training, and models "
-            "tend to assign their regions to seen classes. AlignZeg estimates where this happens and corrects it.",
-            elem_classes="az-intro",
+    def _add_results(self) -> None:
+        self.viewer = gr.HTML(
+            html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
+            js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
+            apply_default_css=False,
+            container=True,
+            padding=True,
+            min_height=300,
+            elem_id="az-viewer",
         )
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                picture = Picture(
-                    label="Picture",
-                    sources=["upload", "clipboard", "webcam"],
-                    height=300,
-                    buttons=["fullscreen"],
-                    elem_id="az-input",
-                )
-                if examples:
-                    gallery = gr.Dataset(
-                        components=[gr.Image(visible=False)],
-                        samples=[[str(EXAMPLES / example["file"])] for example in examples],
-                        label="Examples",
-                        type="index",
-                        samples_per_page=len(examples),
-                        elem_id="az-examples",
-                    )
-                names = gr.Textbox(
-                    label="Class names",
-                    info="Separated by commas or newlines. Several phrases for one class: “sofa|couch” or “background: "
-                    "road|wall”. Enter starts, Shift+Enter adds a line.",
-                    placeholder="grass, water, red striped",
-                    lines=1,
-                    max_lines=6,
-                    elem_id="az-names",
-                )
-                marked = Marks(label="Unseen classes", choices=[], elem_id="az-unseen", elem_classes="az-marks")
-                with gr.Accordion("Find by an example", open=False):
-                    drawing = Sketch(
-                        label="Another picture: paint over the thing that you look for",
-                        sources=["upload", "clipboard"],
-                        brush=gr.Brush(default_size=20, colors=["#0072B2"], color_mode="fixed"),
-                        layers=False,
-                        transforms=[],
-                        height=300,
-                        elem_id="az-example",
-                    )
-                    find = gr.Button("Find it in the picture above", size="md", elem_id="az-find")
-                with gr.Row():
-                    vocabulary = gr.Button(f"All {len(segmenter.classes)} classes", size="md", min_width=120)
-                    start = gr.Button("Segment", variant="primary", size="md", min_width=120, elem_id="az-start")
-            with gr.Column(scale=3, min_width=320):
-                viewer = gr.HTML(
-                    html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
-                    js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
-                    apply_default_css=False,
-                    container=True,
-                    padding=True,
-                    min_height=300,
-                    elem_id="az-viewer",
-                )
-                with gr.Row():
-                    gamma = gr.Slider(
-                        0,
-                        segmenter.max_gamma,
-                        segmenter.gamma,
-                        step=0.1,
-                        label="Correction γ",
-                        info="Subtracted from the logits of seen classes; 0 is off.",
-                        interactive=segmenter.has_correction,
-                        min_width=240,
-                        elem_id="az-gamma",
-                    )
-                    threshold = gr.Slider(
-                        0,
-                        1,
-                        segmenter.threshold,
-                        step=0.01,
-                        label="Threshold θ",
-                        info="Regions above this probability are corrected.",
-                        interactive=segmenter.has_correction,
-                        min_width=240,
-                        elem_id="az-threshold",
-                    )
-                everything_else = gr.Checkbox(
-                    False,
-                    label="Add the class “everything else”",
-                    info="Regions that match none of the names stay grey.",
-                    elem_id="az-else",
-                )
-                sharp = gr.Checkbox(
-                    False,
-                    label="Sharper borders",
-                    info="Class borders are aligned with edges in the picture.",
-                    elem_id="az-sharp",
-                )
-                with gr.Row():
-                    label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
-                    json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
-                with gr.Accordion("Segments and instances", open=False):
-                    with gr.Row():
-                        kind = gr.Radio(
-                            list(SEGMENTS), value=next(iter(SEGMENTS)), show_label=False, elem_id="az-kind"
-                        )
-                        score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="az-score")
-                    show = gr.Button("Show", size="md", elem_id="az-show")
-                    segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
-        credit = f" Example photographs: {', '.join(credits)}." if credits else ""
-        gr.Markdown(f"Model: `{segmenter.title}`. To call it from Python, see “Use via API”.{credit}")
+            self.gamma = gr.Slider(
+                0,
+                self.segmenter.max_gamma,
+                self.segmenter.gamma,
+                step=0.1,
+                label="Correction γ",
+                info="Subtracted from the logits of seen classes; 0 is off.",
+                interactive=self.segmenter.has_correction,
+                min_width=240,
+                elem_id="az-gamma",
+            )
+            self.threshold = gr.Slider(
+                0,
+                1,
+                self.segmenter.threshold,
+                step=0.01,
+                label="Threshold θ",
+                info="Regions above this probability are corrected.",
+                interactive=self.segmenter.has_correction,
+                min_width=240,
+                elem_id="az-threshold",
+            )
+        self.everything_else = gr.Checkbox(
+            False,
+            label="Add the class “everything else”",
+            info="Regions that match none of the names stay grey.",
+            elem_id="az-else",
+        )
+        self.sharp = gr.Checkbox(
+            False,
+            label="Sharper borders",
+            info="Class borders are aligned with edges in the picture.",
+            elem_id="az-sharp",
+        )
+        with gr.Row():
+            self.label_file = gr.DownloadButton("Label PNG", interactive=False, size="md", elem_id="az-label-file")
+            self.json_file = gr.DownloadButton("JSON", interactive=False, size="md", elem_id="az-json-file")
+        with gr.Accordion("Segments and instances", open=False):
+            with gr.Row():
+                self.kind = gr.Radio(list(SEGMENTS), value=next(iter(SEGMENTS)), show_label=False, elem_id="az-kind")
+                self.score = gr.Slider(0, 1, 0.5, step=0.01, label="Lowest score", elem_id="az-score")
+            self.show = gr.Button("Show", size="md", elem_id="az-show")
+            self.segments = gr.AnnotatedImage(show_label=False, elem_id="az-segments")
 
-        settings = [gamma, threshold, everything_else, sharp]
-        downloads = [label_file, json_file]
-        inputs, outputs = [picture, names, marked, *settings], [result, viewer]
+    def _connect(self) -> None:
+        """Connects events with handlers."""
+        settings = [self.gamma, self.threshold, self.everything_else, self.sharp]
+        downloads = [self.label_file, self.json_file]
+        inputs, outputs = [self.picture, self.names, self.marked, *settings], [self.result, self.viewer]
         run = {"concurrency_id": "network", "concurrency_limit": 1, "api_visibility": "private"}
         quick = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         files = {**quick, "queue": True, "concurrency_limit": 4}
 
-        show.click(show_segments, [result, kind, score, gamma, threshold], segments, api_visibility="private")
-        names.input(update_marks, [names, marked], marked, **quick)
-        vocabulary.click(use_vocabulary, None, [names, marked], **quick)
+        self.show.click(
+            self.show_segments,
+            [self.result, self.kind, self.score, self.gamma, self.threshold],
+            self.segments,
+            api_visibility="private",
+        )
+        self.names.input(self.update_marks, [self.names, self.marked], self.marked, **quick)
+        self.vocabulary.click(self.use_vocabulary, None, [self.names, self.marked], **quick)
         moves = [control.change for control in settings]
         gr.on(
-            [start.click, names.submit, find.click, *moves],
+            [self.start.click, self.names.submit, self.find.click, *moves],
             None,
             None,
             downloads,
@@ -973,23 +874,42 @@ def build(segmenter: Segmenter) -> gr.Blocks:
             api_visibility="private",
         )
         events = [
-            gr.on([start.click, names.submit], on_segment, inputs, outputs, show_progress_on=viewer, **run),
-            find.click(on_find, [picture, drawing, names, marked, *settings], outputs, show_progress_on=viewer, **run),
-            gr.on(moves, redraw, [result, *settings], viewer, **quick),
+            gr.on(
+                [self.start.click, self.names.submit],
+                self.on_segment,
+                inputs,
+                outputs,
+                show_progress_on=self.viewer,
+                **run,
+            ),
+            self.find.click(
+                self.on_find,
+                [self.picture, self.drawing, self.names, self.marked, *settings],
+                outputs,
+                show_progress_on=self.viewer,
+                **run,
+            ),
+            gr.on(moves, self.redraw, [self.result, *settings], self.viewer, **quick),
         ]
-        if examples:
-            chosen = gallery.click(
-                choose_example, gallery, [picture, names, marked], **{**quick, "trigger_mode": "once"}
+        if self.examples:
+            chosen = self.gallery.click(
+                self.choose_example,
+                self.gallery,
+                [self.picture, self.names, self.marked],
+                **{**quick, "trigger_mode": "once"},
             )
-            events.append(chosen.success(on_segment, inputs, outputs, show_progress_on=viewer, **run))
+            events.append(chosen.success(self.on_segment, inputs, outputs, show_progress_on=self.viewer, **run))
         for event in events:
-            for then in (event.success, event.failure):  # after a failure the page keeps showing the previous result
-                then(prepare_downloads, [result, *settings], downloads, **files)
+            # After a failure the page keeps showing the previous result.
+            for then in (event.success, event.failure):
+                then(self.prepare_downloads, [self.result, *settings], downloads, **files)
 
+    def _add_api(self) -> None:
+        """The function that other programs call."""
         with gr.Row(visible=False):
             gr.on(
                 [],
-                segment,
+                self.segment,
                 [
                     Picture(label="image: the uploaded picture"),
                     NameList(label=f"class_names: 1 to {MAX_NAMES} names"),
@@ -1008,7 +928,134 @@ def build(segmenter: Segmenter) -> gr.Blocks:
                 concurrency_id="network",
                 concurrency_limit=1,
             )
-    return demo
+
+    # --- event handlers
+
+    @answering
+    def update_marks(self, text: str, marked: list[str]) -> Any:
+        try:
+            names = list(check_classes(split_names(text)))
+        except Refused:  # the user is still typing
+            return gr.skip()
+        return gr.update(choices=names, value=[name for name in marked if name in names])
+
+    @answering
+    def choose_example(self, index: int) -> tuple[str, str, Any]:
+        example = self.examples[index]
+        return (
+            str(EXAMPLES / example["file"]),
+            ", ".join(example["classes"]),
+            gr.update(choices=example["classes"], value=example["unseen"]),
+        )
+
+    def use_vocabulary(self) -> tuple[str, Any]:
+        classes = self.segmenter.classes
+        return ", ".join(classes), gr.update(choices=classes, value=self.segmenter.unseen)
+
+    @answering
+    def on_segment(
+        self,
+        picture: str | None,
+        text: str,
+        marked: list[str],
+        gamma: float,
+        threshold: float,
+        everything_else: bool,
+        sharp: bool,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio's way to pass it
+    ) -> tuple[Result, dict[str, Any]]:
+        image = open_picture(picture)
+        classes = check_classes(split_names(text))
+        unseen = check_unseen([name for name in marked if name in classes], list(classes))
+        result, upright = self.segmenter.run(image, classes, unseen, lambda share, step: progress(share, desc=step))
+        return self.present(result, upright, gamma, threshold, everything_else, sharp)
+
+    @answering
+    def on_find(
+        self, picture: str | None, drawing: Any, text: str, marked: list[str], *settings: Any
+    ) -> tuple[Result, dict[str, Any]]:
+        try:
+            image, exemplar = open_picture(picture), self.segmenter.read_exemplar(drawing)
+        finally:
+            parts = drawing or {}
+            for file in (parts.get("background"), parts.get("composite"), *(parts.get("layers") or [])):
+                if file and Path(file).name.startswith(_SKETCH):
+                    Path(file).unlink(missing_ok=True)
+        classes = check_classes(split_names(text)) if text.strip() else {}
+        if EXAMPLE_NAME in classes:
+            raise Refused(f"“{EXAMPLE_NAME}” is the name of what you painted. Remove it from the class names.")
+        if not classes and not settings[2]:  # everything_else
+            raise Refused("Enter class names beside the example, or add the class “everything else”.")
+        unseen = check_unseen([name for name in marked if name in classes], list(classes))
+        return self.present(*self.segmenter.run(image, classes, unseen, lambda *_: None, exemplar), *settings)
+
+    def present(self, result: Result, upright: Image.Image, *settings: Any) -> tuple[Result, dict[str, Any]]:
+        result.shown = result.folder / ("picture.png" if max(upright.size) < 320 else "picture.jpg")
+        upright.resize(result.size_within(VIEW_SIDE)[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0).save(
+            result.shown, quality=90
+        )
+        self.segmenter.keep(result)
+        return result, self.redraw(result, *settings)
+
+    @answering
+    def redraw(self, result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool) -> Any:
+        if result is None:
+            return gr.skip()
+        result.settings = (gamma, threshold, everything_else, sharp)
+        return view_data(self.segmenter, result, *result.settings)
+
+    @answering
+    def show_segments(self, result: Result | None, kind: str, score: float, gamma: float, threshold: float) -> Any:
+        if result is None:
+            raise Refused("Press Segment first.")
+        if kind not in SEGMENTS:
+            raise Refused(f"The kind of segments must be one of {', '.join(SEGMENTS)}.")
+        return str(result.shown), self.segmenter.read_segments(result, kind, score, gamma, threshold)
+
+    @answering
+    def prepare_downloads(
+        self, result: Result | None, gamma: float, threshold: float, everything_else: bool, sharp: bool
+    ) -> Any:
+        time.sleep(REST)
+        settings = (gamma, threshold, everything_else, sharp)
+        if result is None or result.settings != settings:  # a slider is still moving
+            return gr.skip()
+        reading = self.segmenter.read(result, result.size, *settings)
+        label, data = result.folder / "labels.png", result.folder / "segmentation.json"
+        write_label_png(label, reading.labels, result.colors)
+        facts = report(self.segmenter, result, reading, gamma, threshold, everything_else)
+        data.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
+        return gr.update(value=str(label), interactive=True), gr.update(value=str(data), interactive=True)
+
+    @answering
+    def segment(
+        self,
+        image: str,
+        class_names: list[str],
+        unseen: list[str] | None = None,
+        gamma: float | None = None,
+        threshold: float | None = None,
+        everything_else: bool = False,
+    ) -> tuple[str, str, dict[str, Any]]:
+        picture = open_picture(image)
+        classes = check_classes(class_names)
+        marks = check_unseen(unseen, list(classes))
+        gamma = check_number("gamma", gamma, self.segmenter.gamma, 100.0)
+        threshold = check_number("threshold", threshold, self.segmenter.threshold, 1.0)
+        result, upright = self.segmenter.run(picture, classes, marks, lambda *_: None)
+        reading = self.segmenter.read(result, result.size, gamma, threshold, bool(everything_else))
+        folder = Path(tempfile.mkdtemp(prefix="alignzeg-", dir=get_upload_folder()))
+        write_label_png(folder / "labels.png", reading.labels, result.colors)
+        self.segmenter.draw_overlay(upright, reading.labels, result.names, legend=False).save(
+            folder / "overlay.jpg", quality=90
+        )
+        facts = report(self.segmenter, result, reading, gamma, threshold, bool(everything_else))
+        return str(folder / "labels.png"), str(folder / "overlay.jpg"), facts
+
+
+def build(segmenter: Segmenter) -> gr.Blocks:
+    """The page and its API."""
+    return Page(segmenter).build()
 
 
 # In the browser: disables the downloads, which belong to the previous result, until new ones are written.

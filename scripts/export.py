@@ -28,7 +28,7 @@ def main() -> None:
     options.add_argument(
         "--output", help="file to write, .onnx or .pt2 (selects the format); a path without extension is a folder"
     )
-    options.add_argument("--browser", help="folder to write for app/static, with weights in half precision")
+    options.add_argument("--browser", help="folder to write for app/static, with weights in 16 and 8 bits")
     options.add_argument("--classes", type=names, help="class names for --prototypes; default: the checkpoint's")
     options.add_argument("--unseen", type=names, help="classes in --classes that count as unseen")
     options.add_argument("--prototypes", help=".npz file for the text prototypes and the seen mask of the classes")

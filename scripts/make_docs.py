@@ -264,13 +264,15 @@ PHOTO_ROWS = {  # rows of the ablation on photographs that README shows
     "pbc": "baseline + PBC, γ and θ calibrated",
     "pbc_decision": "baseline + PBC, γ = 8, θ = 0.5",
     "plus_bds": "AlignZeg without PBC",
-    "full": "AlignZeg",
+    "full": "AlignZeg, γ and θ calibrated",
+    "full_decision": "AlignZeg, γ = 8, θ = 0.5",
     "baseline_cells": "baseline + the tower's cells",
     "baseline_cells_constant": "baseline + the tower's cells + blind constant",
     "pbc_cells": "baseline + the tower's cells + PBC, γ and θ calibrated",
     "pbc_decision_cells": "baseline + the tower's cells + PBC, γ = 8, θ = 0.5",
     "full_cells_plain": "AlignZeg without PBC + the tower's cells",
-    "full_cells": "AlignZeg + the tower's cells",
+    "full_cells": "AlignZeg + the tower's cells, γ and θ calibrated",
+    "full_decision_cells": "AlignZeg + the tower's cells, γ = 8, θ = 0.5",
 }
 PHOTO_BOUNDS = {  # further rows in docs/experiments.md
     "baseline_oracle": "baseline, perfect indicator",
@@ -341,16 +343,22 @@ def photos_table() -> str:
 
 
 def photo_means() -> str:
-    """Means of the rows of both splits, with bounds."""
-    reports = [load(f"msrc_{split}/ablation.json") for split in "ab"]
-    if None in reports:
+    """Means of the rows of all splits, with bounds."""
+    reports = {split: load(f"msrc_{split}/ablation.json") for split in "abc"}
+    if None in reports.values():
         return NOT_MEASURED
-    splits = [{row["name"]: row for row in report["rows"]} for report in reports]
-    lines = ["| mean of mIoU(S) / mIoU(U) / hIoU | split A | split B |", "|---|---|---|"]
+    splits = [{row["name"]: row for row in report["rows"]} for report in reports.values()]
+    titles = [f"split {split.upper()}" for split in reports]
+    lines = [f"| mean of mIoU(S) / mIoU(U) / hIoU | {' | '.join(titles)} |", "|---" * 4 + "|"]
     for name, title in (PHOTO_ROWS | PHOTO_BOUNDS).items():
-        if all(name in rows for rows in splits):
-            values = (" / ".join(f"{np.mean(rows[name][score]):.1f}" for score in SEEN_UNSEEN) for rows in splits)
+        if any(name in rows for rows in splits):
+            values = (
+                " / ".join(f"{np.mean(rows[name][score]):.1f}" for score in SEEN_UNSEEN) if name in rows else "—"
+                for rows in splits
+            )
             lines.append(f"| {title} | {' | '.join(values)} |")
+    seeds = [max(len(row["seeds"]) for row in rows.values()) for rows in splits]
+    lines += ["", f"Seeds: {', '.join(f'{count} ({split})' for count, split in zip(seeds, 'ABC'))}."]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from tiny import tiny_checkpoint, tiny_model, tiny_processor
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.data.scenes import draw_scene
 from zeroshot.export import INPUTS, OUTPUTS, ImageTowerAndHead, export_checkpoint, export_onnx, export_program
-from zeroshot.onnx_folder import FILES, check_folder, export_folders, pixels_graph, readout_graph, store_half
+from zeroshot.onnx_folder import FILES, check_folder, export_folders, pixels_graph, readout_graph, store_small
 
 
 SIZES = [(1, 32, 32, 3), (3, 80, 48, 7), (2, 48, 64, 40)]  # batch, height, width, classes; 32: CLIP's own grid
@@ -205,22 +205,28 @@ def test_a_filter_that_onnx_lacks_is_named() -> None:
         pixels_graph(AlignZegImageProcessor(size={"max_height": 64, "max_width": 64}), 32)
 
 
-def test_half_precision_halves_the_file_and_rounds_the_weights() -> None:
+@pytest.mark.parametrize("bits", [16, 8])
+def test_weights_are_stored_in_fewer_bits(bits: int) -> None:
+    """float16, or int8 with a scale per row; the graph computes with the rounded weights."""
     onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-    weights[0, 0] = 1e-3
-    large = np.full((64, 64), 1e6, np.float32)  # float16 ends at 65504
+    weights[0, 0], weights[1] = 1e-3, 0
+    large = np.full((1, 64, 64), 1e6, np.float32)  # float16 ends at 65504, and int8 is for matrices only
     graph = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 64] x) => (float[n, 64] y) '
+        '<ir_version: 10, opset_import: ["": 20]> g (float[n, 64] x) => (float[1, n, 64] y) '
         "{ z = MatMul (x, w)  y = MatMul (z, v) }"
     )
     graph.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for a, name in ((weights, "w"), (large, "v")))
     size = graph.ByteSize()
-    store_half(graph)
-    assert size - graph.ByteSize() == pytest.approx(2 * weights.size, abs=100)
-    x = np.eye(64, dtype=np.float32)
-    rounded = weights.astype(np.float16).astype(np.float32)
-    np.testing.assert_allclose(session(graph).run(None, {"x": x})[0], rounded @ large, rtol=1e-4, atol=100)
+    store_small(graph, bits)
+    assert size - graph.ByteSize() == pytest.approx((32 - bits) / 8 * weights.size, abs=500)
+    if bits == 16:
+        rounded = weights.astype(np.float16).astype(np.float32)
+    else:
+        steps = np.array([max(abs(row)) / 127 or 1 for row in weights])[:, None]
+        rounded = np.round(weights / steps) * steps
+    found = session(graph).run(None, {"x": np.eye(64, dtype=np.float32)})[0]
+    np.testing.assert_allclose(found, rounded @ large, rtol=1e-4, atol=100)
 
 
 def test_a_folder_with_other_files_is_kept(tmp_path: Path) -> None:

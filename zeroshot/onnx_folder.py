@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import onnx
 
 FILES = ("image.onnx", "text.onnx", "tokenizer.json", "alignzeg.json")
+STORED_BITS = {"image.onnx": 16, "text.onnx": 8}  # per weight, in small folders
 FILTERS = {2: 'mode="linear"', 3: 'mode="cubic", cubic_coeff_a=-0.5'}  # by PIL's number
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
@@ -407,21 +408,29 @@ def _joined(parts: list[onnx.ModelProto], inputs: dict[str, onnx.ValueInfoProto]
     return helper.make_model(graph, ir_version=parts[0].ir_version, opset_imports=parts[0].opset_import)
 
 
-def store_half(model: onnx.ModelProto) -> None:
-    """Stores large weights as float16; the graph casts them to float32."""
+def store_small(model: onnx.ModelProto, bits: int) -> None:
+    """Stores large weights in fewer bits; the graph converts them to float32 when it is loaded.
+
+    With 16 bits they are float16. With 8, matrices are int8 with one float32 scale per row, and other weights float16.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
-    graph, casts = model.graph, []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 1024:
-            continue
+    graph, nodes = model.graph, []
+    for tensor in list(graph.initializer):
         values = numpy_helper.to_array(tensor)
-        if np.abs(values).max() > np.finfo(np.float16).max:
+        if tensor.data_type != TensorProto.FLOAT or values.size < 1024:
             continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    for position, node in enumerate(casts):
+        name, stored = tensor.name, f"{tensor.name}.stored"
+        if bits == 8 and values.ndim == 2:
+            scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+            tensor.CopyFrom(numpy_helper.from_array(np.rint(values / scale).astype(np.int8), stored))
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+            nodes.append(helper.make_node("Cast", [stored], [f"{name}.whole"], to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [f"{name}.whole", f"{name}.scale"], [name]))
+        elif np.abs(values).max() <= np.finfo(np.float16).max:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+            nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    for position, node in enumerate(nodes):
         graph.node.insert(position, node)
 
 
@@ -448,7 +457,7 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
       `bytes`, the sizes of the ONNX files.
 
     Args:
-        folders: Maps each folder to whether weights are stored as float16, which halves the files. A folder is new, empty,
+        folders: Maps each folder to whether weights are stored in fewer bits, as in `STORED_BITS`. A folder is new, empty,
             or contains only such files, which are replaced.
 
     Raises:
@@ -465,14 +474,14 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript") from error
-    places = {check_folder(folder): is_half for folder, is_half in folders.items()}
+    places = {check_folder(folder): is_small for folder, is_small in folders.items()}
     model = model.float().cpu()
     graphs = {"image.onnx": label_map_graph(model, processor), "text.onnx": text_graph(model)}
-    for path, is_half in sorted(places.items(), key=lambda place: place[1]):  # store_half changes the graphs
+    for path, is_small in sorted(places.items(), key=lambda place: place[1]):  # store_small changes the graphs
         with atomic_folder(path) as partial:
             for name, graph in graphs.items():
-                if is_half:
-                    store_half(graph)
+                if is_small:
+                    store_small(graph, STORED_BITS[name])
                 (partial / name).write_bytes(graph.SerializeToString())
             sizes = {name: (partial / name).stat().st_size for name in graphs}
             text = json.dumps({**_settings(model, processor), "bytes": sizes}, ensure_ascii=False, indent=1)
