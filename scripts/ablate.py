@@ -81,7 +81,7 @@ def main() -> int:
         cells.mkdir(parents=True, exist_ok=True)
         for file in sorted({ROWS[name].calibration for name in chosen}):
             if not args.uncalibrated and not (args.results / file).exists():
-                flags = ["--folds", "2", "--output", str(args.results / file), *arguments]
+                flags = ["--folds", "4", "--output", str(args.results / file), *arguments]
                 flags += config_flags(CALIBRATIONS[file])
                 subprocess.run([sys.executable, str(ROOT / "scripts" / "calibrate.py"), *flags], check=True)
         jobs = [(seed, name) for name in chosen for seed in range(args.seeds or ROWS[name].seeds)]

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zeroshot.data.scenes import CLASSES, COLORS, PATTERNS, STUFF
-from zeroshot.data.splits import SHIPPED_SPLITS, SPLITS_FOLDER, SegmentationSplit, load_split, split_by_training_names
+from zeroshot.data.splits import (
+    SHIPPED_SPLITS,
+    SPLITS_FOLDER,
+    SegmentationSplit,
+    load_split,
+    pseudo_unseen_split,
+    split_by_training_names,
+)
 
 
 SIZES = {  # seen and unseen classes of the protocols
@@ -282,3 +289,11 @@ def test_json_whose_ids_disagree_with_its_names_is_refused(tmp_path):
 def test_unknown_split_lists_the_known_ones():
     with pytest.raises(FileNotFoundError, match="'voc2013'.*voc2012, coco_stuff"):
         load_split("voc2013")
+
+
+def test_folds_of_pseudo_unseen_classes_do_not_overlap_and_leave_out_the_unseen_ones() -> None:
+    split = load_split("msrc_b")
+    folds = [pseudo_unseen_split(split, 5 / 21, fold) for fold in range(5)]
+    assert all(set(fold.classes) == set(split.seen) and len(fold.unseen) == 4 for fold in folds)
+    assert sorted(name for fold in folds[:4] for name in fold.unseen) == sorted(split.seen)
+    assert folds[4].unseen == folds[0].unseen  # from the start again

@@ -79,7 +79,7 @@ class DataSettings:
         validate: Read the whole dataset once before training, and stop if a file is missing or unusable.
         pseudo_unseen: Share of the seen classes to treat as unseen; the real unseen classes are then ignored. For
             choosing hyper-parameters without labels of unseen classes; 0 is the real task.
-        pseudo_seed: Seed that chooses these classes.
+        pseudo_fold: Which of these classes; folds do not overlap until all classes had their turn.
         fully_supervised: Train with the labels of all classes: the upper reference, not zero-shot.
         transductive: Self-training: `model.checkpoint`, trained on the seen classes, labels unseen ones in the
             training images where these are unlabelled, and the training goes on with both.
@@ -111,7 +111,7 @@ class DataSettings:
     augmentation_seed: NonNegativeInt | None = None
     validate: bool = True
     pseudo_unseen: ClosedUnitInterval = 0.0
-    pseudo_seed: NonNegativeInt = 0
+    pseudo_fold: NonNegativeInt = 0
     fully_supervised: bool = False
     transductive: bool = False
     transductive_threshold: ClosedUnitInterval = 0.5

@@ -256,7 +256,7 @@ class SegmentationSplit:
         return table
 
 
-def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed: int = 0) -> SegmentationSplit:
+def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, fold: int = 0) -> SegmentationSplit:
     """A split of the *seen* classes only, some of which are treated as unseen: for tuning without labels of unseen classes.
 
     The real unseen classes are excluded: it does not contain their names, and their pixels are unlabelled.
@@ -264,15 +264,16 @@ def pseudo_unseen_split(split: SegmentationSplit, fraction: float = 1 / 3, seed:
     Args:
         split: The real split.
         fraction: Share of its seen classes to treat as unseen, in (0, 1).
-        seed: Seed that chooses these classes.
+        fold: Which of these classes: successive folds are successive parts of one random order of the seen classes.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}; expected a number between 0 and 1.")
     count = max(1, round(fraction * len(split.seen)))
-    chosen = np.random.default_rng(seed).choice(len(split.seen), count, replace=False)
+    order = np.random.default_rng(0).permutation(len(split.seen))
+    chosen = np.take(order, range(fold * count, (fold + 1) * count), mode="wrap")
     new_id = {old: new for new, old in enumerate(split.seen_ids)}
     return SegmentationSplit(
-        name=f"{split.name}_pseudo_{seed}",
+        name=f"{split.name}_pseudo_{fold}",
         classes=split.seen,
         unseen=tuple(split.seen[i] for i in sorted(chosen)),
         ignore_index=split.ignore_index,

@@ -55,7 +55,7 @@ def open_task(data: DataSettings, validation: bool) -> Task:
     """
     split = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
     if data.pseudo_unseen:
-        split = pseudo_unseen_split(split, data.pseudo_unseen, data.pseudo_seed)
+        split = pseudo_unseen_split(split, data.pseudo_unseen, data.pseudo_fold)
     training_split = replace(split, unseen=()) if data.fully_supervised else split
     if not training_split.seen:
         raise ValueError(

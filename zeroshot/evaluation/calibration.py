@@ -54,7 +54,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     if not share:
         raise ValueError(f"The split of {settings.data.dataset} has no unseen class: there is no bias to correct.")
     for fold in range(folds):
-        data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_seed=fold)
+        data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_fold=fold)
         training = dataclasses.replace(
             settings.training, evaluate_every=0, save_every=0, tensorboard=False, trackio=False
         )
