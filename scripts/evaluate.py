@@ -5,8 +5,8 @@
     python scripts/evaluate.py --model . --dataset embedded_scenes --part test --output report.json
 
 Any checkpoint can be evaluated on any dataset: classes come from --split, by default the dataset's own. With
-`--unseen_from checkpoint`, a class counts as seen if the checkpoint was trained on its name, regardless of the split. The
-report is written atomically at the end.
+`--unseen_from checkpoint`, a class counts as seen if the checkpoint was trained on its name, regardless of the split. 95 %
+intervals come from a bootstrap over images. The report is written atomically at the end.
 """
 
 from __future__ import annotations
@@ -206,11 +206,13 @@ def main() -> None:
         num_images=len(dataset),
         refine=args.refine,
         only_present=args.only_present,
+        intervals=True,
     )["report"]
     if not accelerator.is_main_process:
         return
     report = {
         **{name: scores[name] for name in ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy", "miou")},
+        "intervals": scores["intervals"],
         "dataset": args.dataset,
         "part": args.part,
         "images": len(dataset),
@@ -226,6 +228,9 @@ def main() -> None:
     for name, value in scores["per_class"].items():
         print(f"{name:<{width}}  {'unseen' if name in split.unseen else 'seen':<6}  {value:6.1f}")
     print(format_scores(scores))
+    shown = {"mIoU(S)": "miou_seen", "mIoU(U)": "miou_unseen", "hIoU": "hiou", "pAcc": "pixel_accuracy"}
+    ranges = {title: scores["intervals"][name] for title, name in shown.items() if name in scores["intervals"]}
+    print("95 % intervals: " + "  ".join(f"{title} {low:.1f}–{high:.1f}" for title, (low, high) in ranges.items()))
     if args.output:
         atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
         print(f"Report: {args.output}")

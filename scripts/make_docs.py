@@ -380,14 +380,17 @@ def photo_checkpoint() -> str:
     if report is None:
         return NOT_MEASURED
     lines = ["| test photographs | class names given | mIoU | pixel accuracy |", "|---|---|---|---|"]
+    scores = ("miou", "pixel_accuracy")
     for name, title, names in (("msrc", "MSRC", 21), ("coco_panoptic", "COCO", 133)):
         for suffix, given in (("", f"all {names}"), ("_present", "those in the photograph")):
             row = report[f"{name}{suffix}"]
-            lines.append(f"| {title}, {row['images']} | {given} | {row['miou']:.1f} | {row['pixel_accuracy']:.1f} |")
+            values = [f"{row[score]:.1f} ({{:.1f}}–{{:.1f}})".format(*row["intervals"][score]) for score in scores]
+            lines.append(f"| {title}, {row['images']} | {given} | {' | '.join(values)} |")
     lines += [
         "",
-        f"{report['megabytes']:.0f} MB; {report['seconds_per_photo']:.2f} seconds for a photograph of 640 pixels with five "
-        "names on two CPU threads. `docs/results/photo_checkpoint.json`, written by `scripts/ship_photos.py`.",
+        f"In brackets: 95 % intervals. {report['megabytes']:.0f} MB; {report['seconds_per_photo']:.2f} seconds for a "
+        "photograph of 640 pixels with five names on two CPU threads. `docs/results/photo_checkpoint.json`, written by "
+        "`scripts/ship_photos.py`.",
     ]
     return "\n".join(lines)
 

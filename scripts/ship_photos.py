@@ -24,7 +24,7 @@ from zeroshot.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN, SHIPPED, CODE = ROOT / "runs" / "photos", ROOT / "checkpoints" / "photos", "modeling_alignzeg"
-SCORES = ("miou", "pixel_accuracy", "images", "per_class")
+SCORES = ("miou", "pixel_accuracy", "intervals", "images", "per_class")
 REPORTS = {  # candidates: all classes of the benchmark (MSRC 21, COCO 133), or only those in the photograph
     "msrc": ("msrc", []),
     "msrc_present": ("msrc", ["--only_present"]),

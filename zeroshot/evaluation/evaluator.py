@@ -22,6 +22,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit
 from ..data.statistics import occurring
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
+from .intervals import Bootstrap
 from .options import check_correction
 from .test_time_augmentation import Augmentation
 
@@ -54,13 +55,23 @@ class Evaluator:
     Args:
         split: Classes of the dataset, which define the ids in label maps.
         readouts: Readouts by name.
+        bootstrap_seed: Seed of the confidence intervals, different for each process; default: no intervals.
     """
 
-    def __init__(self, split: SegmentationSplit, readouts: dict[str, Readout], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        split: SegmentationSplit,
+        readouts: dict[str, Readout],
+        device: torch.device | str = "cpu",
+        bootstrap_seed: int | None = None,
+    ):
         self.split = split
         self.readouts = readouts
         classes = len(split.classes)
         self.matrices = {name: torch.zeros(classes, classes, dtype=torch.int64, device=device) for name in readouts}
+        self.bootstraps = {}
+        if bootstrap_seed is not None:
+            self.bootstraps = {name: Bootstrap(classes, bootstrap_seed) for name in readouts}
 
     def add(
         self,
@@ -110,6 +121,8 @@ class Evaluator:
             prediction, label.to(prediction.device), len(self.split.classes), self.split.ignore_index
         )
         self.matrices[name] += matrix.to(self.matrices[name].device)
+        if name in self.bootstraps:
+            self.bootstraps[name].add(matrix)
 
     def scores(self, accelerator=None) -> dict[str, dict[str, Any]]:
         """Scores per readout, over all processes."""
@@ -120,6 +133,8 @@ class Evaluator:
             occurs = total.cpu().sum(1) > 0
             results[name]["unseen_occurring"] = sum(bool(occurs[i]) for i in self.split.unseen_ids)
             results[name]["unseen_total"] = len(self.split.unseen_ids)
+            if name in self.bootstraps:
+                results[name]["intervals"] = self.bootstraps[name].intervals(self.split.unseen_ids, accelerator)
         return results
 
 
@@ -183,6 +198,7 @@ def evaluate_model(
     num_images: int | None = None,
     refine: bool = False,
     only_present: bool = False,
+    intervals: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
@@ -195,14 +211,15 @@ def evaluate_model(
         refine: Align class borders with edges in the image; without `augmentation`.
         only_present: Choose only among the classes in the label maps of the batch. With a batch size of 1, this simulates a
             user who types the names of the classes in the image. Without `augmentation`.
+        intervals: Add `intervals`, 95 % intervals of the scores by a bootstrap over images.
     """
     was_training = model.training
     model.eval()
     device = model.device
     seen = torch.tensor(split.seen_class_mask, device=device)
     vocabulary = {"text_prototypes": text_prototypes, "seen_class_mask": seen}
-    evaluator = Evaluator(split, readouts or {"default": Readout()}, device)
     rank, world = _place(accelerator)
+    evaluator = Evaluator(split, readouts or {"default": Readout()}, device, rank if intervals else None)
     share = None if num_images is None else len(range(rank, num_images, world))
     bar = tqdm(total=share, desc="evaluate", unit="image", leave=False, disable=not progress)
     for batch in batches:
