@@ -41,15 +41,16 @@ class Bootstrap:
     def intervals(self, unseen_ids: Sequence[int], accelerator=None) -> dict[str, list[float]]:
         """95 % intervals `[low, high]` of the dataset's scores, in percent, over all processes.
 
-        As in [`scores_from_confusion`], a class without pixels in a replicate is left out of its means. A score that is
-        nan in a replicate, such as `hiou` without unseen classes, has no interval.
+        A class is left out of the means of replicates that contain none of its images. A score that is nan in a replicate,
+        such as `hiou` without unseen classes, has no interval.
         """
         areas = self.areas
         if accelerator is not None and accelerator.num_processes > 1:
             areas = accelerator.reduce(areas.to(accelerator.device), reduction="sum").cpu()
         correct, predicted, reference = areas.numpy().transpose(1, 0, 2)
         union = predicted + reference - correct
-        iou = np.divide(correct, union, out=np.full_like(union, np.nan), where=union > 0)
+        missing = (reference == 0) & (reference.max(0) > 0)  # none of the images with this class is in the replicate
+        iou = np.divide(correct, union, out=np.full_like(union, np.nan), where=(union > 0) & ~missing)
         is_unseen = np.isin(np.arange(iou.shape[1]), list(unseen_ids))
         seen, unseen, overall = (_mean(iou[:, kept]) for kept in (~is_unseen, is_unseen, slice(None)))
         total = reference.sum(1)
