@@ -356,12 +356,12 @@ def photos_table() -> str:
 
 def photo_means() -> str:
     """Means of the rows of all splits, with bounds."""
-    reports = {split: load(f"msrc_{split}/ablation.json") for split in "abc"}
-    if None in reports.values():
+    reports = {split: report for split in "abc" if (report := load(f"msrc_{split}/ablation.json"))}
+    if not reports:
         return NOT_MEASURED
     splits = [{row["name"]: row for row in report["rows"]} for report in reports.values()]
     titles = [f"split {split.upper()}" for split in reports]
-    lines = [f"| mean of mIoU(S) / mIoU(U) / hIoU | {' | '.join(titles)} |", "|---" * 4 + "|"]
+    lines = [f"| mean of mIoU(S) / mIoU(U) / hIoU | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, title in (PHOTO_ROWS | PHOTO_BOUNDS).items():
         if any(name in rows for rows in splits):
             values = (
@@ -370,7 +370,7 @@ def photo_means() -> str:
             )
             lines.append(f"| {title} | {' | '.join(values)} |")
     seeds = [max(len(row["seeds"]) for row in rows.values()) for rows in splits]
-    lines += ["", f"Seeds: {', '.join(f'{count} ({split})' for count, split in zip(seeds, 'ABC'))}."]
+    lines += ["", f"Seeds: {', '.join(f'{count} ({title})' for count, title in zip(seeds, titles))}."]
     return "\n".join(lines)
 
 
