@@ -326,3 +326,19 @@ def test_two_processes_killed_in_the_middle(checkpoint, folder, files, whole, tm
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     assert_rows_equal(read(tmp_path), read(whole))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]], ids=["whole", "stream"])
+def test_label_maps_beside_the_images_are_not_segmented(
+    streaming: list[str], checkpoint, monkeypatch, tmp_path
+) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / "val" / kind).mkdir(parents=True)
+        for index in range(3):
+            tiny.picture(index, (30, 44)).convert("RGB" if kind == "images" else "L").save(
+                tmp_path / "data" / "val" / kind / f"v{index}.png"
+            )
+    flags = ("--model", checkpoint, "--dataset", tmp_path / "data", "--part", "val", "--classes", "cat, sofa")
+    assert predict(monkeypatch, *flags, "--output_dir", tmp_path / "out", *streaming) == 0
+    rows = read(tmp_path / "out")
+    assert [row["name"] for row in rows] == ["v0", "v1", "v2"] and all(row["error"] is None for row in rows)

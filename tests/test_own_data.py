@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -549,6 +550,48 @@ def test_the_preset_trains_on_images_of_mixed_sizes(mixed: list[str], tmp_path: 
     config = json.loads((tmp_path / "run" / "final" / "config.json").read_text())
     assert list(config["id2label"].values()) == list(CLASSES) and config["unseen_labels"] == ["sky"]
     assert "unlabelled pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("ids", "ids of label maps: {'1': 1, '2': 2} then, {'1': 2, '2': 1} now"),
+        (
+            "unseen",
+            "labelled classes (by `unseen`, `data.fully_supervised` or `data.pseudo_unseen`): [] then, ['sky'] now",
+        ),
+        ("labels", "data.image_folder: None then, '{part}/images' now"),
+        ("names", "image names"),
+        ("nothing", "Resuming at step 2"),
+    ],
+)
+def test_a_run_on_other_labels_is_not_resumed(
+    change: str, named: str, mixed: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    flags = [*mixed, "--training.evaluate_every", "0", "--training.save_every", "2"]
+    train(monkeypatch, flags)
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    split = f"classes: {json.dumps(CLASSES)}\nunseen: {'[]' if change == 'unseen' else '[sky]'}\n"
+    split += "raw_id_map: {0: 0, 1: 2, 2: 1, 255: 255}\n" if change == "ids" else ""
+    (tmp_path / "own.yaml").write_text(split)
+    if change == "labels":
+        shutil.copytree(tmp_path / "data" / "train" / "labels", tmp_path / "data" / "train" / "others")
+        flags += ["--data.label_folder", "{part}/others", "--data.image_folder", "{part}/images"]  # both or neither
+    if change == "names":
+        for kind in ("images", "labels"):
+            (tmp_path / "data" / "train" / kind / "0.png").rename(tmp_path / "data" / "train" / kind / "9.png")
+    train(monkeypatch, [*flags, "--training.steps", "3"])
+    printed = capsys.readouterr()
+    assert named in (printed.out if change == "nothing" else printed.err)
+    if change != "nothing":
+        assert "Choose another `output_dir`" in printed.err
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
+
+
+def test_synonyms_of_a_part_are_one_part(mixed: list[str], monkeypatch, capsys) -> None:
+    train(monkeypatch, [*mixed, "--data.train_part", "val"])  # `validation` is the part for validation
+    assert "is the part for both training and validation" in capsys.readouterr().out
 
 
 def test_a_cache_of_mixed_sizes_is_answered_with_the_settings(

@@ -168,7 +168,7 @@ def test_training_goes_on_with_both(checkpoint: Path, monkeypatch, capsys, tmp_p
     assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     with pytest.raises(SystemExit, match="1"):  # the same folder without pseudo-labels
         train(monkeypatch, *flags)
-    assert "transductive" in (message := capsys.readouterr().err) and "choose another `output_dir`" in message
+    assert "transductive" in (message := capsys.readouterr().err) and "Choose another `output_dir`" in message
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         details = []
         if action.nargs != 0 and not action.choices:
             details.append(f"type: {getattr(action.type, '__name__', 'str')}")
-        if action.default not in (None, False, argparse.SUPPRESS):
+        if not any(action.default is value for value in (None, False, argparse.SUPPRESS)):
             details.append(f"default: {action.default}")
         text = action.help or ""
         return f"{text} ({', '.join(details)})".strip().replace("%", "%%") if details else text

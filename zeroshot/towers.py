@@ -87,7 +87,7 @@ def load_towers(
         tags = open_clip.list_pretrained_tags_by_model(source.replace("/", "-"))
         raise ValueError(
             f"`pretrained` is missing for the open_clip model {source!r}: choose one of its weights "
-            f"({', '.join(tags) or 'a file, as it has no tags'}), or use random weights."
+            f"({', '.join(tags) or 'a file, as it has no tags'}), or set `random_weights`."
         )
     if is_open_clip:
         found = look_up(source, pretrained, cache_dir)

@@ -243,7 +243,7 @@ def _load_from_disk(folder: Path, part: str) -> datasets.Dataset:
         hint = (
             ""
             if listing.is_file()
-            else " only. Save a `DatasetDict` to have several, or use other images for this one"
+            else "; it was saved as a single dataset. Save a `DatasetDict` to have several parts"
         )
         raise ValueError(f"It has the parts {', '.join(places)}{hint}.")
     try:

@@ -6,6 +6,7 @@ Label maps keep their raw ids until a [`~zeroshot.data.splits.SegmentationSplit`
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -242,6 +243,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def names_digest(self) -> str:
+        """A hash of the images' names and their order."""
+        return hashlib.sha256("\n".join(self._rows.select_columns("name")["name"]).encode()).hexdigest()[:16]
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that seeds the transform of all further samples."""

@@ -92,6 +92,15 @@ def is_plain_folder(folder: Path) -> bool:
     return found
 
 
+def has_label_folder(root: Path, part: str, layout: FolderLayout) -> bool:
+    """Whether label maps have a folder of their own."""
+    found = [
+        *_whole_folders(root, layout),
+        *(each for name in part_names(part) for each in _part_folders(root, name, layout)),
+    ]
+    return any(image_folder != label_folder for image_folder, label_folder in found)
+
+
 def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[Path, Path]]:
     """Pairs of image and label map by name, sorted. Files without a partner are kept, so that the missing one is reported.
 

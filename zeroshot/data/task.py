@@ -17,6 +17,7 @@ from ..files import atomic_file
 from ..settings import DataSettings
 from .benchmarks import encoded_images, open_part
 from .dataset import SegmentationDataset, check_dataset
+from .folders import part_names
 from .splits import SegmentationSplit, load_split, pseudo_unseen_split
 from .statistics import class_table, data_warnings
 
@@ -64,7 +65,7 @@ def open_task(data: DataSettings, validation: bool) -> Task:
         )
     parts = {data.train_part: open_part(data, data.train_part, data.num_train)}
     if validation:
-        again = " again" if data.validation_part == data.train_part else ""
+        again = " again" if data.validation_part in part_names(data.train_part) else ""
         parts[data.validation_part + again] = open_part(data, data.validation_part, data.num_validation)
     return Task(split, training_split, parts)
 
@@ -78,9 +79,10 @@ def check_task(accelerator: Accelerator, task: Task) -> None:
     counts = {part: check_dataset(accelerator, rows, task.split) for part, rows in task.parts.items()}
     accelerator.print(class_table(task.split, counts))
     warnings = data_warnings(task.training_split, counts, train_part=next(iter(counts)))
-    if len(same := {part.removesuffix(" again") for part in counts}) < len(counts):
+    if again := [part for part in counts if part.endswith(" again")]:
         warnings.append(
-            f"`{same.pop()}` is the part for both training and validation, so its scores say little about other images."
+            f"`{again[0].removesuffix(' again')}` is the part for both training and validation, so its scores say little "
+            "about other images."
         )
     train = next(iter(counts.values()))
     if train.counted == train.images and not train.has(task.training_split.seen_ids):

@@ -37,6 +37,7 @@ from tqdm.auto import tqdm
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
 from ..data.benchmarks import load_benchmark, open_any_dataset
+from ..data.folders import FolderLayout, has_label_folder, is_plain_folder, pair_files
 from ..files import atomic_write_text, check_output
 from ..launching import start_processes
 from .options import Vocabulary
@@ -101,24 +102,42 @@ def predict_dataset(
 # --- the dataset ------------------------------------------------------------------------------------------------
 
 
+def _labelled_images(folder: str, part: str) -> list[Path] | None:
+    """The images of a folder of images and label maps, without the label maps; `None` if it is not such a folder."""
+    root, layout = Path(folder), FolderLayout()
+    if not is_plain_folder(root):
+        return None
+    try:
+        return [image for image, _ in pair_files(root, part, layout).values()]
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        if has_label_folder(root, part, layout):
+            raise
+        return None
+
+
 def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableDataset:
     """The images of a dataset, as bytes or paths in the column `image`; named benchmarks also have `name`."""
+    column = settings.image_column
     if settings.is_named:
         scenes = settings.limit if settings.dataset == "embedded_scenes" else None
         rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
-        rows = rows.select_columns(["image", "name"])
+        rows, column = rows.select_columns(["image", "name"]), "image"
+    elif (files := _labelled_images(settings.dataset, settings.part)) is not None:
+        table = {"image": [str(file) for file in files], "name": [file.stem for file in files]}
+        rows, column = datasets.Dataset.from_dict(table), "image"
+        rows = rows.to_iterable_dataset() if settings.streaming else rows
     else:
         rows = open_any_dataset(settings.dataset, settings.part, settings.streaming)
         present = rows.column_names
         if present is None:  # a stream gets its columns from the first row
-            present = list(next(iter(rows.decode(False)), {settings.image_column: None}))
-        if settings.image_column not in present:
+            present = list(next(iter(rows.decode(False)), {column: None}))
+        if column not in present:
             raise ValueError(
-                f"{settings.dataset!r} has no column {settings.image_column!r}; set `--image_column` to one of "
-                f"{', '.join(present)}."
+                f"{settings.dataset!r} has no column {column!r}; set `--image_column` to one of {', '.join(present)}."
             )
-        rows = rows.select_columns([settings.image_column])
-    column = "image" if settings.is_named else settings.image_column
+        rows = rows.select_columns([column])
     try:
         rows = rows.cast_column(column, datasets.Image(decode=False))
         if settings.streaming:  # it casts at the first row

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ LOSSES = (
     "loss_indicator",
     "loss_cells",
 )
+
+
+LABEL_SETTINGS = (  # which files are read, and how
+    *("image_column", "label_column", "image_folder", "label_folder", "image_suffix", "label_suffix", "label_file"),
+    *("context_459_ids", "scene_seed"),
+)
+
+
+def difference(then: Any, now: Any) -> str:
+    """What differs between two values, as text; of lists and dictionaries only the entries that differ."""
+    kind = type(now)
+    if kind is type(then) and kind in (list, dict):
+        pairs = [list(each.items()) if kind is dict else each for each in (then, now)]
+        first, second = (kind(entry for entry in mine if entry not in other) for mine, other in (pairs, pairs[::-1]))
+        if not first and not second:
+            return "another order"
+        then, now = first, second
+    return f"{shown(then)} then, {shown(now)} now"
 
 
 def step_seed(seed: int, step: int, micro_step: int) -> int:
@@ -172,17 +191,22 @@ class Trainer:
         progress = {"step": self.step, "epoch": self.epoch, "batch": self.batch, "best": self.best}
         return {**progress, "means": self.means.state(self.accelerator), "task": self.task}
 
-    @property
+    @cached_property
     def task(self) -> dict[str, Any]:
-        """Settings that a resumed run must share with the first one: data and classes. Otherwise, its unseen classes may
-        have been labelled in earlier steps."""
+        """What a resumed run must share with the first one: data and classes. Otherwise, its unseen classes may have been
+        labelled in earlier steps."""
+        data, split = self.settings.data, self.split
         return {
-            "data.dataset": self.settings.data.dataset,
-            "data.train_part": self.settings.data.train_part,
+            "data.dataset": data.dataset,
+            "data.train_part": data.train_part,
             "images": len(self.dataset),
-            "classes": list(self.split.classes),
-            "labelled classes": list(self.split.seen if self.settings.data.transductive else self.training_split.seen),
-            "transductive": self.settings.data.transductive,
+            "classes": list(split.classes),
+            "labelled classes": list(split.seen if data.transductive else self.training_split.seen),
+            "transductive": data.transductive,
+            **{f"data.{name}": getattr(data, name) for name in LABEL_SETTINGS},
+            "image names": self.dataset.names_digest(),
+            "ids of label maps": {str(raw): target for raw, target in sorted(split.raw_id_to_class.items())},
+            "colours of label maps": {str(color): target for color, target in sorted(split.palette.items())},
         }
 
     def save(self) -> None:
@@ -194,12 +218,15 @@ class Trainer:
             self.accelerator.print(f"Starting a new training in {self.output}")
             return
         earlier = json.loads((path / PROGRESS).read_text(encoding="utf-8")).get("task", {})
-        earlier.setdefault("transductive", False)  # in runs of versions without it
-        for name, value in self.task.items():
+        task = self.task
+        if earlier:  # runs of earlier versions stored less
+            earlier = {"transductive": False, **{name: task[name] for name in list(task)[6:]}, **earlier}
+        for name, value in task.items():
             if earlier.get(name) != value:
+                hint = " (by `unseen`, `data.fully_supervised` or `data.pseudo_unseen`)" if "labelled" in name else ""
                 raise CheckpointError(
-                    f"{path} was trained with {name} {shown(earlier.get(name))}, but this run has {shown(value)}: "
-                    f"choose another `output_dir`, or restore the settings in {self.output}/settings.json."
+                    f"{path} was trained with other {name}{hint}: {difference(earlier.get(name), value)}. Choose another "
+                    f"`output_dir`, or restore the settings in {self.output}/settings.json."
                 )
         state = self.store.load(self.accelerator, path, self.network, self.optimizer, self.scheduler)
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
