@@ -43,7 +43,7 @@ def settings(tmp_path: Path) -> Settings:
         "output_dir": tmp_path / "runs",
         "data.dataset": "embedded_scenes",
         "data.num_train": 6,
-        "data.num_validation": 4,
+        "data.num_validation": 8,
         "data.transform": "{crop_size: 32, scale_range: [0.25, 0.5]}",
         "training.steps": 1,
         "training.batch_size": 2,

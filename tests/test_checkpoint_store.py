@@ -248,7 +248,7 @@ def test_sharded_training_leaves_the_tensors_to_accelerate(
     assert store.latest(accelerator) == path
     assert store.load(accelerator, path, model, optimizer, scheduler)["batch"] == 2
     assert torch.equal(torch.rand(3), expected) and (accelerator.unwrap_model(model).head.weight == 3).all()
-    with pytest.raises(CheckpointError, match="is not of a sharded training, unlike this one"):
+    with pytest.raises(CheckpointError, match="is not sharded, but this training is:"):
         store.load(accelerator, plain, model, optimizer, scheduler)
     (path / "optimizer.bin").write_bytes(b"")
     assert store.latest(accelerator) == plain

@@ -209,9 +209,9 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     for folder, part in (("one", "train"), ("named", "validation"), ("two", "train"), ("parquet", "val")):
         assert len(load_benchmark(str(tmp_path / folder), part)) == 1
     for folder, part, message in (
-        ("one", "nonsense", "has the parts train only"),
-        ("one", "validation", "has the parts train only"),
-        ("named", "train", "has the parts val only"),
+        ("one", "nonsense", "It has the parts train; it was saved as a single dataset"),
+        ("one", "validation", "It has the parts train; it was saved as a single dataset"),
+        ("named", "train", "has the parts val; it was saved"),
         ("two", "nonsense", "has the parts train, val"),
         ("two", "validation", "It is empty"),
         ("parquet", "nonsense", r"Should be one of \['validation'\]"),
