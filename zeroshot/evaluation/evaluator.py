@@ -126,7 +126,7 @@ class Evaluator:
 
     def scores(self, accelerator=None) -> dict[str, dict[str, Any]]:
         """Scores per readout, over all processes."""
-        results = {}
+        results: dict[str, dict[str, Any]] = {}
         for name, matrix in self.matrices.items():
             total = accelerator.reduce(matrix, reduction="sum") if accelerator is not None else matrix
             results[name] = scores_from_confusion(total.cpu(), self.split.unseen_ids, self.split.classes)
