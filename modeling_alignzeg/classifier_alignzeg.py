@@ -197,7 +197,7 @@ class AlignZegProposalClassifier(nn.Module):
         loss_virtual = loss_class.new_zeros(())
         if self.feature_expansion is not None:
             inputs, classes = proposals.inputs[match.image, match.query], targets.classes[match.image, match.target]
-            # FES trains the classifier; its gradient would make queries and masks worse.
+            # `L_vir` trains the classifier, not queries and masks (docs/experiments.md, Photographs).
             mixed, virtual_prototypes = self.feature_expansion.mix(inputs.detach(), classes, prototypes, generator)
             virtual = self.adapter(mixed)
             loss_virtual = self.feature_expansion.loss(

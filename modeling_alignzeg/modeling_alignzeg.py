@@ -80,8 +80,8 @@ class AlignZegOutput(ModelOutput):
             background last.
         unseen_logits (`torch.FloatTensor` of shape `(B, N)`, *optional*): Logits of "this proposal shows an unseen
             class" (PBC).
-        dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Class logits, scaled by `τ` of the
-            cells of a convolutional image tower; the read-out combines them with the proposals.
+        dense_logits (`torch.FloatTensor` of shape `(B, C, h, w)`, *optional*): Class logits of the cells of a
+            convolutional image tower, scaled by `τ`; the read-out combines them with the proposals.
         proposal_embeds (`torch.FloatTensor` of shape `(B, N, D)`): Unit proposal embeddings in the joint space.
         content_sizes (`torch.FloatTensor` of shape `(B, 2)`): Height and width of the image content inside the mask
             grid, in mask cells; the rest, at the bottom and right, is padding.

@@ -230,7 +230,8 @@ def main() -> None:
     print(format_scores(scores))
     shown = {"mIoU(S)": "miou_seen", "mIoU(U)": "miou_unseen", "hIoU": "hiou", "pAcc": "pixel_accuracy"}
     ranges = {title: scores["intervals"][name] for title, name in shown.items() if name in scores["intervals"]}
-    print("95 % intervals: " + "  ".join(f"{title} {low:.1f}–{high:.1f}" for title, (low, high) in ranges.items()))
+    if ranges:
+        print("95 % intervals: " + "  ".join(f"{title} {low:.1f}–{high:.1f}" for title, (low, high) in ranges.items()))
     if args.output:
         atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
         print(f"Report: {args.output}")

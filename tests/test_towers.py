@@ -383,8 +383,14 @@ def test_sources_that_do_not_fit_are_named(siglip_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("EVA02-B-16", "'eva02_base_patch16_clip_224' of the open_clip model is a transformer .* Choose one of open_clip's plain ViTs"),
-        ("ViT-B-16-SigLIP2", "'vit_base_patch16_siglip_224' of the open_clip model is a transformer .* Load SigLIP from transformers"),
+        (
+            "EVA02-B-16",
+            "'eva02_base_patch16_clip_224' of the open_clip model is a transformer .* Choose one of open_clip's plain ViTs",
+        ),
+        (
+            "ViT-B-16-SigLIP2",
+            "'vit_base_patch16_siglip_224' of the open_clip model is a transformer .* Load SigLIP from transformers",
+        ),
     ],
 )
 def test_transformers_of_timm_are_refused(name: str, part: str) -> None:

@@ -220,7 +220,7 @@ class Trainer:
         earlier = json.loads((path / PROGRESS).read_text(encoding="utf-8")).get("task", {})
         task = self.task
         if earlier:  # runs of earlier versions stored less
-            earlier = {"transductive": False, **{name: task[name] for name in list(task)[6:]}, **earlier}
+            earlier = {**task, "transductive": False, **earlier}
         for name, value in task.items():
             if earlier.get(name) != value:
                 hint = " (by `unseen`, `data.fully_supervised` or `data.pseudo_unseen`)" if "labelled" in name else ""
