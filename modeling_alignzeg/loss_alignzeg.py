@@ -191,8 +191,8 @@ def unlabelled_segments(targets: SegmentationTargets, stride: int, content: Tens
     """Class-agnostic targets: the connected regions of unlabelled pixels, which often show one object of an unseen class.
 
     Regions are found on cells of `stride` pixels, after a morphological opening (3×3 cells) that removes thin gaps between
-    objects. Regions below [`SMALLEST_SEGMENT`] are left out. In the result, all labelled pixels are negatives of all segments,
-    and `classes` is 0 for segments.
+    objects. Regions below [`SMALLEST_SEGMENT`] are left out. In the result, all labelled pixels are negatives of all
+    segments, and `classes` is 0 for segments.
 
     Args:
         targets: Labels of the batch.

@@ -100,12 +100,14 @@ ROWS: dict[str, Row] = {
     "baseline_cells_constant": Row(
         "baseline + the tower's cells + blind constant", readout="constant with cells", cells="baseline"
     ),
-    "pbc_decision": Row("baseline + PBC, uncalibrated", readout="decision", cells="pbc"),
+    "pbc_decision": Row("baseline + PBC, γ = 8, θ = 0.5", readout="decision", cells="pbc"),
     "pbc_decision_cells": Row(
-        "baseline + the tower's cells + PBC, uncalibrated", readout="decision with cells", cells="pbc"
+        "baseline + the tower's cells + PBC, γ = 8, θ = 0.5", readout="decision with cells", cells="pbc"
     ),
-    "full_decision": Row("full model, uncalibrated", readout="decision", cells="full"),
-    "full_decision_cells": Row("full + the tower's cells, uncalibrated", readout="decision with cells", cells="full"),
+    "full_decision": Row("full, γ = 8, θ = 0.5", readout="decision", cells="full"),
+    "full_decision_cells": Row(
+        "full + the tower's cells, γ = 8, θ = 0.5", readout="decision with cells", cells="full"
+    ),
     "pbc_cells": Row("baseline + the tower's cells + PBC", readout="pbc with cells", cells="pbc"),
     "baseline_oracle": Row("baseline, perfect indicator", readout="oracle", cells="baseline"),
     "baseline_oracle_cells": Row(
