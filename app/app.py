@@ -42,6 +42,20 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
 
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the demo."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", help="AlignZeg checkpoint: a folder or a Hub id; its code is executed (type: str)")
+    options.add_argument("--host", help="address to listen on (type: str, default: localhost only)")
+    options.add_argument("--port", type=int, help="(type: int, default: the first free port from 7860)")
+    options.add_argument("--mcp", action="store_true", help="offer the API to language models too, as an MCP server")
+    return options
+
+
+if __name__ == "__main__":
+    parser().parse_args()  # answers --help and misspelt options before the slow imports below
+
 try:
     import spaces  # on ZeroGPU, before torch
 except ImportError:
@@ -1102,12 +1116,7 @@ def default_model() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", help="AlignZeg checkpoint: a folder or a Hub id; its code is executed")
-    options.add_argument("--host", help="address to listen on; default: localhost only")
-    options.add_argument("--port", type=int, help="default: the first free port from 7860")
-    options.add_argument("--mcp", action="store_true", help="offer the API to language models too, as an MCP server")
-    args = options.parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.mcp and importlib.util.find_spec("mcp") is None:
         sys.exit(
             "app.py: --mcp needs the package mcp, which is not installed: pip install 'gradio[mcp]', or leave it off."

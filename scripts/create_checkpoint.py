@@ -52,23 +52,23 @@ def main() -> None:
     args = options.parse_args()
     config, image_processor = read_overrides(args.config)
     from zeroshot.checkpoints import check_replaceable, save_checkpoint
-    from zeroshot.data.splits import load_split
+    from zeroshot.data.splits import SegmentationSplit, load_split
     from zeroshot.towers import assemble, load_towers
 
     check_replaceable(args.output_dir)
     if args.template_set:
         config["template_set"] = args.template_set
     if "," in args.vocabulary:
-        classes, unseen = names(args.vocabulary), []
+        split = SegmentationSplit("--vocabulary", tuple(names(args.vocabulary)))
     else:
         split = load_split(args.vocabulary)
-        classes, unseen = list(split.classes), list(split.unseen)
+        split.require_seen()
     towers = load_towers(args.clip, args.pretrained, random_weights=args.random_weights)
     model, processor = assemble(towers, seed=args.seed, config=config, image_processor=image_processor)
-    model.set_vocabulary(classes, unseen, processor)
+    model.set_vocabulary(list(split.classes), list(split.unseen), processor)
     save_checkpoint(model, processor, args.output_dir)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{args.output_dir}: {len(classes)} classes, {trainable:,} trainable parameters. It is untrained.")
+    print(f"{args.output_dir}: {len(split.classes)} classes, {trainable:,} trainable parameters. It is untrained.")
 
 
 if __name__ == "__main__":

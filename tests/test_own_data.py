@@ -213,7 +213,7 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         ("one", "validation", "It has the parts train; it was saved as a single dataset"),
         ("named", "train", "has the parts val; it was saved"),
         ("two", "nonsense", "has the parts train, val"),
-        ("two", "validation", "It is empty"),
+        ("two", "validation", "It has no rows"),
         ("parquet", "nonsense", r"Should be one of \['validation'\]"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -457,9 +457,15 @@ ONE, TWO, ALL = np.zeros((4, 4)), np.ones((4, 4)), np.arange(16).reshape(4, 4) %
     [
         (np.full((4, 4), 255), ALL, {"unseen": ["sky"]}, "All pixels in `train` are unlabelled"),
         (np.full((4, 4), 2), ALL, {"unseen": ["sky"]}, "belong to unseen classes, so there is nothing to train"),
-        (ONE, ALL, {"unseen": ["sky"]}, "Seen classes without a pixel in `train`: 'car'"),
-        (TWO, ALL, {}, "without a pixel in `train`: 'road', 'sky'. If 0 means unlabelled"),
-        (ALL, TWO, {"unseen": ["road", "sky"]}, "0 of 2 unseen classes occur in `validation`"),
+        (ONE, ALL, {"unseen": ["sky"]}, "Classes to train on that have no pixel in `train`: 'car'"),
+        (TWO, ALL, {}, "that have no pixel in `train`: 'road', 'sky'. If 0 means unlabelled"),
+        (ONE, ONE, {"unseen": ["sky"]}, "The last class, 'sky', has no pixel in any part. If 0 means unlabelled"),
+        (
+            ALL,
+            TWO,
+            {"unseen": ["road", "sky"]},
+            "None of the 2 unseen classes occurs in `validation`; mIoU(U) has no meaning",
+        ),
         (ALL, ONE, {"unseen": ["road", "sky"]}, "1 of 2 unseen classes occurs in `validation`"),
         (ALL, ONE, {"unseen": list(CLASSES)}, "All 3 classes of 'own' are unseen"),
         (ALL + 1, ALL, {}, "0.png: The label map contains the raw ids [3], which"),
@@ -489,6 +495,30 @@ def test_one_cause_is_said_once(tmp_path: Path, capsys, monkeypatch) -> None:
     own_tree(tmp_path, {"train": labels[1:2] * 25}, {"classes": classes})
     out, err = check_data(tmp_path, data, file, capsys, monkeypatch)
     assert "25 files, " in err and "If 11 marks unlabelled pixels, set `ignore_index: 11`." in err
+
+
+def test_damaged_files_are_said_once(tmp_path: Path, capsys, monkeypatch) -> None:
+    data, file = own_tree(tmp_path, {"train": [ALL] * 4, "val": [ALL]}, {"classes": list(CLASSES)})
+    for index, size in ((0, (3, 4)), (1, (4, 3))):
+        save(next((data / "train" / "labels").glob(f"{index}.*")), np.zeros(size, np.uint8))
+    for index in (2, 3):
+        next((data / "train" / "images").glob(f"{index}.*")).write_bytes(b"no image")
+    _, err = check_data(tmp_path, data, file, capsys, monkeypatch)
+    assert "4 problems found" in err and err.count("2 files, ") == 2
+    assert err.count("it is not an image, or its format is unknown to Pillow") == 1
+    assert err.count("they must be equal (in the first)") == 1
+
+
+def test_a_part_without_label_maps_and_two_folders_of_one_part_are_refused(tmp_path: Path, rng) -> None:
+    for part in ("train", "val"):
+        add(tmp_path, f"{part}/images/0.jpg", f"{part}/labels/0.png", rng)
+    shutil.copytree(tmp_path / "val", tmp_path / "validation")
+    with pytest.raises(ValueError, match="has validation and val, which are names of one part"):
+        read(tmp_path, "validation")
+    shutil.rmtree(tmp_path / "validation")
+    shutil.rmtree(tmp_path / "val" / "labels")
+    with pytest.raises(ValueError, match="val has images, such as images/0.jpg, but no label maps"):
+        read(tmp_path, "val")
 
 
 def test_names_that_the_text_tower_does_not_tell_apart() -> None:
@@ -563,6 +593,7 @@ def test_the_preset_trains_on_images_of_mixed_sizes(mixed: list[str], tmp_path: 
         ("labels", "data.image_folder: None then, '{part}/images' now"),
         ("names", "image names"),
         ("nothing", "Resuming at step 2"),
+        ("steps", "This training is finished (2 of 2 steps)"),
     ],
 )
 def test_a_run_on_other_labels_is_not_resumed(
@@ -581,16 +612,19 @@ def test_a_run_on_other_labels_is_not_resumed(
     if change == "names":
         for kind in ("images", "labels"):
             (tmp_path / "data" / "train" / kind / "0.png").rename(tmp_path / "data" / "train" / kind / "9.png")
-    train(monkeypatch, [*flags, "--training.steps", "3"])
+    train(monkeypatch, flags if change == "steps" else [*flags, "--training.steps", "3"])
     printed = capsys.readouterr()
-    assert named in (printed.out if change == "nothing" else printed.err)
-    if change != "nothing":
+    refused = change not in ("nothing", "steps")
+    assert named in (printed.err if refused else printed.out)
+    if refused:
         assert "Choose another `output_dir`" in printed.err
         assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
 
 
 def test_synonyms_of_a_part_are_one_part(mixed: list[str], monkeypatch, capsys) -> None:
-    train(monkeypatch, [*mixed, "--data.train_part", "val"])  # `validation` is the part for validation
+    train(
+        monkeypatch, [*mixed, "--data.train_part", "val", "--training.batch_size", "2"]
+    )  # `validation` is the part for validation
     assert "is the part for both training and validation" in capsys.readouterr().out
 
 

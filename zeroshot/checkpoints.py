@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +29,40 @@ TOKENIZER = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 REFERENCES = ("processor_config.json", "tokenizer_config.json", "config.json")  # files that may refer to code
 
 
+def load_config(source: str | Path, argument: str = "--model", config: dict[str, Any] | None = None) -> AlignZegConfig:
+    """The configuration of [`load_checkpoint`] with its arguments, without reading weights.
+
+    Raises:
+        ValueError: There is no such checkpoint, its configuration is damaged, or `config` contains an unknown field or an
+            invalid value.
+    """
+    if not Path(source).exists() and str(source).count("/") != 1:  # not a Hub id: do not ask the network
+        raise ValueError(
+            f"`{argument}` is {str(source)!r}, but there is no such folder, and a Hub id has the form USER/NAME. Check the "
+            "spelling."
+        )
+    check_config_names(config or {}, f"{argument}_config")
+    with _explained(source, argument):
+        values = AlignZegConfig.from_pretrained(source)
+    try:
+        return AlignZegConfig.from_dict(values.to_dict() | config) if config else values
+    except StrictDataclassError as error:
+        raise ValueError(f"`{argument}_config` is invalid. {error}") from error
+
+
+def check_config_names(config: Mapping[str, Any], argument: str) -> None:
+    """
+    Raises:
+        ValueError: `config`, given as `argument`, contains a name that is not a field of `AlignZegConfig`.
+    """
+    known = [field.name for field in dataclasses.fields(AlignZegConfig)]
+    for name in config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(f"`{argument}` contains {name!r}, which is not a field of AlignZegConfig{hint}")
+
+
 def load_checkpoint(
     source: str | Path, argument: str = "--model", config: dict[str, Any] | None = None
 ) -> tuple[AlignZegModel, AlignZegProcessor]:
@@ -33,20 +71,20 @@ def load_checkpoint(
     With overrides of its configuration, `config`, parts that it lacks or that have another shape get new weights.
 
     Raises:
-        ValueError: The checkpoint does not exist or is damaged.
+        ValueError: As [`load_config`], or its weights are damaged.
     """
-    if not Path(source).exists() and str(source).count("/") != 1:  # not a Hub id: do not ask the network
-        raise ValueError(
-            f"`{argument}` is {str(source)!r}, but there is no such folder, and a Hub id has the form USER/NAME. Check the "
-            "spelling."
-        )
-    try:
-        changes: dict[str, Any] = {}
-        if config:
-            values = AlignZegConfig.from_pretrained(source).to_dict() | config
-            changes = {"config": AlignZegConfig.from_dict(values), "ignore_mismatched_sizes": True}
+    changed = load_config(source, argument, config)
+    changes: dict[str, Any] = {"config": changed, "ignore_mismatched_sizes": True} if config else {}
+    with _explained(source, argument):
         model = AlignZegModel.from_pretrained(source, **changes)
         return model.eval(), AlignZegProcessor.from_pretrained(source)
+
+
+@contextmanager
+def _explained(source: str | Path, argument: str) -> Iterator[None]:
+    """Turns errors of transformers into one sentence."""
+    try:
+        yield
     except Exception as error:  # transformers raises errors of all types for damaged files
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         if Path(source).exists():

@@ -456,10 +456,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _load_from_transformers(
-    source: str, cache_dir: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, list[float]]]:
+def transformers_kind(source: str, cache_dir: str | None, more: tuple[str, ...] = ()) -> str:
+    """The type of the transformers model `source`, from its config alone.
+
+    Raises:
+        ValueError: it cannot be reached, or its type is neither convertible nor in `more`.
+    """
     try:
+        if not Path(source).exists() and source.count("/") != 1:  # not a Hub id: do not ask the network
+            raise FileNotFoundError(source)
         content, _ = PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)  # AutoConfig could run its code
     except OSError as error:
         raise ValueError(
@@ -467,13 +472,20 @@ def _load_from_transformers(
             "of a transformers CLIP that can be reached."
         ) from error
     kind = content.get("model_type")
-    if kind not in _MODELS:
+    if kind not in (*_MODELS, *more):
         variable = kind == "siglip2" and " Its images have any number of patches (NaFlex), which is not supported."
         raise ValueError(
             f"`source` {source!r} is a transformers model of type {kind!r}; expected a complete CLIP, of type "
             f"{', '.join(map(repr, _MODELS))}, such as 'openai/clip-vit-base-patch16' or "
             f"'google/siglip2-base-patch16-224'.{variable or ''}"
         )
+    return str(kind)
+
+
+def _load_from_transformers(
+    source: str, cache_dir: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, list[float]]]:
+    kind = transformers_kind(source, cache_dir)
     model, loading = _MODELS[kind].from_pretrained(
         source, cache_dir=cache_dir, dtype=torch.float32, output_loading_info=True
     )

@@ -14,14 +14,27 @@ import difflib
 import json
 import re
 import sys
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .files import parse_yaml, read_text, shown
+
+
+EXPECTED = {
+    PositiveInt: "a whole number ≥ 1",
+    NonNegativeInt: "a whole number ≥ 0",
+    PositiveFloat: "a number > 0",
+    NonNegativeFloat: "a number ≥ 0",
+    ClosedUnitInterval: "a number from 0 to 1",
+    bool: "true or false",
+    dict: "names and values, such as {name: value}",
+    list: "a list, such as [first, second]",
+}
 
 
 @dataclass
@@ -185,6 +198,10 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the layout of the description."""
+
+
 class SettingsParser(ArgumentParser):
     """Parser of a script that trains: one option per field of [`Settings`], `--config`, and the script's own options.
 
@@ -195,6 +212,7 @@ class SettingsParser(ArgumentParser):
         super().__init__(
             description=description,
             usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+            formatter_class=_HelpFormatter,
             print_config=None,
             allow_abbrev=False,
         )
@@ -211,7 +229,8 @@ class SettingsParser(ArgumentParser):
         return args, Settings(**{each.name: args[each.name] for each in dataclasses.fields(Settings)})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = re.sub(r'^Parser key "([\w.]+)":\s*', r"`\1`: ", message)
+        if wrong := re.match(r'Parser key "([\w.]+)":.*', message, re.DOTALL):
+            message = self._wrong_value(wrong[1], message)
         patterns = (
             r"unrecognized arguments: --([\w.]+)",
             r"Group '(?P<group>[\w.]+)' does not accept option '(\w+)'",
@@ -224,6 +243,21 @@ class SettingsParser(ArgumentParser):
             close = close or [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]][:1]
             message = f"There is no setting `{name}`" + (f"; did you mean `{close[0]}`?" if close else ".")
         raise ValueError(message) from ex
+
+    def _wrong_value(self, key: str, message: str) -> str:
+        """A sentence about a value of the wrong type or range, in place of jsonargparse's message."""
+        action = next((each for each in self._actions if each.dest == key), None)
+        value = re.search(r"(?:Got value: |Given value: |with base 10: |string to float: )(.+)", message)
+        value = value or re.search(r"type \w+: (.+) does not conform", message)
+        kind = getattr(action, "_typehint", None)
+        if type(None) in get_args(kind):
+            kind = get_args(kind)[0]
+        expected = EXPECTED.get(get_origin(kind) or kind)
+        if get_origin(kind) is Literal:
+            expected = f"one of {', '.join(get_args(kind))}"
+        if value is None or not expected:
+            return re.sub(r'^Parser key "([\w.]+)":\s*', r"`\1`: ", message)
+        return f"`{key}` is {value[1].strip()}; expected {expected}."
 
 
 class _Preset(ActionConfigFile):

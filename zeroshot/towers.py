@@ -7,8 +7,6 @@ convolutional network of timm (ConvNeXt and others), from `scripts/pretrain_lit.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -18,21 +16,25 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from open_clip.constants import HF_CONFIG_NAME
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
+from .checkpoints import check_config_names, load_checkpoint
 from .clip_conversion import (
     FOLDER,
     HUB,
+    Source,
     clip_text_config,
     clip_tokenizer_from_open_clip,
     convert_text_weights,
     load_clip,
     load_weights,
     look_up,
+    transformers_kind,
 )
 
 
@@ -81,25 +83,56 @@ def load_towers(
     Raises:
         ValueError: there is no such model, it cannot be converted, or neither weights nor `random_weights` are given.
     """
-    is_open_clip = source.startswith((HUB, FOLDER)) or source.replace("/", "-") in open_clip.list_models()
-    is_named = is_open_clip and not source.startswith((HUB, FOLDER))
+    kind, found = check_source(source, pretrained, random_weights=random_weights, cache_dir=cache_dir)
+    if kind == "timm" and found is not None:
+        weights = None if found.fetch is None else load_weights(Path(found.fetch()))
+        return timm_towers(found.cfg, found.normalization, weights)
+    if kind == "lit":
+        return lit_towers(Path(source))
+    if kind == "alignzeg":
+        return alignzeg_towers(source)
+    return clip_towers(*load_clip(source, pretrained, cache_dir=cache_dir))
+
+
+def check_source(
+    source: str, pretrained: str | None = None, *, random_weights: bool = False, cache_dir: str | None = None
+) -> tuple[str, Source | None]:
+    """Checks the arguments of [`load_towers`] without reading weights; downloads at most a config.
+
+    Returns:
+        The kind of the source, `"timm"`, `"open_clip"`, `"lit"`, `"alignzeg"` or a model type of transformers; and for a
+        model of open_clip, its config and weights.
+
+    Raises:
+        ValueError: as [`load_towers`].
+    """
+    is_repository = source.startswith((HUB, FOLDER))
+    is_named = not is_repository and source.replace("/", "-") in open_clip.list_models()
+    if random_weights and pretrained is not None:
+        raise ValueError(f"`random_weights` is set, and `pretrained` is {pretrained!r}: leave one of them out.")
     if is_named and pretrained is None and not random_weights:
         tags = open_clip.list_pretrained_tags_by_model(source.replace("/", "-"))
         raise ValueError(
             f"`pretrained` is missing for the open_clip model {source!r}: choose one of its weights "
             f"({', '.join(tags) or 'a file, as it has no tags'}), or set `random_weights`."
         )
-    if is_open_clip:
+    if is_named or is_repository:
         found = look_up(source, pretrained, cache_dir)
-        if "timm_model_name" in found.cfg["vision_cfg"]:
-            check_timm_tower(found.cfg["vision_cfg"])  # before anything is downloaded
-            weights = None if found.fetch is None else load_weights(Path(found.fetch()))
-            return timm_towers(found.cfg, found.normalization, weights)
-    elif (Path(source) / LIT_INFO).is_file():
-        return lit_towers(Path(source))
-    elif _model_type(source, cache_dir) == "alignzeg":
-        return alignzeg_towers(source)
-    return clip_towers(*load_clip(source, pretrained, cache_dir=cache_dir))
+        if "timm_model_name" not in found.cfg["vision_cfg"]:
+            return "open_clip", found
+        check_timm_tower(found.cfg["vision_cfg"])
+        return "timm", found
+    if (Path(source) / LIT_INFO).is_file():
+        kind = "lit"
+    elif (Path(source) / HF_CONFIG_NAME).is_file():
+        kind = "open_clip"
+        look_up(FOLDER + source, pretrained, cache_dir)
+    else:
+        kind = transformers_kind(source, cache_dir, more=("alignzeg",))
+    if random_weights or pretrained is not None:
+        name = "random_weights" if random_weights else "pretrained"
+        raise ValueError(f"`{name}` is set, but {source!r} includes its weights: leave `{name}` out.")
+    return kind, None
 
 
 def layers_of_vit(depth: int) -> dict[str, Any]:
@@ -138,8 +171,6 @@ def clip_towers(clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, norma
 
 def alignzeg_towers(source: str) -> Towers:
     """Frozen parts of an AlignZeg checkpoint."""
-    from .checkpoints import load_checkpoint
-
     model, processor = load_checkpoint(source, "model.clip")
     values, fields = model.config.to_dict(), processor.image_processor.to_dict()
     weights = {key: value for key, value in model.state_dict().items() if key.startswith(FROZEN)}
@@ -252,13 +283,6 @@ def timm_towers(cfg: Mapping[str, Any], normalization: dict[str, Any], weights: 
     return Towers(config, converted, tokenizer, dict(normalization))
 
 
-def _model_type(source: str, cache_dir: str | None) -> str | None:
-    try:
-        return PreTrainedConfig.get_config_dict(source, cache_dir=cache_dir)[0].get("model_type")
-    except (OSError, ValueError):
-        return None
-
-
 def assemble(
     towers: Towers,
     *,
@@ -279,16 +303,11 @@ def assemble(
             values contradict the towers.
     """
     overrides = dict(config or {})
-    known = [field.name for field in dataclasses.fields(AlignZegConfig)]
-    for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"`model.config` contains {name!r}, which is not a field of AlignZegConfig{hint}")
-        if name in CONFIG:
-            raise ValueError(
-                f"`model.config` contains {name!r}, which the image and text towers determine: leave it out."
-            )
+    check_config_names(overrides, "model.config")
+    if described := [name for name in overrides if name in CONFIG]:
+        raise ValueError(
+            f"`model.config` contains {described[0]!r}, which the image and text towers determine: leave it out."
+        )
     try:
         model = fresh_model(towers, overrides, seed)
     except StrictDataclassError as error:

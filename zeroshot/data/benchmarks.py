@@ -224,10 +224,10 @@ def open_any_dataset(
         else:
             return _load_dataset(name, split_part, streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"Cannot open the part {split_part!r} of {name!r}, interpreted as a local folder or a hub id because it is "
-            f"not a named benchmark. {error}"
-        ) from error
+        source = (
+            f"the folder {name!r}" if folder.is_dir() else f"{name!r} (no benchmark and no folder, so a Hub dataset)"
+        )
+        raise ValueError(f"Cannot open the part {split_part!r} of {source}. {error}") from error
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
@@ -249,7 +249,7 @@ def _load_from_disk(folder: Path, part: str) -> datasets.Dataset:
     try:
         return datasets.load_from_disk(str(places[found]))
     except IndexError:  # `datasets` raises it for a dataset without rows
-        raise ValueError("It is empty.") from None
+        raise ValueError("It has no rows.") from None
 
 
 def _load_dataset(name: str, part: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:

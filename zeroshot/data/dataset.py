@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .benchmarks import encoded_images
 from .colors import UnknownColorError
-from .splits import SegmentationSplit, UnmappedIdError
+from .splits import SegmentationSplit, UnmappedIdError, listed_ids
 from .statistics import PartCounts, label_pixels
 
 
@@ -96,22 +97,22 @@ def raise_for_problems(problems: list[Problem], split: SegmentationSplit | None 
         return
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
-        groups.setdefault("ids" if problem.ids else "colors" if problem.colors else problem.message, []).append(
-            problem
-        )
+        same = re.sub(r"\d+", "#", problem.message)  # the same cause, for example other sizes
+        groups.setdefault("ids" if problem.ids else "colors" if problem.colors else same, []).append(problem)
     shown = list(groups.values())[:limit]
     rest = len(problems) - sum(map(len, shown))
     more = [f"… and {rest} more"] if rest else []
     lines = "\n".join([*(_line(group, split) for group in shown), *more])
-    raise ValueError(f"The dataset cannot be used, {len(problems)} problem(s) found:\n{lines}")
+    found = "one problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    raise ValueError(f"The dataset cannot be used, {found} found:\n{lines}")
 
 
 def _line(group: list[Problem], split: SegmentationSplit | None) -> str:
-    message = group[0].message
+    message = group[0].message + (" (in the first)" if len({each.message for each in group}) > 1 else "")
     ids = sorted({each for problem in group for each in problem.ids})
     colors = sorted({each for problem in group for each in problem.colors})
     if len(group) > 1 and ids:
-        message = f"label maps contain the raw ids {ids}, which the split does not have"
+        message = f"label maps contain the raw ids {listed_ids(ids)}, which the split does not have"
     elif len(group) > 1 and colors:
         message = f"label images have the colours {colors[:20]}, which no class has"
     if ids and split is not None:
@@ -181,6 +182,10 @@ def _decode(value: dict[str, Any] | None) -> PILImage.Image:
         raise ValueError("the file does not exist")
     try:
         return datasets.Image().decode_example(value)
+    except PILImage.UnidentifiedImageError:
+        raise ValueError(
+            "the file cannot be decoded: it is not an image, or its format is unknown to Pillow"
+        ) from None
     except Exception as error:  # PIL raises errors of all types for damaged files
         raise ValueError(f"the file cannot be decoded ({error or type(error).__name__})") from None
 

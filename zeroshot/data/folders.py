@@ -113,9 +113,13 @@ def pair_files(root: Path, part: str, layout: FolderLayout) -> dict[str, tuple[P
         FileNotFoundError: There are no folders of images and label maps.
         ValueError: The part does not exist, is empty, or its names do not match.
     """
-    for name in part_names(part):
-        for folders in _part_folders(root, name, layout):
-            return _pair(*folders, layout)
+    found = {name: folders for name in part_names(part) if (folders := next(_part_folders(root, name, layout), None))}
+    if len(found) > 1:
+        raise ValueError(
+            f"{root} has {' and '.join(found)}, which are names of one part: rename or remove one of them."
+        )
+    for folders in found.values():
+        return _pair(*folders, layout)
     parts = [names[0] for names in PARTS if any(any(_part_folders(root, name, layout)) for name in names)]
     lists = {path.stem: path for path in root.glob("*.txt") if any(path.stem in names for names in PARTS)}
     whole = next(_whole_folders(root, layout), None)
@@ -229,6 +233,12 @@ def _pair(image_folder: Path, label_folder: Path, layout: FolderLayout) -> dict[
         found = _without(own, image_end), _without(labels, label_end)
         if len(found[0].keys() & found[1].keys()) > len(best[0].keys() & best[1].keys()):
             best, ends = found, (image_end, label_end)
+    if not best[0] and shared:
+        example = next(iter(images.values())).relative_to(image_folder)
+        raise ValueError(
+            f"{image_folder} has images, such as {example}, but no label maps: "
+            "put them into a folder `labels` next to `images`, or next to the images with a suffix such as _mask."
+        )
     if not best[0]:
         raise ValueError(
             f"No image in {image_folder} has the name of a label map in {label_folder}: they have "

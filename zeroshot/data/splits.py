@@ -12,6 +12,7 @@ Unlabelled pixels have `ignore_index` in the last two.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ class UnmappedIdError(ValueError):
     def __init__(self, ids: list[int], split: str) -> None:
         self.ids = ids
         super().__init__(
-            f"The label map contains the raw ids {ids}, which the raw id map of {split!r} does not have. "
+            f"The label map contains the raw ids {listed_ids(ids)}, which the raw id map of {split!r} does not have. "
             "Use the split that matches these files, or add the ids to its raw id map."
         )
 
@@ -135,6 +136,17 @@ class SegmentationSplit:
     def _identity(self) -> dict[int, int]:
         ids = {i: i for i in range(len(self.classes))} | {self.ignore_index: self.ignore_index}
         return {raw: target for raw, target in ids.items() if raw >= 0}  # no file contains a negative `ignore_index`
+
+    def require_seen(self) -> None:
+        """
+        Raises:
+            ValueError: All classes are unseen.
+        """
+        if not self.seen:
+            raise ValueError(
+                f"All {len(self.classes)} classes of {self.name!r} are unseen, so there is nothing to train on: remove "
+                "some names from `unseen`, or set `data.fully_supervised`."
+            )
 
     @property
     def has_raw_id_map(self) -> bool:
@@ -326,9 +338,11 @@ def load_split(name_or_path: str | Path, *, context_459_ids: bool = False) -> Se
     name = str(name_or_path)
     path = SPLITS_FOLDER / SHIPPED_SPLITS[name] if name in SHIPPED_SPLITS else Path(name_or_path)
     if not path.is_file():
+        built_in = difflib.get_close_matches(name, SHIPPED_SPLITS) or ("voc2012", "coco_stuff", "ade20k", "cityscapes")
         raise FileNotFoundError(
-            f"No split {name!r}: it is neither one of {', '.join(SHIPPED_SPLITS)} nor the path of a YAML or JSON file. For "
-            "a dataset of your own, set `split` (`--split`, `--data.split`) to a YAML file with its class names."
+            f"No split {name!r}: it is neither a built-in one, such as {', '.join(built_in)}, nor the path of a YAML or "
+            "JSON file. For a dataset of your own, set `split` (`--split`, `--data.split`) to a YAML file with its class "
+            "names."
         )
     try:
         text = read_text(path)
@@ -372,7 +386,9 @@ def _from_yaml(data: Any, name: str) -> SegmentationSplit:
         raise ValueError(f"Expected the key `classes`, and optionally {_quoted(_YAML_KEYS[1:])}.")
     unexpected = [key for key in data if key not in _YAML_KEYS]
     if unexpected:
-        raise ValueError(f"It has the keys {_quoted(unexpected)}; expected only {_quoted(_YAML_KEYS)}.")
+        close = difflib.get_close_matches(str(unexpected[0]), _YAML_KEYS, n=1)
+        expected = f"did you mean {close[0]!r}?" if close else f"expected only {_quoted(_YAML_KEYS)}."
+        raise ValueError(f"It has the unknown key {shown(unexpected[0])}; {expected}")
     _check_types(data)
     classes, ignore_index = tuple(data["classes"]), data.get("ignore_index", 255)
     _check_names("classes", classes)
@@ -465,6 +481,11 @@ def _integer_array(label: np.ndarray) -> np.ndarray:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def listed_ids(ids: Sequence[int]) -> str:
+    """The first ids as a list in text, with the number of others."""
+    return f"{list(ids)}" if len(ids) <= 12 else f"{list(ids[:10])} and {len(ids) - 10} more"
 
 
 def _quoted(names: Sequence[Any]) -> str:

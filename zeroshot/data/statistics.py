@@ -114,18 +114,24 @@ def data_warnings(
             found.append(f"All pixels in {where} are unlabelled. Check `ignore_index` and the ids in the files.")
         elif part != train_part and missing:
             present = occurring(len(expected) - len(missing), len(expected))
-            found.append(f"{present} in {where}; mIoU(U) is the mean over these. Missing: {_listed(missing)}.")
+            score = "mIoU(U) is the mean over these" if len(missing) < len(expected) else "mIoU(U) has no meaning"
+            found.append(f"{present} in {where}; {score}. Missing: {_listed(missing)}.")
         elif missing == list(expected) and missing:
             found.append(f"All labelled pixels in {where} belong to unseen classes, so there is nothing to train on.")
         elif missing:
             found.append(
-                f"Seen classes without a pixel in {where}: {_listed(missing)}.{_counting_hint(split, missing)}"
+                f"Classes to train on that have no pixel in {where}: {_listed(missing)}.{_counting_hint(split, missing)}"
             )
+    last, hint = split.classes[-1], _counting_hint(split, list(split.classes))
+    if last in split.unseen and hint and not any(counts.has((len(split.classes) - 1,)) for counts in parts.values()):
+        found.append(f"The last class, {shown(last)}, has no pixel in any part.{hint}")
     return found
 
 
 def occurring(present: int, total: int) -> str:
     """A phrase with the number of unseen classes that occur."""
+    if not present:
+        return f"None of the {total} unseen classes occurs" if total > 1 else "The unseen class does not occur"
     return f"{present} of {total} unseen classes {'occurs' if present == 1 else 'occur'}"
 
 

@@ -58,15 +58,14 @@ def open_task(data: DataSettings, validation: bool) -> Task:
     if data.pseudo_unseen:
         split = pseudo_unseen_split(split, data.pseudo_unseen, data.pseudo_fold)
     training_split = replace(split, unseen=()) if data.fully_supervised else split
-    if not training_split.seen:
-        raise ValueError(
-            f"All {len(split.classes)} classes of {split.name!r} are unseen, so there is nothing to train on: remove some "
-            "names from `unseen`, or set `data.fully_supervised`."
-        )
+    training_split.require_seen()
     parts = {data.train_part: open_part(data, data.train_part, data.num_train)}
     if validation:
         again = " again" if data.validation_part in part_names(data.train_part) else ""
-        parts[data.validation_part + again] = open_part(data, data.validation_part, data.num_validation)
+        try:
+            parts[data.validation_part + again] = open_part(data, data.validation_part, data.num_validation)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{error} To train without validation, set `training.evaluate_every 0`.") from error
     return Task(split, training_split, parts)
 
 

@@ -102,13 +102,13 @@ def predict_dataset(
 # --- the dataset ------------------------------------------------------------------------------------------------
 
 
-def _labelled_images(folder: str, part: str) -> list[Path] | None:
-    """The images of a folder of images and label maps, without the label maps; `None` if it is not such a folder."""
+def _labelled_images(folder: str, part: str) -> dict[str, Path] | None:
+    """The images of a folder of images and label maps by name, without the label maps; `None` if it is not such a folder."""
     root, layout = Path(folder), FolderLayout()
     if not is_plain_folder(root):
         return None
     try:
-        return [image for image, _ in pair_files(root, part, layout).values()]
+        return {name: image for name, (image, _) in pair_files(root, part, layout).items()}
     except FileNotFoundError:
         return None
     except ValueError:
@@ -125,7 +125,7 @@ def open_images(settings: BulkSettings) -> datasets.Dataset | datasets.IterableD
         rows = load_benchmark(settings.dataset, settings.part, settings.root, num_scenes=scenes)
         rows, column = rows.select_columns(["image", "name"]), "image"
     elif (files := _labelled_images(settings.dataset, settings.part)) is not None:
-        table = {"image": [str(file) for file in files], "name": [file.stem for file in files]}
+        table = {"image": [str(file) for file in files.values()], "name": list(files)}
         rows, column = datasets.Dataset.from_dict(table), "image"
         rows = rows.to_iterable_dataset() if settings.streaming else rows
     else:

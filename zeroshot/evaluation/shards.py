@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +67,14 @@ def write_shard(output: Path, shard: Shard, output_format: str, results: list[di
 
 
 def picture_names(results: list[dict[str, Any]]) -> list[str]:
-    """File names of the label maps of a shard: the names of the images, prefixed with their indices if two are equal."""
+    """File names of the label maps of a shard: the names of the images. Equal ones are prefixed with their indices."""
     names = [result["name"].replace("/", "_").replace("\\", "_") for result in results]
     names = [name.encode(errors="replace")[:200].decode(errors="ignore") for name in names]
-    if len({name.casefold() for name in names}) < len(names):  # some file systems ignore case
-        names = [f"{result['index']:09d}_{name}" for result, name in zip(results, names)]
-    return [f"{name}.png" for name in names]
+    uses = Counter(name.casefold() for name in names)  # some file systems ignore case
+    return [
+        f"{name}.png" if uses[name.casefold()] == 1 else f"{result['index']:09d}_{name}.png"
+        for result, name in zip(results, names)
+    ]
 
 
 def read_counts(output: Path, shard: Shard, output_format: str) -> tuple[int, int]:

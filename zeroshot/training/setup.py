@@ -13,11 +13,11 @@ from accelerate.tracking import get_available_trackers
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
 
-from ..checkpoints import load_checkpoint
+from ..checkpoints import check_config_names, load_checkpoint, load_config
 from ..data.transforms import TrainTransform
 from ..launching import start_processes
 from ..settings import ModelSettings, Settings, TrainingSettings
-from ..towers import assemble, load_towers
+from ..towers import assemble, check_source, load_towers
 
 
 def trackers(settings: TrainingSettings) -> list[str]:
@@ -48,19 +48,34 @@ def start_accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
+def check_model(settings: ModelSettings) -> None:
+    """Checks the source of the model without reading weights.
+
+    Raises:
+        ValueError: As [`build_model`].
+    """
+    if settings.checkpoint is not None:
+        load_config(settings.checkpoint, "model.checkpoint", settings.checkpoint_config)
+        return
+    if settings.clip is None:
+        raise ValueError(
+            "`model.clip` is missing: set it to a CLIP (folder, hub id or open_clip model), or set `model.checkpoint`."
+        )
+    check_source(settings.clip, settings.pretrained, random_weights=settings.random_weights)
+    check_config_names(settings.config, "model.config")
+
+
 def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, AlignZegProcessor]:
     """The model to train, and its processor.
 
     Raises:
         ValueError: neither a checkpoint nor a CLIP is given, or it cannot be loaded.
     """
+    check_model(settings)
     if settings.checkpoint is not None:
         torch.manual_seed(seed)
         return load_checkpoint(settings.checkpoint, "model.checkpoint", settings.checkpoint_config)
-    if settings.clip is None:
-        raise ValueError(
-            "`model.clip` is missing: set it to a CLIP (folder, hub id or open_clip model), or set `model.checkpoint`."
-        )
+    assert settings.clip is not None
     towers = load_towers(settings.clip, settings.pretrained, random_weights=settings.random_weights)
     return assemble(towers, seed=seed, config=settings.config, image_processor=settings.image_processor)
 

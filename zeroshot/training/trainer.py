@@ -51,6 +51,7 @@ from .report import (
 from .setup import (
     build_model,
     build_transform,
+    check_model,
     learning_rate_factor,
     parameter_groups,
     start_accelerator,
@@ -107,10 +108,12 @@ class Trainer:
         self.accelerator = start_accelerator(settings)
         self.output = Path(settings.output_dir)
         data, training = settings.data, settings.training
-        transform = build_transform(data.transform)  # checks its options before files are read
-
+        # Checks of names and sizes, before all files are read and the model is loaded.
+        transform = build_transform(data.transform)
         with self.accelerator.main_process_first():
+            check_model(settings.model)
             task = open_task(data, validation=training.evaluate_every > 0)
+        self.check_batch(len(task.train))
         if data.transductive:
             check_transductive(settings, task.split)
         self.split, self.training_split, rows = task.split, task.training_split, task.train
@@ -119,7 +122,6 @@ class Trainer:
         self.validation = None
         if task.validation is not None:
             self.validation = SegmentationDataset(task.validation, self.split, training=False)
-        # After all checks of settings and data, because loading a model is slow.
         self.model, self.processor = build_model(settings.model, settings.seed)
         if training.trainable:
             train_only(self.model, training.trainable)
@@ -173,16 +175,23 @@ class Trainer:
         self.network, self.optimizer, self.loader, self.scheduler = self.accelerator.prepare(
             self.model, optimizer, loader, scheduler
         )
-        if len(self.loader) < training.gradient_accumulation_steps:
-            raise ValueError(
-                f"The training part has {len(self.dataset)} images, too few for one step of "
-                f"{training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps}: "
-                "lower training.batch_size or add data."
-            )
         self.store = CheckpointStore(self.output / "checkpoints", keep=training.keep_checkpoints)
         self.step, self.epoch, self.batch = 0, 0, 0
         self.best: float | None = None
         self.means = RunningMeans(LOSSES, self.accelerator.device)
+
+    def check_batch(self, images: int) -> None:
+        """
+        Raises:
+            ValueError: The training part has too few images for one optimizer step.
+        """
+        training, processes = self.settings.training, self.accelerator.num_processes
+        if images // training.batch_size // processes < training.gradient_accumulation_steps:
+            needed = training.batch_size * processes * training.gradient_accumulation_steps
+            raise ValueError(
+                f"The training part has {images:,} images, but one step needs {needed:,}: lower `training.batch_size` or "
+                "`training.gradient_accumulation_steps`, or add data."
+            )
 
     # --- state
 
@@ -232,7 +241,13 @@ class Trainer:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best = state["best"]
         self.means.load(state.get("means"))
-        self.accelerator.print(f"Resuming at step {self.step} from {path}")
+        if self.step >= self.settings.training.steps:
+            self.accelerator.print(
+                f"This training is finished ({self.step} of {self.settings.training.steps} steps): only {self.output}/final "
+                "is written again. To train longer, raise `training.steps`."
+            )
+        else:
+            self.accelerator.print(f"Resuming at step {self.step} from {path}")
 
     # --- loop
 
