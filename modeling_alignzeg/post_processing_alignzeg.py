@@ -202,7 +202,8 @@ class AlignZegPostProcessing:
             outputs: See [`post_process_semantic_segmentation`].
             threshold: Proposals whose best class has at most this probability are dropped, 0 to 1.
             mask_threshold: Pixels with a lower mask value are not in the segment, 0 to 1.
-            overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1.
+            overlap_mask_area_threshold: A segment that keeps no more than this share of its mask is dropped, 0 to 1. Unlike
+                in Mask2Former, its pixels go to the others, and of several dropped because of each other, one may stay.
             label_ids_to_fuse: Classes whose segments are fused into one per image, such as grass and sky.
             target_sizes: See [`post_process_semantic_segmentation`].
             seen_class_mask, gamma: See [`post_process_semantic_segmentation`].
@@ -268,7 +269,7 @@ class AlignZegPostProcessing:
             threshold: Instances with a lower score are dropped, 0 to 1.
             mask_threshold: Pixels with a higher mask value are in the mask, 0 to 1.
             overlap_mask_area_threshold: An instance is dropped if instances with higher scores leave less than this share
-                of its mask, 0 to 1. 0 keeps all, as average precision requires.
+                of its mask, 0 to 1. 0 keeps all, also several of one object.
             return_coco_annotation: Return whole masks in COCO's uncompressed run-length encoding, `{"size", "counts"}`, one
                 per instance.
             return_binary_maps: Return whole masks, bool (instances, height, width).

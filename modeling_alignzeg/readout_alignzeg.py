@@ -249,30 +249,44 @@ def panoptic_segments(view: View, threshold: float, mask_threshold: float, overl
 
     A proposal takes part if its most probable class is not the background and the probability of that class, its score,
     is above `threshold`. A pixel goes to the proposal with the greatest `score · mask`, if its mask reaches
-    `mask_threshold` there. A proposal that keeps no more than the share `overlap` of its mask is dropped, and its pixels
-    stay without a segment.
+    `mask_threshold` there. A proposal that keeps no more than the share `overlap` of its mask is dropped, and the pixels
+    are divided among the others. Two proposals of the same region may both be dropped because of each other, so each
+    dropped one is tried again, highest score first: it stays if it now gets more than this share.
     """
-    best_scores, best_labels = view.probabilities.max(-1)
-    kept = (best_labels < view.probabilities.shape[1] - 1) & (best_scores > threshold)
-    proposals = kept.nonzero()[:, 0].tolist()
-    winners = torch.full((len(view.rows), len(view.columns)), -1, dtype=torch.int32, device=view.masks.device)
-    best = torch.zeros(winners.shape, device=view.masks.device)
-    areas = []
-    for place, proposal in enumerate(proposals):
+    scores, labels = view.probabilities.max(-1)
+    takes_part = (labels < view.probabilities.shape[1] - 1) & (scores > threshold)
+    winners, _, areas = _divided(view, takes_part, scores, mask_threshold)
+    visible = torch.bincount(winners.flatten() + 1, minlength=len(scores) + 1)[1:]
+    stays = (visible > 0) & (visible > overlap * areas)
+    dropped = (takes_part & ~stays).nonzero()[:, 0].tolist()
+    if dropped:
+        winners, best, _ = _divided(view, stays, scores, mask_threshold)
+    for proposal in sorted(dropped, key=lambda proposal: -scores[proposal].item()):
         mask = proposal_mask(view, proposal)
-        inside, weighted = mask >= mask_threshold, mask * best_scores[proposal]
-        areas.append(inside.sum())
-        better = weighted > best
-        winners = torch.where(better, torch.where(inside, place, -1).int(), winners)
-        best = torch.where(better, weighted, best)
-    if not proposals:
-        return Segments([], [], [], winners)
-    visible = torch.bincount(winners.flatten() + 1, minlength=len(proposals) + 1)[1:]
-    stays = (visible > 0) & (visible > overlap * torch.stack(areas))
+        inside = mask >= mask_threshold
+        free = inside & (mask * scores[proposal] > best)
+        if free.sum() > overlap * inside.sum():
+            stays[proposal], winners[free], best[free] = True, proposal, torch.inf
+    kept = stays.nonzero()[:, 0]
     places = torch.where(stays, stays.cumsum(0) - 1, -1).int()
     winners = torch.cat([places.new_full((1,), -1), places])[winners + 1]
-    proposals = [proposal for proposal, stay in zip(proposals, stays.tolist()) if stay]
-    return Segments(proposals, best_labels[proposals].tolist(), best_scores[proposals].tolist(), winners)
+    return Segments(kept.tolist(), labels[kept].tolist(), scores[kept].tolist(), winners)
+
+
+def _divided(view: View, takes_part: Tensor, scores: Tensor, mask_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The proposal that wins each pixel or -1, `int32 (H, W)`; the greatest `score · mask`, `(H, W)`; and the areas of all
+    masks that take part, `(N,)`."""
+    winners = torch.full((len(view.rows), len(view.columns)), -1, dtype=torch.int32, device=view.masks.device)
+    best = torch.zeros(winners.shape, device=view.masks.device)
+    areas = torch.zeros(len(scores), dtype=torch.int64, device=view.masks.device)
+    for proposal in takes_part.nonzero()[:, 0].tolist():
+        mask = proposal_mask(view, proposal)
+        inside, weighted = mask >= mask_threshold, mask * scores[proposal]
+        areas[proposal] = inside.sum()
+        better = weighted > best
+        winners = torch.where(better, torch.where(inside, proposal, -1).int(), winners)
+        best = torch.where(better, weighted, best)
+    return winners, best, areas
 
 
 def instance_segments(

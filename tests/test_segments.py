@@ -45,18 +45,33 @@ def plain_panoptic(probabilities, masks, threshold, mask_threshold, overlap, fus
     """Pixel by pixel, proposal by proposal."""
     classes = probabilities.shape[1] - 1
     kept = [n for n, p in enumerate(probabilities) if p.argmax() < classes and p.max() > threshold]
-    owner = {}
-    for y in range(masks.shape[1]):
-        for x in range(masks.shape[2]):
-            if kept:
-                best = max(kept, key=lambda n: float(masks[n, y, x] * probabilities[n].max()))
-                if masks[best, y, x] >= mask_threshold:
-                    owner[y, x] = best
+    places = [(y, x) for y in range(masks.shape[1]) for x in range(masks.shape[2])]
+    weights = (masks * probabilities.max(-1).values[:, None, None]).numpy()
+    areas = (masks >= mask_threshold).sum((1, 2)).tolist()
+
+    def divide(among):
+        best = {place: max(among, key=lambda n: weights[n][place]) for place in places if among}
+        return best, {place: n for place, n in best.items() if masks[n][place] >= mask_threshold}
+
+    _, owner = divide(kept)
+    counts = [list(owner.values()).count(n) for n in range(len(masks))]
+    stays = [n for n in kept if counts[n] > overlap * areas[n]]
+    best, owner = divide(stays)
+    again = set()
+    for n in sorted(set(kept) - set(stays), key=lambda n: -float(probabilities[n].max())):
+        won = [
+            place
+            for place in places
+            if masks[n][place] >= mask_threshold
+            and owner.get(place) not in again
+            and (place not in best or weights[n][place] > weights[best[place]][place])
+        ]
+        if len(won) > overlap * areas[n]:
+            again.add(n)
+            owner.update(dict.fromkeys(won, n))
     segmentation, infos, ids = np.zeros(masks.shape[1:], int), [], {}
-    for n in kept:
+    for n in sorted({*stays, *again}):
         pixels = [place for place, best in owner.items() if best == n]
-        if not pixels or len(pixels) <= overlap * int((masks[n] >= mask_threshold).sum()):
-            continue
         label, score = int(probabilities[n].argmax()), float(probabilities[n].max())
         if label in fused and label in ids:
             info = infos[ids[label] - 1]
@@ -207,6 +222,19 @@ def test_background_proposals_and_fused_ids() -> None:
     infos = [(info["id"], info["label_id"], info["was_fused"]) for info in result["segments_info"]]
     assert infos == [(1, 2, True), (2, 0, False)]
     assert (result["segmentation"][:150] == 1).all() and (result["segmentation"][150:, 200:] == 1).all()
+
+
+def test_proposals_of_one_region_do_not_drop_each_other() -> None:
+    """Each of two equal objects wins half of the other's pixels: without a second try, the region had no segment."""
+    outputs = certain_outputs()
+    outputs.masks_queries_logits[0, 3] = outputs.masks_queries_logits[0, 0]
+    outputs.masks_queries_logits[0, 0, :, ::2] -= 2 * (outputs.masks_queries_logits[0, 0, :, ::2] > 0)
+    outputs.masks_queries_logits[0, 3, :, 1::2] -= 2 * (outputs.masks_queries_logits[0, 3, :, 1::2] > 0)
+    outputs.masks_queries_logits[0, [0, 3]] /= 10  # probabilities of 0.86 and 0.88
+    outputs.class_queries_logits[0, 3] = outputs.class_queries_logits[0, 0] * 0.999
+    result = PROCESSOR.post_process_panoptic_segmentation(outputs)[0]
+    assert [info["label_id"] for info in result["segments_info"]] == [2, 0, 2]
+    assert (result["segmentation"][:150] == 1).all()
 
 
 def test_a_covered_instance_is_dropped_or_kept() -> None:
