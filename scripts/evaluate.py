@@ -6,7 +6,8 @@
 
 Any checkpoint can be evaluated on any dataset: classes come from --split, by default the dataset's own. With
 `--unseen_from checkpoint`, a class counts as seen if the checkpoint was trained on its name, regardless of the split. 95 %
-intervals come from a bootstrap over images. The report is written atomically at the end.
+intervals come from a bootstrap over images. `--segments` adds the panoptic quality of segments and the average precision of
+instances. The report is written atomically at the end.
 """
 
 from __future__ import annotations
@@ -83,6 +84,14 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="choose only among the classes that each image contains, as if a user had typed their names",
     )
+    options.add_argument(
+        "--segments",
+        action="store_true",
+        help="also score panoptic segments (PQ) and instances (mask AP) on embedded_scenes or a COCO panoptic file",
+    )
+    options.add_argument(
+        "--score_threshold", type=float, default=0.5, help="panoptic segments need a score above this, with --segments"
+    )
     options.add_argument("--flip", action="store_true", help="average the scores of the image and its mirror image")
     options.add_argument(
         "--sliding_window",
@@ -110,6 +119,15 @@ def build_augmentation(args: argparse.Namespace) -> Augmentation | None:
     from zeroshot.evaluation.test_time_augmentation import Augmentation
 
     return Augmentation(args.flip, args.sliding_window, args.stride, args.batch_size)
+
+
+def check_segments(args: argparse.Namespace) -> None:
+    """Whether `--segments` can be computed with the other options."""
+    for name in ("refine", "only_present", "flip", "sliding_window", "stride", "seen_penalty"):
+        if args.segments and getattr(args, name):
+            raise ValueError(f"`--segments` cannot be combined with `--{name}`, which changes only label maps.")
+    if not 0 <= args.score_threshold <= 1:
+        raise ValueError(f"`--score_threshold` is {args.score_threshold}; expected a number from 0 to 1.")
 
 
 def protocol(
@@ -150,6 +168,7 @@ def main() -> None:
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.data.benchmarks import open_part
     from zeroshot.data.dataset import SegmentationDataset, check_dataset
+    from zeroshot.data.segments import open_segments
     from zeroshot.data.splits import load_split, split_by_training_names
     from zeroshot.data.statistics import data_warnings
     from zeroshot.evaluation.evaluator import (
@@ -160,12 +179,14 @@ def main() -> None:
         library_versions,
         without_nan,
     )
+    from zeroshot.evaluation.segments import SegmentEvaluator, format_segments
     from zeroshot.files import atomic_write_text, check_output
     from zeroshot.launching import start_processes
     from zeroshot.settings import DataSettings
 
     augmentation = build_augmentation(args)
     readout = Readout(args.gamma, args.threshold, args.seen_penalty)
+    check_segments(args)
     if args.output:
         check_output(args.output)
     accelerator = start_processes()
@@ -175,13 +196,19 @@ def main() -> None:
     model = model.to(accelerator.device)
     split = load_split(args.split or args.dataset, context_459_ids=args.context_459_ids)
     given = {field.name: getattr(args, field.name) for field in fields(DataSettings) if hasattr(args, field.name)}
-    rows = open_part(DataSettings(**given), args.part, args.limit)
+    settings = DataSettings(**given)
+    rows = open_part(settings, args.part, args.limit)
     if not args.skip_validation:
         for warning in data_warnings(split, {args.part: check_dataset(accelerator, rows, split)}):
             accelerator.print(f"Warning: {warning}")
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
+    segments = None
+    if args.segments:
+        segments = SegmentEvaluator(
+            split, *open_segments(settings, args.part, split), args.gamma, args.threshold, args.score_threshold
+        )
     prototypes = model.get_text_prototypes(
         processor,
         split.vocabulary,
@@ -207,7 +234,9 @@ def main() -> None:
         refine=args.refine,
         only_present=args.only_present,
         intervals=True,
+        segments=segments,
     )["report"]
+    segment_scores = segments and segments.scores(accelerator)
     if not accelerator.is_main_process:
         return
     report = {
@@ -224,6 +253,8 @@ def main() -> None:
         "versions": library_versions(),
         "per_class": scores["per_class"],
     }
+    if segment_scores:
+        report["segments"] = segment_scores
     width = max(map(len, split.classes))
     for name, value in scores["per_class"].items():
         print(f"{name:<{width}}  {'unseen' if name in split.unseen else 'seen':<6}  {value:6.1f}")
@@ -232,6 +263,8 @@ def main() -> None:
     ranges = {title: scores["intervals"][name] for title, name in shown.items() if name in scores["intervals"]}
     if ranges:
         print("95 % intervals: " + "  ".join(f"{title} {low:.1f}–{high:.1f}" for title, (low, high) in ranges.items()))
+    if segment_scores:
+        print(format_segments(segment_scores))
     if args.output:
         atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
         print(f"Report: {args.output}")

@@ -90,12 +90,14 @@ def test_two_processes_train_with_pairs_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_count_the_pixels_of_one(tmp_path: Path) -> None:
     checkpoint = tiny.tiny_checkpoint(tmp_path / "start")
-    flags = ["--model", checkpoint, "--limit", 5, "--batch_size", 2]  # an odd number: the shares differ
+    flags = ["--model", checkpoint, "--limit", 5, "--batch_size", 2, "--segments"]  # an odd number: the shares differ
     for processes in (1, 2):
         launch("evaluate.py", *flags, "--output", tmp_path / f"{processes}.json", processes=processes)
     one, two = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
     assert two["images"] == 5 and one["per_class"] == two["per_class"]
     assert one["pixel_accuracy"] == two["pixel_accuracy"]
+    for kind in ("panoptic", "instances"):
+        assert one["segments"][kind]["all"] == pytest.approx(two["segments"][kind]["all"])
 
 
 @pytest.mark.slow

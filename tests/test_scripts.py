@@ -156,10 +156,12 @@ def test_wrong_settings_are_named(flags: list[str], words: str, tmp_path: Path):
 
 def test_evaluation_report(run: Path, tmp_path: Path):
     report = tmp_path / "report.json"
-    script("evaluate.py", "--model", run / "whole" / "final", "--limit", 5, "--output", report)
+    script("evaluate.py", "--model", run / "whole" / "final", "--limit", 5, "--segments", "--output", report)
     values = json.loads(report.read_text())
     assert values["images"] == 5 and len(values["per_class"]) == 70
     assert 0 <= values["hiou"] <= 100 and values["protocol"]["template_set"] == "single"
+    assert 0 <= values["segments"]["panoptic"]["all"]["pq"] <= 100
+    assert 0 <= values["segments"]["instances"]["class_agnostic"]["ap50"] <= 100
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +348,8 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["evaluate.py", "--output", "folder"], "folder is a folder, but"),
         (["evaluate.py", "--output", "photo.png/x.json"], "photo.png is a file, not"),
         (["evaluate.py", "--seen_penalty", "nan"], "`seen_penalty` is nan"),
+        (["evaluate.py", "--segments", "--refine"], "`--segments` cannot be combined with `--refine`"),
+        (["evaluate.py", "--segments", "--score_threshold", "2"], "`--score_threshold` is 2.0; expected"),
         (["evaluate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
         (["calibrate.py", "--folds", "0"], "`folds` is 0; expected a whole number ≥ 1"),
         (["calibrate.py", "--folds", "x"], "`folds` is 'x'; expected"),

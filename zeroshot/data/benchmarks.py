@@ -136,12 +136,15 @@ def _dataset_of_files(names: list[str], images: list[Path], labels: list[Path]) 
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def _open_folder(root: Path, part: str, layout: FolderLayout, split: SegmentationSplit | None) -> datasets.Dataset:
-    coco = None
+def coco_file(root: Path, part: str, layout: FolderLayout) -> Path | None:
+    """The COCO JSON file of a part of a folder; `None`: it has none, or other labels are chosen."""
     if layout.label_file is not None:
-        coco = find_part_file(root, layout.label_file, part)
-    elif layout == FolderLayout(layout.image_folder):
-        coco = find_coco_file(root, part)
+        return find_part_file(root, layout.label_file, part)
+    return find_coco_file(root, part) if layout == FolderLayout(layout.image_folder) else None
+
+
+def _open_folder(root: Path, part: str, layout: FolderLayout, split: SegmentationSplit | None) -> datasets.Dataset:
+    coco = coco_file(root, part, layout)
     if coco is not None:
         return load_coco(coco, root, layout.image_folder, split)
     return _open_pairs(root, part, layout)
@@ -294,6 +297,10 @@ def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.cast_column("image", encoded).cast_column("label", encoded)
 
 
+def chosen_layout(settings: DataSettings) -> FolderLayout:
+    return FolderLayout(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(FolderLayout)})
+
+
 def open_part(settings: DataSettings, part: str, limit: int | None):
     """One part of the dataset, as `datasets.Dataset`, at most `limit` images."""
     split = load_split(settings.split or settings.dataset, context_459_ids=settings.context_459_ids)
@@ -302,7 +309,7 @@ def open_part(settings: DataSettings, part: str, limit: int | None):
         part,
         settings.root,
         label_folder=settings.label_folder,
-        layout=FolderLayout(**{each.name: getattr(settings, each.name) for each in dataclasses.fields(FolderLayout)}),
+        layout=chosen_layout(settings),
         split=split,
         image_column=settings.image_column,
         label_column=settings.label_column,

@@ -63,9 +63,9 @@ def load_coco(
         FileNotFoundError: The images are not found.
         ValueError: The file does not have COCO's format, or lacks a class of the split.
     """
-    content = _read(file)
+    content = read_coco(file)
     images = _image_folder(file, root, image_folder, content)
-    table, rest = _raw_ids({each["id"]: each["name"] for each in content["categories"]}, split, file)
+    table, rest = raw_ids({each["id"]: each["name"] for each in content["categories"]}, split, file)
     stamp = file.stat()
     return datasets.Dataset.from_generator(
         _rows,
@@ -80,7 +80,8 @@ def load_coco(
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_coco(file: Path) -> dict[str, Any]:
+    """The content of a COCO JSON file, checked for its keys."""
     try:
         content = json.loads(read_text(file))
         ids = [(each["id"], each["name"]) for each in content["categories"]]
@@ -112,7 +113,7 @@ def _image_folder(file: Path, root: Path, chosen: str | None, content: dict[str,
     )
 
 
-def _raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: Path) -> tuple[dict[int, int], int]:
+def raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: Path) -> tuple[dict[int, int], int]:
     """The raw ids in label maps for each category, and for pixels without annotation."""
     if split is None:
         return {key: key for key in categories}, 255
@@ -173,21 +174,27 @@ def _rows(
 
 
 def _draw_segments(label: np.ndarray, annotation: dict[str, Any], file: Path, table: dict[int, int]) -> None:
-    """The segments of a panoptic PNG, whose colours are R + 256 G + 65536 B = segment id."""
+    segments = {segment["id"]: table[segment["category_id"]] for segment in annotation["segments_info"]}
+    label[...] = mapped(segment_ids(annotation, file, label.shape), segments, label.flat[0])
+
+
+def mapped(codes: np.ndarray, table: dict[int, int], rest: int) -> np.ndarray:
+    """`codes (height, width)` replaced by their values in `table`, or by `rest` if they have none."""
+    known, places = np.unique(codes, return_inverse=True)
+    return np.array([table.get(code, rest) for code in known.tolist()])[places.reshape(codes.shape)]
+
+
+def segment_ids(annotation: dict[str, Any], file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The segment ids in a panoptic PNG, R + 256 G + 65536 B, `int64` of the image's `shape`."""
     name = annotation["file_name"]
     places = (file.with_suffix("") / name, file.parent / name, file.parent.parent / file.stem / name)
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         raise ValueError(f"{name} is in none of {', '.join(str(place.parent) for place in places)}")
     codes = np.asarray(Image.open(place).convert("RGB")).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
-    if codes.shape != label.shape:
+    if codes.shape != shape:
         raise ValueError(f"{place} and its image differ in size")
-    segments = {segment["id"]: segment["category_id"] for segment in annotation["segments_info"]}
-    known, places_of = np.unique(codes, return_inverse=True)
-    rest = label.flat[0]
-    label[...] = np.array([table[segments[code]] if code in segments else rest for code in known.tolist()])[
-        places_of.reshape(codes.shape)
-    ]
+    return codes
 
 
 def _mask(segmentation: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -48,10 +48,12 @@ class Scene:
     Attributes:
         image: `uint8` array of shape `(size, size, 3)`, RGB.
         label: `uint8` array of shape `(size, size)`: index into [`CLASSES`], or [`IGNORE_INDEX`] on clutter.
+        things: `uint8` array of shape `(size, size)`: 1, 2, … on each thing, in drawing order; 0 elsewhere.
     """
 
     image: np.ndarray
     label: np.ndarray
+    things: np.ndarray
 
     @property
     def classes(self) -> list[str]:
@@ -75,11 +77,15 @@ def draw_scene(seed: int, split: str, index: int, size: int = SCENE_SIZE) -> Sce
     image, label = _draw_ground(rng, size)
     for _ in range(rng.integers(0, 5)):
         _draw_clutter(rng, image, label)
-    for _ in range(rng.integers(1, 7)):
+    things = np.zeros_like(label)
+    for number in range(1, rng.integers(1, 7) + 1):
         class_id = int(rng.integers(len(THINGS)))
         center = rng.uniform(0.08, 0.92, 2) * size
-        _draw_thing(rng, image, label, class_id, center, radius=rng.uniform(0.18, 0.34) * size)
-    return Scene(_finish(rng, image), label)
+        drawn = np.full_like(label, IGNORE_INDEX)
+        _draw_thing(rng, image, drawn, class_id, center, radius=rng.uniform(0.18, 0.34) * size)
+        things[drawn == class_id] = number
+        label[drawn == class_id] = class_id
+    return Scene(_finish(rng, image), label, things)
 
 
 def draw_single(

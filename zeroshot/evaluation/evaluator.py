@@ -24,6 +24,7 @@ from ..data.statistics import occurring
 from ..metrics.hiou.scoring import confusion_matrix, scores_from_confusion
 from .intervals import Bootstrap
 from .options import check_correction
+from .segments import SegmentEvaluator
 from .test_time_augmentation import Augmentation
 
 
@@ -199,6 +200,7 @@ def evaluate_model(
     refine: bool = False,
     only_present: bool = False,
     intervals: bool = False,
+    segments: SegmentEvaluator | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of `model` on `batches`, by readout.
 
@@ -212,6 +214,8 @@ def evaluate_model(
         only_present: Choose only among the classes in the label maps of the batch. With a batch size of 1, this simulates a
             user who types the names of the classes in the image. Without `augmentation`.
         intervals: Add `intervals`, 95 % intervals of the scores by a bootstrap over images.
+        segments: Add all images, by the `names` of the `batches`, to this evaluator too. Without `augmentation` and
+            `only_present`.
     """
     was_training = model.training
     model.eval()
@@ -231,6 +235,8 @@ def evaluate_model(
             chosen = vocabulary if classes is None else {name: rows[classes] for name, rows in vocabulary.items()}
             outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **chosen)
             evaluator.add(image_processor, outputs, batch["labels"], batch["images"] if refine else None, classes)
+            if segments is not None:
+                segments.add(image_processor, outputs, batch["names"])
             bar.update(len(batch["labels"]))
             continue
         corrections = [(readout.gamma, readout.threshold) for readout in evaluator.readouts.values()]
