@@ -30,6 +30,7 @@ FILES = (
     "docs/fine_tuning.md",
     "docs/protocols.md",
     "docs/scaling.md",
+    "docs/usage.md",
 )
 NOT_MEASURED = "_not measured_"
 
@@ -425,6 +426,31 @@ def fine_tuning_table() -> str:
     return "\n".join(lines)
 
 
+def segments_table() -> str:
+    """Panoptic quality at two thresholds, and mask AP."""
+    reports = [load(name) for name in ("segments.json", "segments_low_threshold.json")]
+    if None in reports:
+        return NOT_MEASURED
+    groups = ("all", "seen", "unseen", "things", "stuff")
+    lines = [
+        f"| {reports[0]['images']} test scenes | {' | '.join(groups)} |",
+        "|---" * 6 + "|",
+    ]
+    for report in reports:
+        scores = report["segments"]
+        cells = (
+            " / ".join(f"{scores['panoptic'][group][name]:.1f}" for name in ("pq", "sq", "rq")) for group in groups
+        )
+        lines.append(f"| PQ / SQ / RQ, `threshold={scores['score_threshold']}` | {' | '.join(cells)} |")
+    instances = {name: f"{each['ap']:.1f} / {each['ap50']:.1f}" for name, each in scores["instances"].items()}
+    lines += [
+        f"| mask AP / AP50 of things | {' | '.join(instances[name] for name in groups[:3])} | {instances['all']} | |",
+        "",
+        f"Class-agnostic mask AP / AP50: {instances['class_agnostic']}.",
+    ]
+    return "\n".join(lines)
+
+
 def protocol_table(names: tuple[str, ...], columns: str) -> str:
     """What `scripts/evaluate.py` is told about each of these benchmarks, from its layout and its split."""
     from zeroshot.data.layouts import LAYOUTS
@@ -470,6 +496,7 @@ BLOCKS = {
     "scaling-stages": scaling_stages,
     "scaling-costs": scaling_costs,
     "scaling-feeding": scaling_feeding,
+    "segments": segments_table,
 }
 
 
