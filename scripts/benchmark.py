@@ -24,8 +24,8 @@ def main() -> None:
     options.add_argument(
         "--sections",
         type=names,
-        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, compile; default: all, with "
-        "--quick all but compile, which takes longer than two minutes",
+        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, text, folder, compile; default: all, "
+        "with --quick all but compile, which takes longer than two minutes",
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument(
@@ -45,6 +45,8 @@ def main() -> None:
     )
     options.add_argument("--label_size", type=integer(1), default=1280, help="side of the label maps in `classes`")
     options.add_argument("--batches", type=integers, default=[1, 8], help="batch sizes in `batches`")
+    options.add_argument("--names", type=integers, default=[1000, 10_000], help="numbers of names in `text`")
+    options.add_argument("--images", type=integer(2), default=200, help="images in `folder`")
     options.add_argument("--quick", action="store_true", help="small images, few classes and repeats")
     options.add_argument("--output_dir", type=Path, help="default: docs/results, with --quick runs/benchmark")
     options.add_argument("--child", help=argparse.SUPPRESS)  # a memory measurement in a separate process

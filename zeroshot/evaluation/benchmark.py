@@ -23,6 +23,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.splits import load_split
 from ..data.transforms import Collator, TrainTransform
 from ..training.setup import parameter_groups
+from .benchmark_photos import folder, text
 from .benchmark_report import markdown, write
 from .evaluator import library_versions
 from .speed import (
@@ -344,6 +345,8 @@ SECTIONS = {
     "dtypes": dtypes,
     "training": training,
     "loader": loader,
+    "text": text,
+    "folder": folder,
     "compile": compiled,
 }
 
@@ -404,15 +407,15 @@ def run_benchmark(args: argparse.Namespace) -> None:
         return
     if args.quick:
         quick = {"size": 224, "num_classes": 20, "sizes": [160, 224], "vocabularies": [20, 1000], "label_size": 320}
-        vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0)
+        vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0, names=[50, 100], images=4)
     chosen = args.sections or [name for name in SECTIONS if not (args.quick and name == "compile")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(SECTIONS)}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"`--device` is {args.device}, but torch finds no GPU; use cpu.")
-    folder = args.output_dir or (ROOT / "runs" / "benchmark" if args.quick else ROOT / "docs" / "results")
+    output = args.output_dir or (ROOT / "runs" / "benchmark" if args.quick else ROOT / "docs" / "results")
     suffix = "" if args.tower == "ViT-B-16" else f"_{args.tower.lower().replace('-', '')}"
-    stem = folder / f"benchmark_{torch.device(args.device).type}{suffix}"
+    stem = output / f"benchmark_{torch.device(args.device).type}{suffix}"
     report: dict[str, Any] = {"tower": args.tower, "sections": {}}
     if stem.with_suffix(".json").exists():
         report = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))

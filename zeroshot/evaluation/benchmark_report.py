@@ -147,6 +147,36 @@ def _loader(found: dict[str, Any]) -> list[str]:
     return ["## Loader", "", *lines, ""]
 
 
+def _text(found: dict[str, Any]) -> list[str]:
+    return _table(
+        "Class names of `checkpoints/photos`",
+        ["names, template set", "prompts", "seconds", "unsorted batches, seconds", "from disk, seconds", "added MiB"],
+        [
+            [
+                f"{int(name.split()[0]):,}, {name.split()[1]}",
+                f"{row['prompts']:,}",
+                f"{row['seconds']:.1f}",
+                f"{row['plain']:.1f}",
+                f"{row['from_disk']:.2f}",
+                f"{row['added_mib']:,.0f}",
+            ]
+            for name, row in found["rows"].items()
+        ],
+    )
+
+
+def _folder(found: dict[str, Any]) -> list[str]:
+    peaks = ", ".join(f"{peak:,.0f}" for peak in found["peak_mib"])
+    return [
+        "## A folder of images",
+        "",
+        f"`checkpoints/photos`, {found['images']:,} images of {found['width']} × {found['height']} pixels, label maps only: "
+        f"{found['predict']:.3f} s per image, the network alone {found['network']:.3f} s "
+        f"({100 * found['share_of_network_rate']:.0f} % of its rate). Peak memory after each quarter: {peaks} MiB.",
+        "",
+    ]
+
+
 def _compile(found: dict[str, Any]) -> list[str]:
     return _table(
         f"torch.compile, {found['size']} px",
@@ -173,6 +203,8 @@ _SECTIONS: dict[str, Callable[..., list[str]]] = {  # in the order of the report
     "dtypes": _dtypes,
     "training": _training,
     "loader": _loader,
+    "text": _text,
+    "folder": _folder,
     "compile": _compile,
 }
 
