@@ -57,13 +57,13 @@ def content_mask(content: Tensor, size: tuple[int, int], stride: float = 1) -> T
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """`(B, h·w, c)` to `(B, c, h, w)`."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    """`(B, h·w, c)` to `(B, c, h, w)`, in the channels-last layout that torch recognises, also for a batch of 1."""
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def to_tokens(values: Tensor) -> Tensor:
     """`(B, c, h, w)` to `(B, h·w, c)`."""
-    return values.flatten(2).transpose(1, 2)
+    return values.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear") -> Tensor:

@@ -271,7 +271,7 @@ class AlignZegSideNetwork(nn.Module):
         stages = self.stem(pixel_values, tower, content)
         grid = Grid(tuple(stages[-1].shape[-2:]), self.config.patch_size, content)
         position = resample(self.position_embedding, Grid(self.position_embedding.shape[-2:]), grid, mode="bicubic")
-        position, key_mask = to_tokens(position), grid.key_mask(pixel_values.dtype)
+        position, key_mask = to_tokens(position).contiguous(), grid.key_mask(pixel_values.dtype)
         fusions = iter(zip(self.fusions, self.config.fusion_layers))
 
         def fused(features):

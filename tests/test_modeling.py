@@ -19,7 +19,7 @@ from transformers import BertConfig, CLIPVisionModel
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
 from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
-from modeling_alignzeg.layers_alignzeg import Grid, pool_cells
+from modeling_alignzeg.layers_alignzeg import Grid, pool_cells, resample, to_map, to_tokens
 from modeling_alignzeg.recognizer_alignzeg import shadow_layer
 
 
@@ -508,6 +508,16 @@ def test_image_encoder_attends_to_means_of_tokens(ratio: int) -> None:
     expected = features[0] + attention.out_proj(torch.cat(outputs, -1))
     expected = expected + layer.mlp(layer.mlp_norm(expected))
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_maps_of_tokens_stay_channels_last(batch: int) -> None:
+    """Otherwise the kernels for images copy them, and sums of both layouts are five times as slow."""
+    tokens = torch.rand(batch, 6, 4)
+    values = to_map(tokens, (2, 3))
+    assert torch.equal(values[:, :, 1, 2], tokens[:, 5]) and torch.equal(to_tokens(values), tokens)
+    values = resample(values, Grid((2, 3)), Grid((4, 6)))
+    assert values.is_contiguous(memory_format=torch.channels_last) and to_tokens(values).is_contiguous()
 
 
 def test_masks_for_inference_equal_those_of_training() -> None:
