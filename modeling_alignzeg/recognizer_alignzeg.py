@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, SiglipVisionModel, TimmWrapperModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel, TimmWrapperModel
+from transformers.activations import QuickGELUActivation
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from .checks_alignzeg import check_tensor
@@ -36,10 +37,26 @@ class LibraryInitialization:
         return False
 
 
+class FrugalQuickGELU(QuickGELUActivation):
+    """`x·σ(1.702·x)` with one temporary tensor instead of three. Compilers and exports fuse the plain formula."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
+        states = 1.702 * input
+        return F.silu(states, inplace=not states.requires_grad).mul_(1 / 1.702)
+
+
 class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
     """CLIP's vision tower. AlignZeg does not return its hidden states and attentions."""
 
     _can_record_outputs = {}
+
+    def __init__(self, config: CLIPVisionConfig):
+        super().__init__(config)
+        if config.hidden_act == "quick_gelu":
+            for layer in self.encoder.layers:
+                layer.mlp.activation_fn = FrugalQuickGELU()
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

@@ -51,8 +51,8 @@ def test_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys, accumul
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--batches", "0"], "`batches`: "),
-        (["--batches", "few"], "`batches`: "),
+        (["--batches", "0"], "`batches` is 0; expected"),
+        (["--batches", "few"], "`batches` is 'few'; expected"),
         (["--output"], "argument --output: expected one argument"),
         (["--training.step", "3"], "training.step"),
         ([], "model.clip"),

@@ -15,12 +15,13 @@ from tiny import CLASSES, TOWER, UNSEEN, tiny_config, tiny_model, tiny_processor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, CLIPVisionModel
+from transformers.activations import QuickGELUActivation
 
 from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
 from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
 from modeling_alignzeg.layers_alignzeg import Grid, pool_cells, resample, to_map, to_tokens
-from modeling_alignzeg.recognizer_alignzeg import shadow_layer
+from modeling_alignzeg.recognizer_alignzeg import FrugalQuickGELU, shadow_layer
 
 
 DEEP = {"vision_config": {**TOWER, "num_hidden_layers": 4, "image_size": 16, "patch_size": 8}, "clip_split_layer": 2}
@@ -213,6 +214,18 @@ def test_clip_features_may_be_computed_beforehand(size: tuple[int, int], is_mask
         "last_hidden_state",
     ):
         torch.testing.assert_close(outputs[name], expected[name])
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_activation_of_clip_is_that_of_transformers(needs_gradient: bool) -> None:
+    assert isinstance(tiny_model().recognizer.vision_model.encoder.layers[0].mlp.activation_fn, FrugalQuickGELU)
+    values = torch.linspace(-30, 30, 1001, requires_grad=needs_gradient)
+    before, results = values.detach().clone(), []
+    for activation in (FrugalQuickGELU(), QuickGELUActivation()):
+        found = activation(values)
+        results.append((found, *(torch.autograd.grad(found.sum(), values) if needs_gradient else ())))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+    assert torch.equal(values, before)
 
 
 def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
