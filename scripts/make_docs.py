@@ -299,6 +299,15 @@ PHOTO_COMPARISONS = {  # pairs of rows, read out by proposals alone and with the
 SEEN_UNSEEN = ("miou_seen", "miou_unseen", "hiou")
 
 
+def gain(splits: list[dict], row: str, baseline: str, score: str) -> str:
+    """Mean over the splits of the difference between two rows, trained with the same seeds."""
+    found = [[dict(zip(rows[name]["seeds"], rows[name][score])) for name in (row, baseline)] for rows in splits]
+    seeds = sorted(set.intersection(*(set(values) for pair in found for values in pair)))
+    means = [np.mean([ours[seed] - theirs[seed] for ours, theirs in found]) for seed in seeds]
+    error = f" ± {np.std(means, ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else ""
+    return f"{np.mean(means):+.1f}{error}"
+
+
 def photos_table() -> str:
     """MSRC-21: rows of the ablation on both splits, the gain over the baseline, and the reference with all classes
     labelled."""
@@ -320,22 +329,23 @@ def photos_table() -> str:
     values = [f"{reference[split][score]:.1f}" for split in "ab" for score in SEEN_UNSEEN]
     lines.append(f"| all classes labelled, with the tower's cells | {' | '.join(values)} |")
 
-    def gain(row: str, baseline: str, score: str) -> str:
-        """Mean over the splits of the difference between two rows, trained with the same seeds."""
-        found = [[dict(zip(rows[name]["seeds"], rows[name][score])) for name in (row, baseline)] for rows in splits]
-        seeds = sorted(set.intersection(*(set(values) for pair in found for values in pair)))
-        means = [np.mean([ours[seed] - theirs[seed] for ours, theirs in found]) for seed in seeds]
-        return f"{np.mean(means):+.1f} ± {np.std(means, ddof=1) / len(means) ** 0.5:.1f}"
-
     lines += [
         "",
         "| difference, mean of both splits | proposals: hIoU | mIoU(U) | with the cells: hIoU | mIoU(U) |",
         "|---" * 5 + "|",
     ]
-    for title, pairs in PHOTO_COMPARISONS.items():
-        if {name for pair in pairs for name in pair} <= shown.keys():
-            values = [gain(*pair, score) for pair in pairs for score in ("hiou", "miou_unseen")]
-            lines.append(f"| {title} | {' | '.join(values)} |")
+    longer = [load(f"msrc_{split}_long/ablation.json") for split in "ab"]
+    for found in (reports, longer):
+        if None in found:
+            continue
+        rows_of = [{row["name"]: row for row in report["rows"]} for report in found]
+        for title, pairs in PHOTO_COMPARISONS.items():
+            if all(name in rows for rows in rows_of for pair in pairs for name in pair):
+                cells = [gain(rows_of, *pair, score) for pair in pairs for score in ("hiou", "miou_unseen")]
+                seeds_of = {len(rows[pair[0]]["seeds"]) for rows in rows_of for pair in pairs}
+                counted = f"{' or '.join(map(str, sorted(seeds_of)))} seed{'s' if max(seeds_of) > 1 else ''}"
+                note = f", {found[0]['steps']:,} steps ({counted})"
+                lines.append(f"| {title}{note if found is longer else ''} | {' | '.join(cells)} |")
     best = reference["b"]["hiou"] / 2 + reference["a"]["hiou"] / 2
     reached = np.mean([np.mean(rows["full_cells_plain"]["hiou"]) for rows in splits]) / best
     seeds = {len(rows[name]["seeds"]) for rows in splits for name in shown}
@@ -357,11 +367,15 @@ def photos_table() -> str:
 
 def photo_means() -> str:
     """Means of the rows of all splits, with bounds."""
-    reports = {split: report for split in "abc" if (report := load(f"msrc_{split}/ablation.json"))}
+    folders = ("a", "b", "c", "a_long", "b_long")
+    reports = {folder: report for folder in folders if (report := load(f"msrc_{folder}/ablation.json"))}
     if not reports:
         return NOT_MEASURED
     splits = [{row["name"]: row for row in report["rows"]} for report in reports.values()]
-    titles = [f"split {split.upper()}" for split in reports]
+    titles = [
+        f"split {folder[0].upper()}" + (f", {report['steps']:,} steps" if folder.endswith("long") else "")
+        for folder, report in reports.items()
+    ]
     lines = [f"| mean of mIoU(S) / mIoU(U) / hIoU | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, title in (PHOTO_ROWS | PHOTO_BOUNDS).items():
         if any(name in rows for rows in splits):
