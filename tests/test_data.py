@@ -148,7 +148,7 @@ def test_pascal_context(tmp_path, rng, name):
         sample["label"], expected_ids(expected_ids(original, file_name, "raw459_id_to_mmseg60"), file_name)
     )
     (problem,) = validate_dataset(dataset, load_split(name))
-    assert "Context459" in problem.file and "397" in problem.message
+    assert "Context459" in problem.file and 397 in problem.ids
 
 
 def test_embedded_scenes():
@@ -301,7 +301,7 @@ def test_every_kind_of_damage_is_found_in_one_pass(tmp_path, rng):
     assert [problem.file for problem in problems] == [str(file) for file, _ in expected]
     for problem, (_, message) in zip(problems, expected, strict=True):
         assert message in problem.message
-    with pytest.raises(ValueError, match=r"(?s)8 problem\(s\) found.*colours\.png: .*… and 6 more"):
+    with pytest.raises(ValueError, match=r"(?s)8 problems found.*colours\.png: .*… and 6 more"):
         raise_for_problems(problems, limit=2)
 
     # Without validation, the sample raises the same error.
