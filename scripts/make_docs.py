@@ -343,7 +343,7 @@ def photos_table() -> str:
             if all(name in rows for rows in rows_of for pair in pairs for name in pair):
                 cells = [gain(rows_of, *pair, score) for pair in pairs for score in ("hiou", "miou_unseen")]
                 seeds_of = {len(rows[pair[0]]["seeds"]) for rows in rows_of for pair in pairs}
-                counted = f"{' or '.join(map(str, sorted(seeds_of)))} seed{'s' if max(seeds_of) > 1 else ''}"
+                counted = f"{min(seeds_of)} seed{'s' if min(seeds_of) > 1 else ''}"
                 note = f", {found[0]['steps']:,} steps ({counted})"
                 lines.append(f"| {title}{note if found is longer else ''} | {' | '.join(cells)} |")
     best = reference["b"]["hiou"] / 2 + reference["a"]["hiou"] / 2
