@@ -52,11 +52,11 @@ def test_an_unknown_section_is_named() -> None:
 
 @pytest.mark.slow
 def test_the_quick_benchmark_keeps_other_sections(tmp_path: Path) -> None:
-    for sections in ("peers,classes", "dtypes,training,loader"):
+    for sections in ("peers,classes", "dtypes,training,loader", "text,folder"):
         finished = benchmark("--quick", "--output_dir", str(tmp_path), "--sections", sections)
         assert finished.returncode == 0, finished.stderr
     report = json.loads((tmp_path / "benchmark_cpu.json").read_text())["sections"]
-    assert set(report) == {"peers", "classes", "dtypes", "training", "loader"}
+    assert set(report) == {"peers", "classes", "dtypes", "training", "loader", "text", "folder"}
     models = report["peers"]["models"]
     assert models["clip"]["over_clip"] == 1 and models["alignzeg"]["over_alignzeg"] == 1
     assert models["clip"]["gmacs"] < models["alignzeg"]["gmacs"] < models["mask2former"]["gmacs"]
