@@ -52,7 +52,7 @@ def check_model(settings: ModelSettings) -> None:
     """Checks the source of the model without reading weights.
 
     Raises:
-        ValueError: As [`build_model`].
+        ValueError: Neither a checkpoint nor a CLIP is given, there is no such model, or its configuration has no such field.
     """
     if settings.checkpoint is not None:
         load_config(settings.checkpoint, "model.checkpoint", settings.checkpoint_config)
@@ -66,12 +66,11 @@ def check_model(settings: ModelSettings) -> None:
 
 
 def build_model(settings: ModelSettings, seed: int) -> tuple[AlignZegModel, AlignZegProcessor]:
-    """The model to train, and its processor.
+    """The model to train, and its processor, from settings that [`check_model`] accepts.
 
     Raises:
-        ValueError: neither a checkpoint nor a CLIP is given, or it cannot be loaded.
+        ValueError: it cannot be loaded.
     """
-    check_model(settings)
     if settings.checkpoint is not None:
         torch.manual_seed(seed)
         return load_checkpoint(settings.checkpoint, "model.checkpoint", settings.checkpoint_config)
