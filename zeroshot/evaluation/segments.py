@@ -208,19 +208,21 @@ class SegmentEvaluator:
             - **panoptic** -- `pq`, `sq`, `rq` and `classes` of each group of classes, see [`PanopticQuality.scores`].
             - **instances** -- `ap`, `ap50` and `classes` of things, see [`AveragePrecision.scores`].
         """
+        quality, precision, agnostic = self.quality, self.precision, self.agnostic
         if accelerator is not None and accelerator.num_processes > 1:
-            shares = gather_object([(self.quality.sums, self.precision, self.agnostic)])
-            self.quality.sums = np.sum([sums for sums, _, _ in shares], axis=0)
-            self.precision, self.agnostic = (AveragePrecision.merged(parts) for parts in list(zip(*shares))[1:])
+            shares = gather_object([(quality.sums, precision, agnostic)])
+            quality = PanopticQuality(len(self.things))
+            quality.sums = np.sum([sums for sums, _, _ in shares], axis=0)
+            precision, agnostic = (AveragePrecision.merged(parts) for parts in list(zip(*shares))[1:])
         unseen = np.isin(np.arange(len(self.things)), list(self.split.unseen_ids))
         groups = dict(zip(GROUPS, (np.ones_like(unseen), ~unseen, unseen, self.things, ~self.things)))
         instances = {
-            name: self.precision.scores(np.flatnonzero(groups[name] & self.things).tolist()) for name in GROUPS[:3]
+            name: precision.scores(np.flatnonzero(groups[name] & self.things).tolist()) for name in GROUPS[:3]
         }
         return {
             "score_threshold": self.score_threshold,
-            "panoptic": {name: self.quality.scores(classes) for name, classes in groups.items()},
-            "instances": {**instances, "class_agnostic": self.agnostic.scores([0])},
+            "panoptic": {name: quality.scores(classes) for name, classes in groups.items()},
+            "instances": {**instances, "class_agnostic": agnostic.scores([0])},
         }
 
 
