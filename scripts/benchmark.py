@@ -24,8 +24,8 @@ def main() -> None:
     options.add_argument(
         "--sections",
         type=names,
-        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, text, folder, compile; default: all, "
-        "with --quick all but compile, which takes longer than two minutes",
+        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, text, folder, onnx, compile; "
+        "default: all, with --quick all but onnx and compile, which take longer than two minutes",
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument(

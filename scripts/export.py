@@ -5,6 +5,7 @@
 python scripts/export.py --model . --output alignzeg.onnx
 python scripts/export.py --model . --output alignzeg.pt2 --classes "red plain, grass" --prototypes prototypes.npz
 python scripts/export.py --model . --output onnx           # a folder with image and text models
+python scripts/export.py --model . --output onnx --int8    # faster on CPUs, a quarter of the size
 python scripts/export.py --model . --browser app/static/models
 
 The models in a folder take images of any size and class names, see docs/onnx.md. A file stops at the logits:
@@ -28,6 +29,9 @@ def main() -> None:
     options.add_argument(
         "--output", help="file to write, .onnx or .pt2 (selects the format); a path without extension is a folder"
     )
+    options.add_argument(
+        "--int8", action="store_true", help="8-bit matrix products in a folder's image model, for CPUs"
+    )
     options.add_argument("--browser", help="folder to write for app/static, with weights in 16 and 8 bits")
     options.add_argument("--classes", type=names, help="class names for --prototypes; default: the checkpoint's")
     options.add_argument("--unseen", type=names, help="classes in --classes that count as unseen")
@@ -35,7 +39,7 @@ def main() -> None:
     args = options.parse_args()
     from zeroshot.export import export_checkpoint
 
-    export_checkpoint(args.model, args.output, args.classes, args.unseen, args.prototypes, args.browser)
+    export_checkpoint(args.model, args.output, args.classes, args.unseen, args.prototypes, args.browser, args.int8)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ from tiny import tiny_checkpoint, tiny_model, tiny_processor
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from zeroshot.data.scenes import draw_scene
 from zeroshot.export import INPUTS, OUTPUTS, ImageTowerAndHead, export_checkpoint, export_onnx, export_program
-from zeroshot.onnx_folder import FILES, check_folder, export_folders, pixels_graph, readout_graph, store_small
+from zeroshot.onnx_folder import (
+    FILES,
+    check_folder,
+    export_folders,
+    pixels_graph,
+    readout_graph,
+    store_small,
+    write_quantized,
+)
 
 
 SIZES = [(1, 32, 32, 3), (3, 80, 48, 7), (2, 48, 64, 40)]  # batch, height, width, classes; 32: CLIP's own grid
@@ -96,6 +104,7 @@ def test_export_script_writes_a_program_and_its_prototypes(tmp_path: Path) -> No
         (["--output", "model.bin"], ".onnx or .pt2"),
         ([], "`--output`"),
         (["--browser", str(ROOT)], "would be lost"),
+        (["--output", "a.onnx", "--int8"], "`--int8` is for a folder"),
         (["--output", "a.pt2", "--classes", "a"], ".npz"),
         (["--output", "a.pt2", "--classes", "a", "--prototypes", "a.npz", "--unseen", "b"], "'b'"),
         (["--output", "a.pt2", "--model", "no/such/folder"], "no/such/folder"),
@@ -229,6 +238,38 @@ def test_weights_are_stored_in_fewer_bits(bits: int) -> None:
     np.testing.assert_allclose(found, rounded @ large, rtol=1e-4, atol=100)
 
 
+def test_large_matrices_are_multiplied_in_integers(tmp_path: Path) -> None:
+    """Against the same product with weights of 7 bits per column and activations of 8 bits; small matrices stay float32."""
+    onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(128, 128)).astype(np.float32) * np.linspace(0.01, 3, 128, dtype=np.float32)
+    small = random.normal(size=(128, 8)).astype(np.float32)
+    graph = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]> g (float[n, 128] x) => (float[n, 128] y, float[n, 8] z)
+        { t = Transpose <perm=[1, 0]> (w)  h = MatMul (x, t)  y = MatMul (h, t)  z = MatMul (x, v) }
+        """)
+    for number, node in enumerate(graph.graph.node):
+        node.name = f"node {number}"
+    transposed = np.ascontiguousarray(weights.T)
+    graph.graph.initializer.extend(
+        onnx.numpy_helper.from_array(a, name) for a, name in ((transposed, "w"), (small, "v"))
+    )
+    write_quantized(graph, tmp_path / "quantized.onnx")
+
+    def product(left: np.ndarray) -> np.ndarray:
+        step = (max(left.max(), 0) - min(left.min(), 0)) / 255
+        columns = np.abs(weights).max(0) / 63.5
+        return np.round(left / step) * step @ (np.round(weights / columns) * columns)
+
+    x = random.normal(size=(300, 128)).astype(np.float32)
+    y, z = session(tmp_path / "quantized.onnx").run(None, {"x": x})
+    np.testing.assert_allclose(z, x @ small, rtol=1e-4, atol=1e-4)
+    rounding = np.abs(product(product(x)) - x @ weights @ weights).mean()
+    assert 0.3 * rounding < np.abs(y - x @ weights @ weights).mean() < 2 * rounding
+    assert (tmp_path / "quantized.onnx").stat().st_size < weights.size + 4 * small.size + 10_000
+
+
 def test_a_folder_with_other_files_is_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(ValueError, match=r"contains thesis\.tex"):
@@ -239,7 +280,11 @@ def test_a_folder_with_other_files_is_kept(tmp_path: Path) -> None:
 
 
 def assert_same_label_maps(
-    folder: Path, model: AlignZegModel, processor: AlignZegProcessor, prototypes: torch.Tensor
+    folder: Path,
+    model: AlignZegModel,
+    processor: AlignZegProcessor,
+    prototypes: torch.Tensor,
+    share: float = 0.999,
 ) -> None:
     network, seen = session(folder / "image.onnx"), torch.arange(len(prototypes)) % 3 != 0
     assert [value.name for value in network.get_inputs()] == ["image", *INPUTS[1:]]
@@ -253,7 +298,7 @@ def assert_same_label_maps(
         expected = processor.post_process_semantic_segmentation(outputs, [(height, width)] * batch)
         found = network.run(None, feeds)[0]
         assert found.shape == (batch, height, width) and len(np.unique(found)) > 1
-        assert (found == torch.stack(expected).numpy()).mean() >= 0.999
+        assert (found == torch.stack(expected).numpy()).mean() >= share
 
 
 @pytest.mark.slow
@@ -272,9 +317,24 @@ def test_folder_of_a_convolutional_model_gives_its_label_maps(evidence: list[str
         correction_on_scores=True,
         dense_weight=0.4,
     )
-    export_folders(model, processor, {tmp_path / "onnx": False})
+    export_folders(model, processor, {tmp_path / "onnx": "float32"})
     prototypes = F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     assert_same_label_maps(tmp_path / "onnx", model, processor, prototypes)
+
+
+@pytest.mark.slow
+def test_benchmark_runs_the_same_model_in_torch_and_onnxruntime() -> None:
+    pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    from zeroshot.evaluation.benchmark_onnx import label_maps
+
+    prototypes = F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    with torch.no_grad():
+        functions, megabytes = label_maps(tiny_model(), tiny_processor().image_processor, prototypes)
+        maps = {name: function(np.asarray(scenes(1, 97, 150)[0])) for name, function in functions.items()}
+    assert maps["torch"].shape == (97, 150) and megabytes["int8"] <= megabytes["float32"]
+    for name in ("float32", "int8"):  # all matrices of this model are small, so none is quantized
+        assert (maps[name] == maps["torch"]).mean() >= 0.999
 
 
 @pytest.mark.slow
@@ -284,11 +344,13 @@ def test_example_of_the_documents_needs_no_torch(tmp_path: Path) -> None:
     if not (ROOT / "model.safetensors").is_file():
         pytest.skip("no checkpoint in the repository")
     export_checkpoint(str(ROOT), str(tmp_path / "onnx"), None, None, None)
+    export_checkpoint(str(ROOT), str(tmp_path / "int8"), None, None, None, int8=True)
     model = AlignZegModel.from_pretrained(ROOT).eval()
     processor = AlignZegProcessor.from_pretrained(ROOT)
     names, unseen = ["grass", "red striped", "water"], ["water"]
     prototypes = model.get_text_prototypes(processor, [*names, "blue dotted", "wood"])
     assert_same_label_maps(tmp_path / "onnx", model, processor, prototypes)
+    assert_same_label_maps(tmp_path / "int8", model, processor, prototypes, share=0.95)
 
     image = scenes(1, 200, 170)[0]
     image.save(tmp_path / "scene.png")

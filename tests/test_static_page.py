@@ -112,7 +112,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from zeroshot.onnx_folder import export_folders
 
     folder = tmp_path_factory.mktemp("models") / "models"
-    export_folders(tiny_model(), tiny_processor(), {folder: True})
+    export_folders(tiny_model(), tiny_processor(), {folder: "browser"})
     return folder
 
 

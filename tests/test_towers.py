@@ -364,7 +364,7 @@ def test_texts_that_are_not_padded_are_refused(siglip_folder: Path) -> None:
 def test_a_folder_of_onnx_files_is_refused(siglip_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
     with pytest.raises(ValueError, match="A folder cannot be exported on SigLIP"):
-        export_folders(*build(siglip_folder), {tmp_path / "folder": False})
+        export_folders(*build(siglip_folder), {tmp_path / "folder": "float32"})
 
 
 def test_sources_that_do_not_fit_are_named(siglip_folder: Path, tmp_path: Path) -> None:

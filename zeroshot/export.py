@@ -16,7 +16,7 @@ from modeling_alignzeg.processing_alignzeg import check_class_names
 
 from .checkpoints import load_checkpoint
 from .files import atomic_file, check_output
-from .onnx_folder import check_folder, export_folders
+from .onnx_folder import Weights, check_folder, export_folders
 
 
 INPUTS = ("pixel_values", "text_prototypes", "seen_class_mask")
@@ -98,9 +98,11 @@ def export_checkpoint(
     unseen: list[str] | None,
     prototypes: str | None,
     browser: str | None = None,
+    int8: bool = False,
 ) -> None:
     """Exports the checkpoint `source` to `output`, the text prototypes of `classes` to the .npz file `prototypes`, and the
-    files for the page in app/static to the folder `browser`.
+    files for the page in app/static to the folder `browser`. With `int8`, `output` is a folder whose image model
+    multiplies in 8-bit integers.
 
     Raises:
         ValueError: An argument is invalid or contradicts another.
@@ -112,10 +114,17 @@ def export_checkpoint(
         raise ValueError(f"`--output` is {output}; expected the extension .onnx or .pt2, or none for a folder.")
     if classes and not prototypes:
         raise ValueError("`--classes` needs `--prototypes`, the .npz file to write; pass both.")
+    if int8 and (suffix or not output):
+        raise ValueError(
+            f"`--int8` is for a folder, and `--output` is {output or 'not given'}: pass a path without extension."
+        )
     for file in filter(None, (output if suffix else None, prototypes)):
         check_output(file)
-    folders: dict[str | Path, bool] = {}
-    folders |= {folder: folder == browser for folder in (None if suffix else output, browser) if folder}
+    folders: dict[str | Path, Weights] = {}
+    if output and not suffix:
+        folders[output] = "int8" if int8 else "float32"
+    if browser:
+        folders[browser] = "browser"
     for folder in folders:
         check_folder(folder)
     names = check_class_names(classes) if classes else []

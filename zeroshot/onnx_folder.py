@@ -7,15 +7,16 @@ because their sizes are computed from the image, which `torch.export` cannot tra
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 from modeling_alignzeg.layers_alignzeg import content_mask
 from modeling_alignzeg.processing_alignzeg import get_templates
 from modeling_alignzeg.readout_alignzeg import cell_probabilities, class_probabilities
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     import onnx
 
 FILES = ("image.onnx", "text.onnx", "tokenizer.json", "alignzeg.json")
-STORED_BITS = {"image.onnx": 16, "text.onnx": 8}  # per weight, in small folders
+STORED_BITS = {"image.onnx": 16, "text.onnx": 8}  # per weight, in folders for the browser
+SMALLEST_QUANTIZED = 2**14  # elements of a matrix
+Weights = Literal["float32", "int8", "browser"]
 FILTERS = {2: 'mode="linear"', 3: 'mode="cubic", cubic_coeff_a=-0.5'}  # by PIL's number
 HEADER = '<ir_version: 10, opset_import: ["": 20]>'
 
@@ -366,7 +369,7 @@ def _enlarged(grid: str, name: str) -> str:
         """
 
 
-def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.ModelProto:
+def label_map_graph(model: AlignZegModel, image_processor: AlignZegImageProcessor) -> onnx.ModelProto:
     """Converts images of one size to label maps of that size.
 
     Inputs: `image`, uint8 (batch, height, width, 3); `text_prototypes`, float32 (classes, projection_dim), unit vectors of
@@ -378,15 +381,17 @@ def label_map_graph(model: AlignZegModel, processor: AlignZegProcessor) -> onnx.
     """
     from onnx import TensorProto, helper
 
-    settings = processor.image_processor
-    weight = settings.dense_weight if model.cell_classifier is not None else 0.0
-    pixels = pixels_graph(settings, model.config.size_divisor)  # raises errors before the slow part
-    network = score_graph(model, weight > 0, settings.correction_on_scores)
+    weight = image_processor.dense_weight if model.cell_classifier is not None else 0.0
+    pixels = pixels_graph(image_processor, model.config.size_divisor)  # raises errors before the slow part
+    network = score_graph(model, weight > 0, image_processor.correction_on_scores)
     readout = readout_graph(model.config.mask_stride, weight)
     values = {value.name: value for part in (pixels, network) for value in part.graph.input}
     values = {name: values[name] for name in ("image", "text_prototypes", "seen_class_mask")}
     joined = _joined([pixels, network, readout], values)
-    for name, default in (("gamma", settings.correction_gamma), ("threshold", settings.correction_threshold)):
+    for name, default in (
+        ("gamma", image_processor.correction_gamma),
+        ("threshold", image_processor.correction_threshold),
+    ):
         joined.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [default]))
     return joined
 
@@ -434,6 +439,31 @@ def store_small(model: onnx.ModelProto, bits: int) -> None:
         graph.node.insert(position, node)
 
 
+def write_quantized(model: onnx.ModelProto, path: Path) -> None:
+    """Writes `model` with products of activations and large matrices in 8-bit integers.
+
+    Matrices have one scale per column and 7 bits, because sums of two products of 8 bits overflow in the instructions of
+    CPUs without VNNI. Scale and offset of activations are computed for every tensor at run time.
+    """
+    from onnx import numpy_helper
+    from onnxruntime.quantization import quantize_dynamic
+
+    graph = model.graph
+    matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in matrices]:
+        turned = np.ascontiguousarray(numpy_helper.to_array(matrices[node.input[0]]).T)
+        matrices[node.output[0]] = numpy_helper.from_array(turned, node.output[0])
+        graph.initializer.append(matrices[node.output[0]])
+        graph.node.remove(node)
+    del graph.value_info[:]  # types of intermediate tensors, which are no longer right
+    chosen = [
+        node.name
+        for node in graph.node
+        if node.op_type == "MatMul" and np.prod(getattr(matrices.get(node.input[1]), "dims", 0)) >= SMALLEST_QUANTIZED
+    ]
+    quantize_dynamic(model, path, nodes_to_quantize=chosen, per_channel=True, reduce_range=True)
+
+
 def check_folder(folder: str | Path) -> Path:
     """Checks that [`export_folders`] can write to `folder`, and returns it with links resolved.
 
@@ -446,7 +476,7 @@ def check_folder(folder: str | Path) -> Path:
     return path
 
 
-def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: dict[str | Path, bool]) -> None:
+def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: dict[str | Path, Weights]) -> None:
     """Writes `FILES` to each of `folders`, for segmentation by class names with onnxruntime and tokenizers or in a browser.
 
     - `image.onnx`: see [`label_map_graph`];
@@ -457,11 +487,12 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
       `bytes`, the sizes of the ONNX files.
 
     Args:
-        folders: Maps each folder to whether weights are stored in fewer bits, as in `STORED_BITS`. A folder is new, empty,
-            or contains only such files, which are replaced.
+        folders: Maps each folder to its weights: `"float32"`; `"int8"`, see [`write_quantized`], in `image.onnx`;
+            `"browser"`, stored in fewer bits, as in `STORED_BITS`. A folder is new, empty, or contains only such files,
+            which are replaced.
 
     Raises:
-        ImportError: `onnx` or `onnxscript` is missing.
+        ImportError: `onnx`, `onnxscript` or, for `"int8"`, `onnxruntime` is missing.
         ValueError: The image processor has a setting that ONNX lacks, a folder cannot be written, or the text tower takes
             texts of one length only.
     """
@@ -470,19 +501,19 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
             "A folder cannot be exported on SigLIP, whose texts are all padded to one length. Export to a file, such as "
             "model.onnx, and the text prototypes with `--prototypes`."
         )
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("ONNX export needs onnx and onnxscript: pip install onnx onnxscript") from error
-    places = {check_folder(folder): is_small for folder, is_small in folders.items()}
+    needed = ["onnxscript"] + ["onnxruntime"] * ("int8" in folders.values())
+    for name in needed:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"ONNX export needs onnx and {name}: pip install onnx {name}") from error
+    places = {check_folder(folder): weights for folder, weights in folders.items()}
     model = model.float().cpu()
-    graphs = {"image.onnx": label_map_graph(model, processor), "text.onnx": text_graph(model)}
-    for path, is_small in sorted(places.items(), key=lambda place: place[1]):  # store_small changes the graphs
+    graphs = {"image.onnx": label_map_graph(model, processor.image_processor), "text.onnx": text_graph(model)}
+    for path, weights in places.items():
         with atomic_folder(path) as partial:
             for name, graph in graphs.items():
-                if is_small:
-                    store_small(graph, STORED_BITS[name])
-                (partial / name).write_bytes(graph.SerializeToString())
+                _write(graph, partial / name, weights)
             sizes = {name: (partial / name).stat().st_size for name in graphs}
             text = json.dumps({**_settings(model, processor), "bytes": sizes}, ensure_ascii=False, indent=1)
             (partial / "alignzeg.json").write_text(text, encoding="utf-8")
@@ -490,6 +521,17 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
             tokenizer.no_truncation()
             tokenizer.no_padding()
             tokenizer.save(str(partial / "tokenizer.json"), pretty=False)
+
+
+def _write(graph: onnx.ModelProto, path: Path, weights: Weights) -> None:
+    copy = type(graph)()
+    copy.CopyFrom(graph)
+    if weights == "int8" and path.name == "image.onnx":
+        write_quantized(copy, path)
+        return
+    if weights == "browser":
+        store_small(copy, STORED_BITS[path.name])
+    path.write_bytes(copy.SerializeToString())
 
 
 def _settings(model: AlignZegModel, processor: AlignZegProcessor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..data.dataset import SegmentationDataset
 from ..data.splits import load_split
 from ..data.transforms import Collator, TrainTransform
 from ..training.setup import parameter_groups
+from .benchmark_onnx import onnx
 from .benchmark_photos import folder, text
 from .benchmark_report import markdown, write
 from .evaluator import library_versions
@@ -347,8 +348,10 @@ SECTIONS = {
     "loader": loader,
     "text": text,
     "folder": folder,
+    "onnx": onnx,
     "compile": compiled,
 }
+SLOW_SECTIONS = ("onnx", "compile")  # not with --quick
 
 
 # --- memory, in a process of its own ---------------------------------------------------------------------------------
@@ -408,7 +411,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     if args.quick:
         quick = {"size": 224, "num_classes": 20, "sizes": [160, 224], "vocabularies": [20, 1000], "label_size": 320}
         vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0, names=[50, 100], images=4)
-    chosen = args.sections or [name for name in SECTIONS if not (args.quick and name == "compile")]
+    chosen = args.sections or [name for name in SECTIONS if not (args.quick and name in SLOW_SECTIONS)]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(SECTIONS)}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():

@@ -177,6 +177,23 @@ def _folder(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _onnx(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Image of {found['size']} px to label map, {found['classes']} classes, float32, on the CPU",
+        ["", "ms", "speed-up", "MB", "equal pixels"],
+        [
+            [
+                title,
+                milliseconds(found["timings"][name]),
+                f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
+                f"{found['megabytes'][name]:.0f}" if name in found["megabytes"] else "",
+                f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
+            ]
+            for name, title in (("torch", "torch"), ("float32", "`image.onnx`"), ("int8", "`image.onnx`, `--int8`"))
+        ],
+    )
+
+
 def _compile(found: dict[str, Any]) -> list[str]:
     return _table(
         f"torch.compile, {found['size']} px",
@@ -205,6 +222,7 @@ _SECTIONS: dict[str, Callable[..., list[str]]] = {  # in the order of the report
     "loader": _loader,
     "text": _text,
     "folder": _folder,
+    "onnx": _onnx,
     "compile": _compile,
 }
 

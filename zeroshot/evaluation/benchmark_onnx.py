@@ -1,0 +1,83 @@
+# Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
+"""The section of the speed benchmark that compares torch with exported models."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
+
+from ..checkpoints import load_checkpoint
+from ..onnx_folder import label_map_graph, write_quantized
+from .speed import build_alignzeg, interleaved, random_prototypes, sample_image
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def label_maps(
+    model: AlignZegModel, image_processor: AlignZegImageProcessor, prototypes: torch.Tensor
+) -> tuple[dict[str, Callable[[np.ndarray], np.ndarray]], dict[str, float]]:
+    """Functions from an image `uint8 (height, width, 3)` to its label map, in torch and in onnxruntime with as many
+    threads, and the sizes of the ONNX files in MB. All classes are seen."""
+    import onnxruntime
+
+    seen = torch.ones(len(prototypes), dtype=torch.bool)
+
+    def in_torch(image: np.ndarray) -> np.ndarray:
+        inputs = image_processor(images=image, return_tensors="pt")
+        outputs = model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
+        return image_processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0].numpy()
+
+    calls, megabytes = {"torch": in_torch}, {}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    graph = label_map_graph(model, image_processor)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.onnx"
+        for name in ("float32", "int8"):
+            if name == "int8":
+                write_quantized(graph, path)
+            else:
+                path.write_bytes(graph.SerializeToString())
+            megabytes[name] = path.stat().st_size / 1e6
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+            def in_onnxruntime(image: np.ndarray, session=session) -> np.ndarray:
+                feeds = {"image": image[None], "text_prototypes": prototypes.numpy(), "seen_class_mask": seen.numpy()}
+                return session.run(None, feeds)[0][0]
+
+            calls[name] = in_onnxruntime
+    return calls, megabytes
+
+
+def onnx(args: argparse.Namespace) -> dict[str, Any]:
+    """From pixels to the label map, and the share of pixels that keep their label, with this repository's checkpoint,
+    because random weights predict one class everywhere. Always on the CPU in float32."""
+    model = build_alignzeg(args.tower)
+    processor = AlignZegImageProcessor(size={"shortest_edge": args.size}, size_divisor=model.config.size_divisor)
+    prototypes = random_prototypes(args.num_classes, model.config.projection_dim)
+    functions, megabytes = label_maps(model, processor, prototypes)
+    image = np.asarray(sample_image(args.size))
+    calls = {name: lambda function=function: function(image) for name, function in functions.items()}
+    timings = interleaved(calls, args.repeats, "cpu", args.budget)
+
+    trained, trained_processor = load_checkpoint(ROOT)
+    functions, _ = label_maps(trained, trained_processor.image_processor, trained.class_text_embeds)
+    images = [np.asarray(sample_image(256, index)) for index in range(8)]
+    maps = {name: np.stack([function(image) for image in images]) for name, function in functions.items()}
+    return {
+        "size": args.size,
+        "classes": args.num_classes,
+        "timings": timings,
+        "speedup": {name: timings["torch"]["median"] / timings[name]["median"] for name in megabytes},
+        "megabytes": megabytes,
+        "equal_pixels": {name: float((maps[name] == maps["torch"]).mean()) for name in megabytes},
+    }
