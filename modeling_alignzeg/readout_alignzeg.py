@@ -79,9 +79,12 @@ def class_probabilities(
     """Class probabilities of each proposal after predictive bias correction (PBC of AlignZeg, arXiv 2404.05667).
 
     Where a proposal's probability of being unseen, `sigmoid(unseen_logits)`, exceeds `threshold`, the logits of its seen
-    classes are lowered by `gamma` before the softmax; with `on_scores`, their probabilities are multiplied by
-    `exp(-gamma)` after it, which leaves those of the unseen classes unchanged. With `gamma=0`, a vocabulary without unseen
-    classes, or a missing `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain softmax.
+    classes are lowered by `gamma`, and the softmax over the classes is multiplied by the proposal's uncorrected probability
+    of not being background. So what the seen classes lose goes to the unseen ones: proposals of unseen objects often look
+    like background as well, which would otherwise take most of it. With `on_scores`, the probabilities of the seen classes
+    are multiplied by `exp(-gamma)` instead, which leaves those of the unseen classes unchanged. With `gamma=0`, a vocabulary
+    without unseen classes, or a missing `unseen_logits` or `seen_class_mask`, the result is bitwise equal to the plain
+    softmax.
 
     Args:
         class_queries_logits: `(..., N, C + 1)`, scaled by `τ`; the background comes last.
@@ -95,12 +98,17 @@ def class_probabilities(
         `(..., N, C + 1)`, float32; the last axis sums to one, or to less with `on_scores`.
     """
     logits = class_queries_logits.float()
+    plain = logits.softmax(-1)
     if unseen_logits is None or seen_class_mask is None:
-        return logits.softmax(-1)
-    seen = seen_class_mask & ~seen_class_mask.all()
-    lowered = torch.nn.functional.pad(seen.to(logits) * gamma, (0, 1))
-    lowered = (unseen_logits.float().sigmoid() > threshold).to(logits)[..., None] * lowered
-    return logits.softmax(-1) * (-lowered).exp() if on_scores else (logits - lowered).softmax(-1)
+        return plain
+    classes, background = plain[..., :-1], plain[..., -1:]
+    lowered = seen_class_mask.to(logits) * gamma
+    if on_scores:
+        classes = classes * (-lowered).exp()
+    else:
+        classes = (1 - background) * (logits[..., :-1] - lowered).softmax(-1)
+    is_corrected = (unseen_logits.float().sigmoid() > threshold) & (gamma > 0) & ~seen_class_mask.all()
+    return torch.where(is_corrected[..., None], torch.cat([classes, background], -1), plain)
 
 
 def cell_probabilities(dense_logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
     python scripts/ablate.py --workers 2                 # all rows; run again to resume
     python scripts/ablate.py --cell full --seed 0        # one cell
     python scripts/ablate.py --summarize                 # tables and figures from the finished cells
+    python scripts/ablate.py --rescore                   # also with the present read-out, from the trained models
     python scripts/ablate.py --config scripts/configs/msrc.yaml --data.root PHOTOS --results docs/results/msrc_a
 
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
@@ -54,25 +55,49 @@ def main() -> int:
     options.add_argument(
         "--summarize", action="store_true", help="only make tables and figures from the finished cells"
     )
+    options.add_argument(
+        "--rescore",
+        action="store_true",
+        help="score the finished cells of --rows again, whose models are in runs/ablation",
+    )
     args, overrides = options.parse_known_args()
     load_settings(["--config", args.config, *overrides])  # reports errors before anything starts
-    from zeroshot.evaluation.ablation import CALIBRATIONS, ROWS, TRAININGS, config_flags, run_cell, summarize
+    from zeroshot.evaluation.ablation import (
+        CALIBRATIONS,
+        ROWS,
+        TRAININGS,
+        config_flags,
+        rescore_cell,
+        run_cell,
+        summarize,
+    )
     from zeroshot.files import atomic_write_text
 
     cells = args.results / "cells"
     arguments = ["--config", args.config, *overrides]
+    models = f"runs/ablation/{args.results.name}"
+
+    def corrections(row: str) -> list[tuple[float, float]]:
+        file = args.results / ROWS[row].calibration
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"gamma": 0.0}
+        return [(found["gamma"], found["threshold"])] if found["gamma"] else []
+
     if args.cell:
         if args.cell not in TRAININGS:
             raise ValueError(f"`--cell` is {args.cell!r}; expected one of {', '.join(TRAININGS)}.")
         cells.mkdir(parents=True, exist_ok=True)
-        file = args.results / ROWS[args.cell].calibration
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"gamma": 0.0}
-        corrections = [(found["gamma"], found["threshold"])] if found["gamma"] else []
-        result = run_cell(args.cell, args.seed, f"runs/ablation/{args.results.name}", arguments, corrections)
+        result = run_cell(args.cell, args.seed, models, arguments, corrections(args.cell))
         atomic_write_text(cells / f"{args.cell}-{args.seed}.json", json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
         return 0
-    if not args.summarize:
+    if args.rescore:
+        for file in sorted(cells.glob("*.json")):
+            cell = json.loads(file.read_text(encoding="utf-8"))
+            if not args.rows or cell["row"] in args.rows:
+                cell = rescore_cell(cell, models, arguments, corrections(cell["row"]))
+                atomic_write_text(file, json.dumps(cell, indent=1) + "\n")
+                print(f"{file.stem} scored again.", flush=True)
+    elif not args.summarize:
         chosen = args.rows or TRAININGS
         if unknown := set(chosen) - set(TRAININGS):
             raise ValueError(

@@ -16,7 +16,16 @@ from zeroshot.checkpoints import load_checkpoint
 from zeroshot.data.dataset import SegmentationDataset
 from zeroshot.data.splits import load_split
 from zeroshot.evaluation import ablation
-from zeroshot.evaluation.ablation import ORACLE_GAMMAS, PENALTIES, ROWS, SCORES, TRAININGS, run_cell, summarize
+from zeroshot.evaluation.ablation import (
+    ORACLE_GAMMAS,
+    PENALTIES,
+    ROWS,
+    SCORES,
+    TRAININGS,
+    rescore_cell,
+    run_cell,
+    summarize,
+)
 from zeroshot.evaluation.evaluator import Readout, evaluate_model, evaluation_batches
 from zeroshot.settings import load_settings
 from zeroshot.training.setup import train_only
@@ -129,8 +138,8 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     settings["model.checkpoint"] = start
     opened = ablation.open_part
     monkeypatch.setattr(ablation, "open_part", lambda data, part, count: opened(data, "validation", 2))
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
-    found = run_cell(row, 0, str(tmp_path), arguments, [(1.0, 0.5)])
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    found = run_cell(row, 0, str(tmp_path), flags, [(1.0, 0.5)])
 
     names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | (
         {"pbc 1.0/0.5", "pbc 8.0/0.5"} if row != "baseline" else set()
@@ -142,11 +151,16 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     assert (found["indicator_roc_auc"] is not None) == (row != "baseline") and 0 <= found["recall_unseen"] <= 100
     model, processor = load_checkpoint(tmp_path / f"{row}-0" / "final")
     split = load_split("embedded_scenes")
-    part = SegmentationDataset(opened(load_settings(arguments).data, "validation", 2), split, training=False)
+    part = SegmentationDataset(opened(load_settings(flags).data, "validation", 2), split, training=False)
     prototypes = model.get_text_prototypes(processor, list(split.classes))
     arguments = (evaluation_batches(part, processor, 2), split, prototypes, {"default": Readout(gamma=0.0)})
     expected = evaluate_model(model, processor.image_processor, *arguments)["default"]
     assert found["scores"]["plain"] == pytest.approx({name: expected[name] for name in SCORES}, nan_ok=True)
+    stale = {**found, "scores": {}, "recall_seen": 0.0}
+    again = rescore_cell(stale, str(tmp_path), flags, [(1.0, 0.5)])
+    assert json.dumps(again) == json.dumps(found)  # as text, because nan is not equal to itself
+    with pytest.raises(ValueError, match=f"{row} 0 was trained with training"):
+        rescore_cell(found, str(tmp_path), [*flags, "--training.batch_size=1"], [])
     if row == "pbc":  # the indicator was added, and nothing else was trained
         before = load_checkpoint(tmp_path / "baseline-0" / "final")[0].state_dict()
         after = model.state_dict()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import plain_correction
 from transformers.utils import ModelOutput
 
 from modeling_alignzeg import readout_alignzeg
@@ -45,12 +46,13 @@ def plain_scores(
     seen: torch.Tensor = SEEN,
 ) -> torch.Tensor:
     """The scores of all classes and the background, (C + 1, H, W), by the formula of the method, one step per line."""
-    logits = outputs.class_queries_logits[index].float().clone()
+    logits = outputs.class_queries_logits[index].float()
+    probabilities = logits.softmax(-1)
     for query, unseen in enumerate(outputs.unseen_logits[index].sigmoid()):
         if gamma and unseen > threshold:
-            logits[query, :-1] -= gamma * seen
+            probabilities[query] = plain_correction(logits[query], seen, gamma)
     masks = outputs.masks_queries_logits[index].float().sigmoid()
-    scores = (logits.softmax(-1)[:, :, None, None] * masks[:, None]).sum(0)
+    scores = (probabilities[:, :, None, None] * masks[:, None]).sum(0)
     if size is None:
         return scores
     height, width = content or masks.shape[1:]
@@ -102,8 +104,8 @@ def test_class_probabilities_lower_seen_classes_of_proposals_that_look_unseen() 
     logits = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [1.0, 0.5, 0.0]])
     unseen = torch.tensor([0.6, 0.5, 0.4]).logit()
     result = class_probabilities(logits, unseen, torch.tensor([True, False]), gamma=2.0, threshold=0.5)
-    corrected = torch.tensor([-1.0, 0.5, 0.0]).softmax(-1)
-    torch.testing.assert_close(result[0], corrected)
+    torch.testing.assert_close(result[0], plain_correction(logits[0], torch.tensor([True, False]), 2.0))
+    assert result[0, 2] == logits[0].softmax(-1)[2] and result[0, 1] / result[0, 0] == pytest.approx(math.exp(1.5))
     assert torch.equal(result[1:], logits[1:].softmax(-1))
 
 
@@ -314,10 +316,12 @@ def test_defaults_come_from_the_processor_and_the_outputs() -> None:
         probabilities = processor.proposal_probabilities(outputs, **dict(arguments))
         for index, labels in enumerate(results):
             assert_is_argmax(labels, plain_scores(outputs, index, (20, 30), None, gamma, threshold, seen)[:-1])
-            logits = outputs.class_queries_logits[index].clone()
-            unseen = outputs.unseen_logits[index].sigmoid() > threshold
-            logits[:, :-1] -= gamma * unseen[:, None] * seen
-            torch.testing.assert_close(probabilities[index], logits.softmax(-1))
+            rows = zip(outputs.class_queries_logits[index], outputs.unseen_logits[index].sigmoid())
+            expected_rows = [
+                plain_correction(logits, seen, gamma) if unseen > threshold else logits.softmax(-1)
+                for logits, unseen in rows
+            ]
+            torch.testing.assert_close(probabilities[index], torch.stack(expected_rows))
 
 
 def test_the_correction_can_lower_scores_instead_of_logits() -> None:

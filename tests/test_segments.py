@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, picture, tiny_checkpoint, tiny_model, tiny_processor
+from tiny import CLASSES, picture, plain_correction, tiny_checkpoint, tiny_model, tiny_processor
 from transformers import Mask2FormerImageProcessor, pipeline
 
 from modeling_alignzeg import AlignZegImageProcessor, ZeroShotImageSegmentationPipeline
@@ -31,14 +31,15 @@ def random_outputs(seed: int = 0, batch: int = 2, queries: int = 7, grid: tuple[
 
 def plain_inputs(outputs, index, size, gamma=0.0, correction_threshold=0.5, content=None):
     """Probabilities `(N, C + 1)` and masks at the pixels `(N, H, W)` of one image."""
-    logits = outputs.class_queries_logits[index].clone()
+    logits = outputs.class_queries_logits[index]
+    probabilities = logits.softmax(-1)
     for query, unseen in enumerate(outputs.unseen_logits[index].sigmoid()):
         if unseen > correction_threshold:
-            logits[query, :-1] -= gamma * SEEN
+            probabilities[query] = plain_correction(logits[query], SEEN, gamma)
     masks = outputs.masks_queries_logits[index].sigmoid()
     height, width = content or masks.shape[1:]
     masks = F.interpolate(masks[None, :, :height, :width], size=size, mode="bilinear", align_corners=False)[0]
-    return logits.softmax(-1), masks
+    return probabilities, masks
 
 
 def plain_panoptic(probabilities, masks, threshold, mask_threshold, overlap, fused=()):

@@ -76,13 +76,12 @@ def slow_scores(
                 pixels = torch.from_numpy(np.ascontiguousarray(crop.numpy()[..., ::-1])) if is_flipped else crop
                 with torch.no_grad():
                     outputs = model(pixel_values=pixels[None])
-                logits = outputs.class_queries_logits[0].clone()
+                logits = outputs.class_queries_logits[0]
+                probabilities = logits.softmax(-1)
                 for query, unseen in enumerate(outputs.unseen_logits[0].sigmoid()):
                     if unseen > 0.5:
-                        logits[query, :-1] -= gamma * SEEN
-                scores = torch.einsum(
-                    "nc,nhw->chw", logits.softmax(-1)[:, :-1], outputs.masks_queries_logits[0].sigmoid()
-                )
+                        probabilities[query] = tiny.plain_correction(logits[query], SEEN, gamma)
+                scores = torch.einsum("nc,nhw->chw", probabilities[:, :-1], outputs.masks_queries_logits[0].sigmoid())
                 # Cells beyond the content are padding; the last cell with content is included, and the border is repeated.
                 cells = outputs.content_sizes[0].tolist()
                 scores = scores[:, : -int(-cells[0] // 1), : -int(-cells[1] // 1)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,11 @@ def tiny_checkpoint(
 def picture(index: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """A synthetic scene of `size` (width, height)."""
     return Image.fromarray(draw_scene(0, "test", index, 64).image).resize(size)
+
+
+def plain_correction(logits: torch.Tensor, is_seen: torch.Tensor, gamma: float) -> torch.Tensor:
+    """PBC on the logits `(C + 1,)` of one proposal that looks unseen, class by class: probabilities `(C + 1,)`."""
+    *weights, last = (math.exp(value) for value in logits.tolist())
+    background = last / (sum(weights) + last)
+    lowered = [w * math.exp(-gamma) if seen else w for w, seen in zip(weights, is_seen.tolist())]
+    return torch.tensor([*((1 - background) * w / sum(lowered) for w in lowered), background])

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
+from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
+from ..checkpoints import load_checkpoint
 from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
+from ..data.task import open_task
 from ..files import atomic_write_text
-from ..settings import Settings, load_settings
+from ..settings import DataSettings, Settings, load_settings
 from ..training.trainer import Trainer
 from .calibration import BestProposal, average_recall, best_proposals, indicator_roc_auc, oracle_logits
 from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
@@ -165,61 +167,92 @@ def run_cell(
     """Trains one cell in `folder` and evaluates it on the test part: with PBC's `corrections` (γ, θ), without correction,
     and with the constants of the blind baseline."""
     started = time.time()
-    trainer = train_cell(name, seed, folder, arguments)
-    seconds, settings = time.time() - started, trainer.settings
-    model = trainer.accelerator.unwrap_model(trainer.network).eval()
-    readouts = {"plain": Readout(gamma=0.0)}
-    if model.indicator is not None:
-        pairs = [*corrections, UNCALIBRATED]
-        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in pairs}
-    readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
-    scores, proposals = evaluate_cell(trainer, model, readouts)
-    scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
-    has_auc = model.indicator is not None and not settings.data.fully_supervised
+    settings = train_cell(name, seed, folder, arguments).settings
+    seconds = time.time() - started
     curve = [
         json.loads(line)
         for line in Path(settings.output_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         if "validation/hiou" in line
     ]
-    shown = settings.as_dict()
-    del shown["output_dir"], shown["data"]["root"], shown["model"]["checkpoint"]  # specific to this machine
     return {
         "row": name,
         "seed": seed,
+        **score_cell(settings, corrections),
+        "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
+        "seconds": round(seconds),
+        "settings": public_settings(settings),
+        "versions": library_versions(),
+    }
+
+
+def rescore_cell(
+    cell: dict[str, Any], folder: str, arguments: list[str], corrections: list[tuple[float, float]]
+) -> dict[str, Any]:
+    """A finished cell with the scores of the present read-out. Its training, in `folder`, is not repeated.
+
+    Raises:
+        FileNotFoundError: The trained model is not in `folder`.
+        ValueError: It was trained with other settings.
+    """
+    settings = cell_settings(cell["row"], cell["seed"], folder, arguments)
+    shown, before = public_settings(settings), cell["settings"]
+    if other := sorted(part for part in shown if shown[part] != before.get(part)):
+        raise ValueError(
+            f"{cell['row']} {cell['seed']} was trained with {other[0]} {before.get(other[0])}, and the settings say "
+            f"{shown[other[0]]}: pass the options of its training."
+        )
+    return {**cell, **score_cell(settings, corrections), "versions": library_versions()}
+
+
+def public_settings(settings: Settings) -> dict[str, Any]:
+    """Settings of a cell, except those that are specific to this machine."""
+    shown = settings.as_dict()
+    del shown["output_dir"], shown["data"]["root"], shown["model"]["checkpoint"]
+    return shown
+
+
+def score_cell(settings: Settings, corrections: list[tuple[float, float]]) -> dict[str, Any]:
+    """Scores on the test part, ROC-AUC and recalls of the model that was trained with these settings."""
+    model, processor = load_checkpoint(Path(settings.output_dir, "final"))
+    readouts = {"plain": Readout(gamma=0.0)}
+    if model.indicator is not None:
+        pairs = [*corrections, UNCALIBRATED]
+        readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in pairs}
+    readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
+    scores, proposals = evaluate_cell(model, processor, settings.data, readouts)
+    scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
+    has_auc = model.indicator is not None and not settings.data.fully_supervised
+    return {
         "scores": {key: {s: value[s] for s in SCORES} for key, value in scores.items()},
         "indicator_roc_auc": indicator_roc_auc(proposals) if has_auc else None,
         "recall_seen": average_recall(proposals, False),
         "recall_unseen": average_recall(proposals, True),
-        "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
-        "seconds": round(seconds),
-        "settings": shown,
-        "versions": library_versions(),
     }
 
 
 @torch.no_grad()
 def evaluate_cell(
-    trainer: Trainer, model: AlignZegModel, readouts: dict[str, Readout]
+    model: AlignZegModel, processor: AlignZegProcessor, data: DataSettings, readouts: dict[str, Readout]
 ) -> tuple[dict[str, dict[str, Any]], list[BestProposal]]:
     """Scores on the test part by readout, from one forward pass per image, and the best proposals.
 
     A readout uses the proposals only; "… with cells" adds the cells of a convolutional tower, and "queries" leaves out the
     unclaimed region.
     """
-    split = trainer.split
-    test = SegmentationDataset(open_part(trainer.settings.data, "test", None), split, training=False)
+    split = open_task(data, validation=False).split
+    test = SegmentationDataset(open_part(data, "test", None), split, training=False)
     vocabulary = {
-        "text_prototypes": model.get_text_prototypes(trainer.processor, list(split.classes)),
+        "text_prototypes": model.get_text_prototypes(processor, list(split.classes)),
         "seen_class_mask": torch.tensor(split.seen_class_mask, device=model.device),
     }
-    with_cells, alone = (copy.copy(trainer.processor.image_processor) for _ in range(2))
+    with_cells, alone = (copy.copy(processor.image_processor) for _ in range(2))
     with_cells.dense_weight, alone.dense_weight = AlignZegImageProcessor.dense_weight, 0.0
     evaluators = {name: Evaluator(split, readouts) for name in ("", " with cells")}
     perfect = {f"oracle {gamma}": Readout(gamma=gamma) for gamma in ORACLE_GAMMAS}
     oracles = {name: Evaluator(split, perfect) for name in ("", " with cells")}
     queries = Evaluator(split, {"queries": readouts["plain"]})
     proposals: list[BestProposal] = []
-    for batch in evaluation_batches(test, trainer.processor, 32):
+    for batch in evaluation_batches(test, processor, 32):
         outputs = model(
             pixel_values=batch["pixel_values"].to(model.device),
             pixel_mask=batch["pixel_mask"].to(model.device),
