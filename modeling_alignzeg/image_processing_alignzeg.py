@@ -167,7 +167,8 @@ class AlignZegImageProcessor(AlignZegPostProcessing, PilBackend):
             Label of unlabelled pixels.
         correction_gamma (`float`, *optional*, defaults to 1.0):
             Predictive bias correction (PBC): how much the logits of seen classes are lowered in proposals that look
-            unseen, to the benefit of the unseen ones. The right value depends on the logit scale; `scripts/calibrate.py` chooses it for a checkpoint.
+            unseen, to the benefit of the unseen ones. The right value depends on the logit scale;
+            `scripts/calibrate.py` chooses it for a checkpoint.
         correction_threshold (`float`, *optional*, defaults to 0.7):
             Proposals whose probability of being unseen exceeds it are corrected.
         correction_on_scores (`bool`, *optional*, defaults to `False`):

@@ -157,9 +157,9 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     expected = evaluate_model(model, processor.image_processor, *arguments)["default"]
     assert found["scores"]["plain"] == pytest.approx({name: expected[name] for name in SCORES}, nan_ok=True)
     stale = {**found, "scores": {}, "recall_seen": 0.0}
-    again = rescore_cell(stale, str(tmp_path), flags, [(1.0, 0.5)])
+    again = rescore_cell(stale, str(tmp_path), [*flags, "--training.log_every=5"], [(1.0, 0.5)])
     assert json.dumps(again) == json.dumps(found)  # as text, because nan is not equal to itself
-    with pytest.raises(ValueError, match=f"{row} 0 was trained with training"):
+    with pytest.raises(ValueError, match=f"{row} 0 was trained with training.batch_size 2"):
         rescore_cell(found, str(tmp_path), [*flags, "--training.batch_size=1"], [])
     if row == "pbc":  # the indicator was added, and nothing else was trained
         before = load_checkpoint(tmp_path / "baseline-0" / "final")[0].state_dict()

@@ -33,6 +33,7 @@ PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 ORACLE_GAMMAS = (2.0, 100.0)
 UNCALIBRATED = (8.0, 0.5)  # γ that nearly excludes the seen classes, θ of the indicator's own decision
 INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
+WITHOUT_EFFECT = {f"training.{name}" for name in ("log_every", "evaluate_every", "save_every", "keep_checkpoints")}
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
@@ -195,13 +196,20 @@ def rescore_cell(
         ValueError: It was trained with other settings.
     """
     settings = cell_settings(cell["row"], cell["seed"], folder, arguments)
-    shown, before = public_settings(settings), cell["settings"]
-    if other := sorted(part for part in shown if shown[part] != before.get(part)):
+    wanted, before = (_flat(values) for values in (public_settings(settings), cell["settings"]))
+    if other := sorted(key for key in wanted.keys() & before.keys() if wanted[key] != before[key]):
         raise ValueError(
-            f"{cell['row']} {cell['seed']} was trained with {other[0]} {before.get(other[0])}, and the settings say "
-            f"{shown[other[0]]}: pass the options of its training."
+            f"{cell['row']} {cell['seed']} was trained with {other[0]} {before[other[0]]}, and the settings say "
+            f"{wanted[other[0]]}: pass the options of its training."
         )
     return {**cell, **score_cell(settings, corrections), "versions": library_versions()}
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that change what is trained, by `section.key`."""
+    sections = ((name, values) for name, values in settings.items() if isinstance(values, dict))
+    flat = {f"{name}.{key}": value for name, values in sections for key, value in values.items()}
+    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
 
 
 def public_settings(settings: Settings) -> dict[str, Any]:
