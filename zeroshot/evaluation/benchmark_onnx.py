@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def label_maps(
     def in_torch(image: np.ndarray) -> np.ndarray:
         inputs = image_processor(images=image, return_tensors="pt")
         outputs = model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
-        return image_processor.post_process_semantic_segmentation(outputs, target_sizes=[image.shape[:2]])[0].numpy()
+        size = (image.shape[0], image.shape[1])
+        return np.asarray(image_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0])
 
-    calls, megabytes = {"torch": in_torch}, {}
+    calls: dict[str, Callable[[np.ndarray], np.ndarray]] = {"torch": in_torch}
+    megabytes: dict[str, float] = {}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     graph = label_map_graph(model, image_processor)
@@ -66,7 +69,7 @@ def onnx(args: argparse.Namespace) -> dict[str, Any]:
     prototypes = random_prototypes(args.num_classes, model.config.projection_dim)
     functions, megabytes = label_maps(model, processor, prototypes)
     image = np.asarray(sample_image(args.size))
-    calls = {name: lambda function=function: function(image) for name, function in functions.items()}
+    calls: dict[str, Callable[[], Any]] = {name: partial(each, image) for name, each in functions.items()}
     timings = interleaved(calls, args.repeats, "cpu", args.budget)
 
     trained, trained_processor = load_checkpoint(ROOT)
