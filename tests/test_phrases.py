@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture, tiny_checkpoint, tiny_model, tiny_processor
+from tiny import picture, plain_correction, tiny_checkpoint, tiny_model, tiny_processor
 
 from modeling_alignzeg import AlignZegModel, ZeroShotImageSegmentationPipeline
 from modeling_alignzeg.processing_alignzeg import check_classes, read_classes
@@ -129,8 +129,8 @@ def test_unseen_holds_for_all_phrases(model: AlignZegModel, processor) -> None:
     assert outputs.seen_class_mask.tolist() == [[0, 1, 1]]
     plain = processor.image_processor.proposal_probabilities(outputs, gamma=0.0)
     corrected = processor.image_processor.proposal_probabilities(outputs, gamma=3.0, threshold=0.0)
-    logits = outputs.class_queries_logits - 3 * torch.tensor([0.0, 1, 1, 0])
-    torch.testing.assert_close(corrected, logits.softmax(-1))
+    expected = [plain_correction(logits, seen, 3.0) for logits in outputs.class_queries_logits[0]]
+    torch.testing.assert_close(corrected[0], torch.stack(expected))
     assert not torch.equal(plain, corrected)
 
 
