@@ -461,7 +461,10 @@ def write_quantized(model: onnx.ModelProto, path: Path) -> None:
         for node in graph.node
         if node.op_type == "MatMul" and np.prod(getattr(matrices.get(node.input[1]), "dims", 0)) >= SMALLEST_QUANTIZED
     ]
-    quantize_dynamic(model, path, nodes_to_quantize=chosen, per_channel=True, reduce_range=True)
+    if chosen:  # an empty list would stand for all nodes
+        quantize_dynamic(model, path, nodes_to_quantize=chosen, per_channel=True, reduce_range=True)
+    else:
+        path.write_bytes(model.SerializeToString())
 
 
 def check_folder(folder: str | Path) -> Path:
