@@ -90,6 +90,8 @@ def main() -> int:
         atomic_write_text(cells / f"{args.cell}-{args.seed}.json", json.dumps(result, indent=1) + "\n")
         print(json.dumps({k: v for k, v in result.items() if k != "curve"}, indent=2))
         return 0
+    if unknown := set(args.rows or ()) - set(TRAININGS):
+        raise ValueError(f"`--rows` contains {', '.join(sorted(unknown))}; expected some of {', '.join(TRAININGS)}.")
     if args.rescore:
         for file in sorted(cells.glob("*.json")):
             cell = json.loads(file.read_text(encoding="utf-8"))
@@ -99,10 +101,6 @@ def main() -> int:
                 print(f"{file.stem} scored again.", flush=True)
     elif not args.summarize:
         chosen = args.rows or TRAININGS
-        if unknown := set(chosen) - set(TRAININGS):
-            raise ValueError(
-                f"`--rows` contains {', '.join(sorted(unknown))}; expected some of {', '.join(TRAININGS)}."
-            )
         cells.mkdir(parents=True, exist_ok=True)
         for file in sorted({ROWS[name].calibration for name in chosen}):
             if not args.uncalibrated and not (args.results / file).exists():

@@ -456,11 +456,8 @@ def write_quantized(model: onnx.ModelProto, path: Path) -> None:
         graph.initializer.append(matrices[node.output[0]])
         graph.node.remove(node)
     del graph.value_info[:]  # types of intermediate tensors, which are no longer right
-    chosen = [
-        node.name
-        for node in graph.node
-        if node.op_type == "MatMul" and np.prod(getattr(matrices.get(node.input[1]), "dims", 0)) >= SMALLEST_QUANTIZED
-    ]
+    large = {name for name, tensor in matrices.items() if np.prod(tensor.dims) >= SMALLEST_QUANTIZED}
+    chosen = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in large]
     if chosen:  # an empty list would stand for all nodes
         quantize_dynamic(model, path, nodes_to_quantize=chosen, per_channel=True, reduce_range=True)
     else:
@@ -516,7 +513,7 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
     for path, weights in places.items():
         with atomic_folder(path) as partial:
             for name, graph in graphs.items():
-                _write(graph, partial / name, weights)
+                write_graph(graph, partial / name, weights)
             sizes = {name: (partial / name).stat().st_size for name in graphs}
             text = json.dumps({**_settings(model, processor), "bytes": sizes}, ensure_ascii=False, indent=1)
             (partial / "alignzeg.json").write_text(text, encoding="utf-8")
@@ -526,7 +523,8 @@ def export_folders(model: AlignZegModel, processor: AlignZegProcessor, folders: 
             tokenizer.save(str(partial / "tokenizer.json"), pretty=False)
 
 
-def _write(graph: onnx.ModelProto, path: Path, weights: Weights) -> None:
+def write_graph(graph: onnx.ModelProto, path: Path, weights: Weights) -> None:
+    """Writes `image.onnx` or `text.onnx` with these weights, see [`export_folders`]; `graph` is not changed."""
     copy = type(graph)()
     copy.CopyFrom(graph)
     if weights == "int8" and path.name == "image.onnx":

@@ -34,6 +34,7 @@ ORACLE_GAMMAS = (2.0, 100.0)
 UNCALIBRATED = (8.0, 0.5)  # γ that nearly excludes the seen classes, θ of the indicator's own decision
 INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
 WITHOUT_EFFECT = {f"training.{name}" for name in ("log_every", "evaluate_every", "save_every", "keep_checkpoints")}
+WITHOUT_EFFECT.add("model.image_processor")  # a model is scored with its own
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")

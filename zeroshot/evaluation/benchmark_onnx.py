@@ -16,11 +16,12 @@ import torch
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel
 
 from ..checkpoints import load_checkpoint
-from ..onnx_folder import label_map_graph, write_quantized
+from ..onnx_folder import Weights, label_map_graph, write_graph
 from .speed import build_alignzeg, interleaved, random_prototypes, sample_image
 
 
 ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS: tuple[Weights, ...] = ("float32", "int8")
 
 
 def label_maps(
@@ -45,11 +46,8 @@ def label_maps(
     graph = label_map_graph(model, image_processor)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.onnx"
-        for name in ("float32", "int8"):
-            if name == "int8":
-                write_quantized(graph, path)
-            else:
-                path.write_bytes(graph.SerializeToString())
+        for name in WEIGHTS:
+            write_graph(graph, path, name)
             megabytes[name] = path.stat().st_size / 1e6
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

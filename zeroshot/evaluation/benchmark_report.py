@@ -106,19 +106,25 @@ def _batches(found: dict[str, Any]) -> list[str]:
 
 
 def _dtypes(found: dict[str, Any]) -> list[str]:
-    return _table(
-        f"Precision, {found['size']} px",
-        ["", "ms", "speed-up", "equal pixels"],
-        [
-            [
-                name,
-                milliseconds(timing),
-                f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
-                f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
-            ]
-            for name, timing in found["timings"].items()
-        ],
-    )
+    return _alternatives(f"Precision, {found['size']} px", found, {name: name for name in found["timings"]})
+
+
+def _alternatives(title: str, found: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """Ways to compute the same, against the first of `names`, which maps them to their titles."""
+    columns = {
+        "speed-up": ("speedup", "{:.2f}", 1),
+        "MB": ("megabytes", "{:.0f}", 1),
+        "equal pixels": ("equal_pixels", "{:.2f} %", 100),
+    }
+    columns = {header: column for header, column in columns.items() if column[0] in found}
+    rows = []
+    for name, shown in names.items():
+        values = [
+            text.format(scale * found[key][name]) if name in found[key] else ""
+            for key, text, scale in columns.values()
+        ]
+        rows.append([shown, milliseconds(found["timings"][name]), *values])
+    return _table(title, ["", "ms", *columns], rows)
 
 
 def _training(found: dict[str, Any]) -> list[str]:
@@ -178,20 +184,9 @@ def _folder(found: dict[str, Any]) -> list[str]:
 
 
 def _onnx(found: dict[str, Any]) -> list[str]:
-    return _table(
-        f"Image of {found['size']} px to label map, {found['classes']} classes, float32, on the CPU",
-        ["", "ms", "speed-up", "MB", "equal pixels"],
-        [
-            [
-                title,
-                milliseconds(found["timings"][name]),
-                f"{found['speedup'][name]:.2f}" if name in found["speedup"] else "",
-                f"{found['megabytes'][name]:.0f}" if name in found["megabytes"] else "",
-                f"{100 * found['equal_pixels'][name]:.2f} %" if name in found["equal_pixels"] else "",
-            ]
-            for name, title in (("torch", "torch"), ("float32", "`image.onnx`"), ("int8", "`image.onnx`, `--int8`"))
-        ],
-    )
+    title = f"Image of {found['size']} px to label map, {found['classes']} classes, on the CPU"
+    names = {"torch": "torch", "float32": "`image.onnx`", "int8": "`image.onnx`, `--int8`"}
+    return _alternatives(title, found, names)
 
 
 def _compile(found: dict[str, Any]) -> list[str]:
