@@ -206,6 +206,30 @@ def test_onnx_reads_out_the_best_class(stride: int, weight: float) -> None:
     assert found.dtype == np.int32 and (found == expected.argmax(1).numpy()).mean() > 0.999
 
 
+@pytest.mark.parametrize(
+    ("coarse", "weight"), [((13, 17), 0.0), ((6, 8), 0.5), ((5, 4), 0.3), ((13, 17), 0.7), ((4, 6), 1.0)]
+)
+def test_onnx_leaves_out_only_classes_that_win_nowhere(coarse: tuple[int, int], weight: float) -> None:
+    """Most of the 60 classes win nowhere; some win between cells only."""
+    pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
+    generator = torch.Generator().manual_seed(0)
+    run = session(readout_graph(8, weight))
+    for _ in range(20):
+        scores, cells = (
+            (0.2 + torch.rand(1, 60, *size, generator=generator)) * torch.rand(1, 60, 1, 1, generator=generator) ** 4
+            for size in ((13, 17), coarse)
+        )
+        feeds = {"scores": scores.numpy(), "content": np.array([13 * 8, 17 * 8])}
+        feeds |= {"cells": cells.numpy()} if weight else {}
+        found = run.run(None, {**feeds, "image": np.zeros((1, 130, 160, 3), np.uint8)})[0]
+
+        def enlarged(values: torch.Tensor) -> torch.Tensor:
+            return F.interpolate(values.double(), size=(130, 160), mode="bilinear", align_corners=False)
+
+        expected = enlarged(scores) ** (1 - weight) * enlarged(cells) ** weight
+        assert (found == expected.argmax(1).numpy()).mean() > 0.9999
+
+
 def test_a_filter_that_onnx_lacks_is_named() -> None:
     pytest.importorskip("onnx", reason="ONNX export needs onnx and onnxscript")
     with pytest.raises(ValueError, match="`resample` of the image processor is 1"):

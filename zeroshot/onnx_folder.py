@@ -264,7 +264,7 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
     """Scores `(B, C, h, w)` of proposals, and of cells unless their weight is 0, to the best class of every pixel of
     the image, `int32 (B, H, W)`.
 
-    It loops over the classes, so the scores of all classes are never in memory together. The argmax of
+    It loops over the classes that can win a pixel, so their scores at full size are never in memory together. The argmax of
     `proposals^(1 - a) · cells^a` equals that of `proposals · cells^(a / (1 - a))`.
 
     Args:
@@ -275,7 +275,15 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
 
     cells = ", float[batch, classes, down, across] cells" if dense_weight else ""
     matrices = _matrices("scores", f"stride = Constant <value_float={float(stride)}> ()\n cut = Div (inside, stride)")
-    body = _enlarged("scores", "score")
+    body, bounds = _enlarged("scores", "score"), _bounds("scores", 3)
+
+    def product(scores: str, cells: str, result: str) -> str:
+        if not dense_weight or dense_weight == 1:
+            return f"{result} = Identity ({cells if dense_weight else scores})\n"
+        return f"{result}_power = Pow ({cells}, power)\n {result} = Mul ({scores}, {result}_power)\n"
+
+    if 0 < dense_weight < 1:
+        matrices += f"power = Constant <value_float={dense_weight / (1 - dense_weight)}> ()\n"
     if dense_weight:
         share = """
             grid = Shape <start=2, end=4> (scores)
@@ -286,12 +294,10 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
             cut = Mul (part, cells_sides)"""
         matrices += _matrices("cells", share)
         body += _enlarged("cells", "cell")
-        power = dense_weight / (1 - dense_weight) if dense_weight < 1 else 1.0
-        body += f"power = Constant <value_float={power}> ()\n sharpened = Pow (cell, power)\n" if power != 1 else ""
-        cell = "sharpened" if power != 1 else "cell"
-        body += f"total = Mul (score, {cell})\n" if dense_weight < 1 else "total = Identity (cell)\n"
-    else:
-        body += "total = Identity (score)\n"
+        bounds += _bounds("cells", 5) + "".join(_on_grid_of_scores(f"cells_{which}") for which in ("most", "least"))
+    body += product("score", "cell", "total")
+    for which in ("most", "least"):
+        bounds += product(f"scores_{which}", f"cells_{which}_here", which)
     return onnx.parser.parse_model(f"""
         {HEADER}
         readout (float[batch, classes, rows, columns] scores{cells}, int64[2] content, uint8[batch, height, width, 3] image)
@@ -306,20 +312,34 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
             second = Constant <value_int=1> ()
             inside = Cast <to=1> (content)
             {matrices}
+            {bounds}
+            class_axis = Constant <value_ints=[1]> ()
+            first_axis = Constant <value_ints=[0]> ()
+            other_axes = Constant <value_ints=[0, 2, 3]> ()
+            surely = ReduceMax (least, class_axis)
+            rounding = Constant <value_float=0.9999> ()
+            needed = Mul (surely, rounding)
+            loses = Less (most, needed)
+            may_win = Not (loses)
+            numbers = Cast <to=1> (may_win)
+            ever = ReduceMax <keepdims=0> (numbers, other_axes)
+            places = NonZero (ever)
+            candidates = Squeeze (places, first_axis)
             label_shape = Shape <start=0, end=3> (image)
             lowest = ConstantOfShape <value = float[1] {{-1.0}}> (label_shape)
             nothing = ConstantOfShape <value = int32[1] {{0}}> (label_shape)
-            every = Shape <start=1, end=2> (scores)
+            every = Shape (candidates)
             count = Squeeze (every)
             best_score, label_map = Loop (count, , lowest, nothing) <body = race
                 (int64 index, bool go, float[batch, height, width] best, int32[batch, height, width] label)
                 => (bool go_on, float[batch, height, width] next_best, int32[batch, height, width] next_label)
             {{
                 go_on = Identity (go)
+                class = Gather (candidates, index)
                 {body}
                 is_better = Greater (total, best)
                 next_best = Max (total, best)
-                number = Cast <to=6> (index)
+                number = Cast <to=6> (class)
                 next_label = Where (is_better, number, label)
             }}>
         }}""")
@@ -361,11 +381,33 @@ def _matrices(grid: str, content: str) -> str:
 
 
 def _enlarged(grid: str, name: str) -> str:
-    """`name (B, H, W)`: class `index` of `grid`, at the pixels of the image."""
+    """`name (B, H, W)`: class `class` of `grid`, at the pixels of the image."""
     return f"""
-        {name}_cells = Gather <axis=1> ({grid}, index)
+        {name}_cells = Gather <axis=1> ({grid}, class)
         {name}_wide = MatMul ({name}_cells, {grid}_right)
         {name} = MatMul ({grid}_down, {name}_wide)
+        """
+
+
+def _bounds(grid: str, size: int) -> str:
+    """`{grid}_most` and `{grid}_least`, of the shape of `grid`: the extremes of every `size` x `size` cells. They bound the
+    interpolated values in the cell in the middle."""
+    pool = f"MaxPool <kernel_shape=[{size}, {size}], pads=[{', '.join([str(size // 2)] * 4)}]>"
+    return f"""
+        {grid}_most = {pool} ({grid})
+        {grid}_negative = Neg ({grid})
+        {grid}_highest = {pool} ({grid}_negative)
+        {grid}_least = Neg ({grid}_highest)
+        """
+
+
+def _on_grid_of_scores(name: str) -> str:
+    """`{name}_here`: `name` on the finer grid of `scores`. A cell of `scores` that lies in two cells gets the value of the
+    first, which must bound both."""
+    return f"""
+        {name}_shape = Shape (scores)
+        {name}_here = Resize <mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor">
+            ({name}, , , {name}_shape)
         """
 
 
