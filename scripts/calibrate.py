@@ -11,6 +11,9 @@ validation part, between these classes and the other seen ones. Neither names no
 used. --folds N trains N models, each without different classes, and averages the results. Also accepts the options of
 train.py; data.pseudo_unseen is set here.
 
+--models FOLDER,FOLDER trains nothing: the mean hIoU of these checkpoints decides, on the validation part with its labels of
+the unseen classes.
+
 --report_on PART also measures the ROC-AUC of the checkpoint's indicator on real unseen classes; it is reported but not
 used.
 """
@@ -22,20 +25,21 @@ from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
-from zeroshot.cli import run_command
+from zeroshot.cli import names, run_command
 from zeroshot.settings import SettingsParser
 
 
 def main() -> None:
     parser = SettingsParser(__doc__)
     parser.add_argument("--folds", type=PositiveInt, default=1, help="Models to train.")
+    parser.add_argument("--models", type=names, help="Trained checkpoints to calibrate instead of training any.")
     parser.add_argument("--checkpoint", type=str | None, help="Checkpoint folder to store θ and γ in.")
     parser.add_argument("--output", type=str | None, help="JSON report to write.")
     parser.add_argument("--report_on", type=str | None, help="Part to measure the indicator's ROC-AUC on.")
     args, settings = parser.parse()
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.data.benchmarks import open_part
-    from zeroshot.evaluation.calibration import calibrate, indicator_auc, store_correction
+    from zeroshot.evaluation.calibration import calibrate, calibrate_models, indicator_auc, store_correction
     from zeroshot.files import atomic_write_text, check_output
 
     # Check before hours of training what is needed at the end.
@@ -52,7 +56,7 @@ def main() -> None:
         if not args.checkpoint:
             raise ValueError("`--report_on` needs `--checkpoint`, the checkpoint to measure; pass both.")
         open_part(settings.data, args.report_on, None)
-    report = calibrate(settings, folds=args.folds)
+    report = calibrate_models(settings, args.models) if args.models else calibrate(settings, folds=args.folds)
     if args.checkpoint:
         if args.report_on:
             report["indicator_roc_auc"] = indicator_auc(args.checkpoint, settings, args.report_on)

@@ -12,6 +12,7 @@ from tiny import tiny_checkpoint
 
 from modeling_alignzeg import AlignZegOutput, AlignZegProcessor
 from modeling_alignzeg.readout_alignzeg import resize_matrix
+from zeroshot.checkpoints import load_checkpoint
 from zeroshot.data import dataset
 from zeroshot.data.benchmarks import open_part
 from zeroshot.data.dataset import SegmentationDataset
@@ -24,11 +25,12 @@ from zeroshot.evaluation.calibration import (
     average_recall,
     best_proposals,
     calibrate,
+    calibrate_models,
     indicator_roc_auc,
     oracle_logits,
     store_correction,
 )
-from zeroshot.evaluation.evaluator import evaluation_batches
+from zeroshot.evaluation.evaluator import Readout, evaluation_batches
 from zeroshot.settings import Settings, load_settings
 from zeroshot.training.trainer import Trainer
 
@@ -108,8 +110,8 @@ def test_no_unseen_name_or_pixel_takes_part(settings: Settings, monkeypatch: pyt
 def test_the_report_has_the_whole_grid_and_its_best(settings: Settings) -> None:
     report = calibrate(settings, folds=2)
     assert set(report["grid"]) == {"off", *(f"{g}/{t}" for g in GAMMAS for t in THRESHOLDS)}
-    assert report["pseudo_hiou"] == max(report["grid"].values())
-    assert report["pseudo_hiou_without_correction"] == report["grid"]["off"]
+    assert report["hiou"] == max(report["grid"].values())
+    assert report["hiou_without_correction"] == report["grid"]["off"]
     assert report["pseudo_unseen_share"] == pytest.approx(18 / 70)
     assert calibrate(settings)["folds"] == 1  # works despite the files of an earlier run
 
@@ -122,6 +124,33 @@ def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Setti
     monkeypatch.setattr(calibration, "evaluate_model", nothing)
     with pytest.raises(ValueError, match="No correction can be chosen.*num_validation"):
         calibrate(settings)
+
+
+def test_trained_models_are_calibrated_on_the_unseen_classes(settings: Settings, tmp_path: Path) -> None:
+    """The mean over models of what evaluate_model finds for each γ and θ, with the split's own unseen classes."""
+    folders = [str(tiny_checkpoint(tmp_path / name, num_queries=count)) for name, count in (("a", 4), ("b", 6))]
+    report = calibrate_models(settings, folders)
+    grids = []
+    for folder in folders:
+        model, processor = load_checkpoint(folder)
+        part = SegmentationDataset(open_part(settings.data, "validation", 8), SPLIT, training=False)
+        readouts = {"off": Readout(gamma=0.0), "8.0/0.3": Readout(gamma=8.0, threshold=0.3)}
+        grids.append(
+            calibration.evaluate_model(
+                model,
+                processor.image_processor,
+                evaluation_batches(part, processor, 8),
+                SPLIT,
+                model.get_text_prototypes(processor, list(SPLIT.classes)),
+                readouts,
+            )
+        )
+    for name in ("off", "8.0/0.3"):
+        assert report["grid"][name] == pytest.approx(np.mean([grid[name]["hiou"] for grid in grids]))
+    assert report["models"] == 2 and report["hiou"] == max(report["grid"].values())
+    without = str(tiny_checkpoint(tmp_path / "without", bias_correction=False))
+    with pytest.raises(ValueError, match="without PBC"):
+        calibrate_models(settings, [folders[0], without])
 
 
 @torch.no_grad()

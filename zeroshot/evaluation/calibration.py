@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Chooses PBC's θ and γ on seen classes that are treated as unseen, and measures the indicator."""
+"""Chooses PBC's θ and γ, and measures the indicator and the masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from modeling_alignzeg import AlignZegOutput
+from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 from modeling_alignzeg.readout_alignzeg import resize_matrix
 
 from ..checkpoints import load_checkpoint
@@ -23,7 +23,7 @@ from ..data.benchmarks import open_part
 from ..data.dataset import SegmentationDataset
 from ..data.splits import SegmentationSplit, load_split
 from ..files import atomic_write_text
-from ..settings import Settings
+from ..settings import DataSettings, Settings
 from ..training.trainer import Trainer
 from .evaluator import Readout, evaluate_model, evaluation_batches
 
@@ -46,13 +46,9 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     """
     if folds < 1:
         raise ValueError(f"`folds` is {folds}; expected a whole number ≥ 1.")
-    readouts = {"off": Readout(gamma=0.0)}
-    readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
-    totals: dict[str, list[float]] = {name: [] for name in readouts}
-    split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
+    split = _split(settings.data)
     share = len(split.unseen) / len(split.classes)
-    if not share:
-        raise ValueError(f"The split of {settings.data.dataset} has no unseen class: there is no bias to correct.")
+    grids = []
     for fold in range(folds):
         data = dataclasses.replace(settings.data, pseudo_unseen=share, pseudo_fold=fold)
         training = dataclasses.replace(
@@ -63,35 +59,71 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
         trainer.run()
         model = trainer.accelerator.unwrap_model(trainer.network)
-        part = SegmentationDataset(
-            open_part(data, data.validation_part, data.num_validation), trainer.split, training=False
-        )
-        scores = evaluate_model(
-            model,
-            trainer.processor.image_processor,
-            evaluation_batches(part, trainer.processor, 32),
-            trainer.split,
-            model.get_text_prototypes(trainer.processor, list(trainer.split.classes)),
-            readouts,
-            num_images=len(part),
-        )
-        for name, value in scores.items():
-            totals[name].append(value["hiou"])
-    means = {name: float(np.mean(values)) for name, values in totals.items()}
+        grids.append(_grid(model, trainer.processor, trainer.split, data))
+    return {**_best(grids, settings.data), "folds": folds, "pseudo_unseen_share": share}
+
+
+def calibrate_models(settings: Settings, folders: list[str]) -> dict[str, Any]:
+    """Sweeps γ and θ for trained models on the validation part, with its labels of the split's unseen classes.
+
+    Returns:
+        `gamma`, `threshold`, `hiou` with and without them (mean over models), and `grid`.
+
+    Raises:
+        ValueError: No class is unseen, a model has no indicator, or the validation part has too few classes for a score.
+    """
+    split, grids = _split(settings.data), []
+    for folder in folders:
+        model, processor = load_checkpoint(folder)
+        if model.indicator is None:
+            raise ValueError(
+                f"{folder} was trained without PBC (`bias_correction`): it has no indicator to calibrate."
+            )
+        grids.append(_grid(model, processor, split, settings.data))
+    return {**_best(grids, settings.data), "models": len(folders)}
+
+
+def _split(data: DataSettings) -> SegmentationSplit:
+    split = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
+    if not split.unseen:
+        raise ValueError(f"The split of {data.dataset} has no unseen class: there is no bias to correct.")
+    return split
+
+
+def _grid(
+    model: AlignZegModel, processor: AlignZegProcessor, split: SegmentationSplit, data: DataSettings
+) -> dict[str, float]:
+    """hIoU on the validation part for all γ and θ, and without correction (`"off"`)."""
+    readouts = {"off": Readout(gamma=0.0)}
+    readouts |= {f"{g}/{t}": Readout(gamma=g, threshold=t) for g in GAMMAS for t in THRESHOLDS}
+    part = SegmentationDataset(open_part(data, data.validation_part, data.num_validation), split, training=False)
+    scores = evaluate_model(
+        model,
+        processor.image_processor,
+        evaluation_batches(part, processor, 32),
+        split,
+        model.get_text_prototypes(processor, list(split.classes)),
+        readouts,
+        num_images=len(part),
+    )
+    return {name: value["hiou"] for name, value in scores.items()}
+
+
+def _best(grids: list[dict[str, float]], data: DataSettings) -> dict[str, Any]:
+    """The correction with the best mean over `grids`."""
+    means = {name: float(np.mean([grid[name] for grid in grids])) for name in grids[0]}
     if any(math.isnan(mean) for mean in means.values()):
         raise ValueError(
-            f"No correction can be chosen: the part {settings.data.validation_part!r} has no pixel of the classes treated "
-            "as unseen, or none of the others. Raise `data.num_validation` or choose another part."
+            f"No correction can be chosen: the part {data.validation_part!r} has no pixel of the unseen classes, or of "
+            "those treated as unseen, or none of the others. Raise `data.num_validation` or choose another part."
         )
     best = max(means, key=means.__getitem__)
     gamma, threshold = (0.0, 0.5) if best == "off" else map(float, best.split("/"))
     return {
         "gamma": gamma,
         "threshold": threshold,
-        "pseudo_hiou": means[best],
-        "pseudo_hiou_without_correction": means["off"],
-        "folds": folds,
-        "pseudo_unseen_share": share,
+        "hiou": means[best],
+        "hiou_without_correction": means["off"],
         "grid": means,
     }
 
@@ -177,7 +209,7 @@ def indicator_roc_auc(proposals: list[BestProposal]) -> float:
 @torch.no_grad()
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     """[`indicator_roc_auc`] of a checkpoint on a part of the dataset."""
-    split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
+    split = _split(settings.data)
     model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
     vocabulary = {
