@@ -76,11 +76,13 @@ def test_every_row_reads_its_own_readout(report: Path) -> None:
         "without_pbc",
         "blind_constant",
         "without_bds",
+        "without_bds_plain",
         "queries_only",
         "baseline_queries_only",
     }
     readouts = {name: row["readout"] for name, row in rows.items()}
     assert readouts["baseline"] == readouts["plus_bds"] == readouts["without_pbc"] == "plain"
+    assert readouts["without_bds_plain"] == "plain" and rows["without_bds_plain"]["title"] == "full − PBC − BDS"
     assert readouts["queries_only"] == readouts["baseline_queries_only"] == "queries"
     assert readouts["full"] == readouts["without_bds"] == "pbc 1.0/0.3"  # the calibrated one, not the best one
     assert readouts["blind_constant"] == readouts["baseline_constant"] == f"constant {PENALTIES[2]}"
@@ -117,7 +119,7 @@ def test_unknown_rows_are_refused(flags: list[str]) -> None:
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("row", ["baseline", "full", "pbc"])
+@pytest.mark.parametrize("row", ["baseline", "full", "pbc", "plus_fes"])
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path: Path, monkeypatch) -> None:
     """Scores without a suffix equal the evaluator's, whatever other readouts use the same forward pass."""
@@ -141,14 +143,13 @@ def test_a_cell_is_read_out_in_all_ways(row: str, convolutional: bool, tmp_path:
     flags = [f"--{name}={value}" for name, value in settings.items()]
     found = run_cell(row, 0, str(tmp_path), flags, [(1.0, 0.5)])
 
-    names = {"plain", "queries", *(f"constant {p}" for p in PENALTIES)} | (
-        {"pbc 1.0/0.5", "pbc 8.0/0.5"} if row != "baseline" else set()
-    )
-    names |= {f"oracle {gamma}" for gamma in ORACLE_GAMMAS}
+    names = {"plain"} | ({"pbc 1.0/0.5", "pbc 8.0/0.5"} if row in ("full", "pbc") else set())
+    if row in ("baseline", "full"):  # other rows are not read out in these ways
+        names |= {"queries", *(f"constant {p}" for p in PENALTIES), *(f"oracle {gamma}" for gamma in ORACLE_GAMMAS)}
     with_cells = {f"{name} with cells" for name in names - {"queries"}} if convolutional else set()
     assert set(found["scores"]) == names | with_cells
-    assert found["scores"]["constant 0.0"] == found["scores"]["plain"]
-    assert (found["indicator_roc_auc"] is not None) == (row != "baseline") and 0 <= found["recall_unseen"] <= 100
+    assert row in ("pbc", "plus_fes") or found["scores"]["constant 0.0"] == found["scores"]["plain"]
+    assert (found["indicator_roc_auc"] is not None) == (row in ("full", "pbc")) and 0 <= found["recall_unseen"] <= 100
     model, processor = load_checkpoint(tmp_path / f"{row}-0" / "final")
     split = load_split("embedded_scenes")
     part = SegmentationDataset(opened(load_settings(flags).data, "validation", 2), split, training=False)

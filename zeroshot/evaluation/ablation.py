@@ -122,6 +122,11 @@ ROWS: dict[str, Row] = {
     "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
+for _name in ("plus_mrpe", "plus_fes", "without_mrpe", "without_fes", "without_bds"):
+    _title = ROWS[_name].title.replace("full −", "full − PBC −")
+    if ROWS[_name].readout != "plain":
+        ROWS[f"{_name}_plain"] = Row(_title, readout="plain", cells=_name)
+    ROWS[f"{_name}_cells"] = Row(f"{_title} + the tower's cells", readout="plain with cells", cells=_name)
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 CALIBRATIONS = {  # overrides of the calibrated model, by file
     "calibration.json": {},
@@ -179,7 +184,7 @@ def run_cell(
     return {
         "row": name,
         "seed": seed,
-        **score_cell(settings, corrections),
+        **score_cell(name, settings, corrections),
         "curve": [{k.removeprefix("validation/"): v for k, v in point.items()} for point in curve],
         "seconds": round(seconds),
         "settings": public_settings(settings),
@@ -203,7 +208,7 @@ def rescore_cell(
             f"{cell['row']} {cell['seed']} was trained with {other[0]} {before[other[0]]}, and the settings say "
             f"{wanted[other[0]]}: pass the options of its training."
         )
-    return {**cell, **score_cell(settings, corrections), "versions": library_versions()}
+    return {**cell, **score_cell(cell["row"], settings, corrections), "versions": library_versions()}
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -220,16 +225,21 @@ def public_settings(settings: Settings) -> dict[str, Any]:
     return shown
 
 
-def score_cell(settings: Settings, corrections: list[tuple[float, float]]) -> dict[str, Any]:
-    """Scores on the test part, ROC-AUC and recalls of the model that was trained with these settings."""
+def score_cell(name: str, settings: Settings, corrections: list[tuple[float, float]]) -> dict[str, Any]:
+    """Scores on the test part, ROC-AUC and recalls of the model that was trained with these settings, by the readouts of
+    the rows that use the training `name`."""
     model, processor = load_checkpoint(Path(settings.output_dir, "final"))
+    kinds = {row.readout.partition(" ")[0] for key, row in ROWS.items() if (row.cells or key) == name}
     readouts = {"plain": Readout(gamma=0.0)}
-    if model.indicator is not None:
+    if model.indicator is not None and kinds & {"pbc", "decision"}:
         pairs = [*corrections, UNCALIBRATED]
         readouts |= {f"pbc {gamma}/{theta}": Readout(gamma=gamma, threshold=theta) for gamma, theta in pairs}
-    readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
-    scores, proposals = evaluate_cell(model, processor, settings.data, readouts)
-    scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
+    if "constant" in kinds:
+        readouts |= {f"constant {p}": Readout(gamma=0.0, seen_penalty=p) for p in PENALTIES if p}
+    oracles = {f"oracle {gamma}": Readout(gamma=gamma) for gamma in ORACLE_GAMMAS if "oracle" in kinds}
+    scores, proposals = evaluate_cell(model, processor, settings.data, readouts, oracles, "queries" in kinds)
+    if "constant" in kinds:
+        scores |= {key.replace("plain", "constant 0.0"): value for key, value in scores.items() if "plain" in key}
     has_auc = model.indicator is not None and not settings.data.fully_supervised
     return {
         "scores": {key: {s: value[s] for s in SCORES} for key, value in scores.items()},
@@ -241,12 +251,17 @@ def score_cell(settings: Settings, corrections: list[tuple[float, float]]) -> di
 
 @torch.no_grad()
 def evaluate_cell(
-    model: AlignZegModel, processor: AlignZegProcessor, data: DataSettings, readouts: dict[str, Readout]
+    model: AlignZegModel,
+    processor: AlignZegProcessor,
+    data: DataSettings,
+    readouts: dict[str, Readout],
+    oracles: dict[str, Readout],
+    queries_only: bool,
 ) -> tuple[dict[str, dict[str, Any]], list[BestProposal]]:
     """Scores on the test part by readout, from one forward pass per image, and the best proposals.
 
-    A readout uses the proposals only; "… with cells" adds the cells of a convolutional tower, and "queries" leaves out the
-    unclaimed region.
+    A readout uses the proposals only; "… with cells" adds the cells of a convolutional tower. `oracles` are readouts with a
+    perfect indicator. `queries_only` adds "queries", without correction and without the unclaimed region.
     """
     split = open_task(data, validation=False).split
     test = SegmentationDataset(open_part(data, "test", None), split, training=False)
@@ -256,10 +271,10 @@ def evaluate_cell(
     }
     with_cells, alone = (copy.copy(processor.image_processor) for _ in range(2))
     with_cells.dense_weight, alone.dense_weight = AlignZegImageProcessor.dense_weight, 0.0
-    evaluators = {name: Evaluator(split, readouts) for name in ("", " with cells")}
-    perfect = {f"oracle {gamma}": Readout(gamma=gamma) for gamma in ORACLE_GAMMAS}
-    oracles = {name: Evaluator(split, perfect) for name in ("", " with cells")}
-    queries = Evaluator(split, {"queries": readouts["plain"]})
+    evaluators, perfect = (
+        {name: Evaluator(split, each) for name in ("", " with cells")} for each in (readouts, oracles)
+    )
+    queries = Evaluator(split, {"queries": Readout(gamma=0.0)} if queries_only else {})
     proposals: list[BestProposal] = []
     for batch in evaluation_batches(test, processor, 32):
         outputs = model(
@@ -270,7 +285,7 @@ def evaluate_cell(
         labels = batch["labels"]
         known = copy.copy(outputs)
         known["unseen_logits"] = oracle_logits(outputs, labels, split)
-        for each, readable in ((evaluators, outputs), (oracles, known)):
+        for each, readable in ((evaluators, outputs), (perfect, known)):
             each[""].add(alone, readable, labels)
             if outputs.dense_logits is not None:
                 each[" with cells"].add(with_cells, readable, labels)
@@ -281,7 +296,7 @@ def evaluate_cell(
         queries.add(alone, outputs, labels)
     scores = {
         f"{key}{name}": value
-        for kind in (evaluators, oracles)
+        for kind in (evaluators, perfect)
         for name, each in kind.items()
         if not name or outputs.dense_logits is not None
         for key, value in each.scores().items()
