@@ -32,7 +32,7 @@ from zeroshot.settings import SettingsParser
 def main() -> None:
     parser = SettingsParser(__doc__)
     parser.add_argument("--folds", type=PositiveInt, default=1, help="Models to train.")
-    parser.add_argument("--models", type=names, help="Trained checkpoints to calibrate instead of training any.")
+    parser.add_argument("--models", type=str | None, help="Trained checkpoints to calibrate instead of training any.")
     parser.add_argument("--checkpoint", type=str | None, help="Checkpoint folder to store θ and γ in.")
     parser.add_argument("--output", type=str | None, help="JSON report to write.")
     parser.add_argument("--report_on", type=str | None, help="Part to measure the indicator's ROC-AUC on.")
@@ -56,7 +56,7 @@ def main() -> None:
         if not args.checkpoint:
             raise ValueError("`--report_on` needs `--checkpoint`, the checkpoint to measure; pass both.")
         open_part(settings.data, args.report_on, None)
-    report = calibrate_models(settings, args.models) if args.models else calibrate(settings, folds=args.folds)
+    report = calibrate_models(settings, names(args.models)) if args.models else calibrate(settings, folds=args.folds)
     if args.checkpoint:
         if args.report_on:
             report["indicator_roc_auc"] = indicator_auc(args.checkpoint, settings, args.report_on)
