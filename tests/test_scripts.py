@@ -353,7 +353,7 @@ PREDICT = ["predict.py", "photo.png", "--model", "ck", "--output_dir"]
         (["evaluate.py", "--model", "nowhere"], "`--model` is 'nowhere'"),
         (["calibrate.py", "--folds", "0"], "`folds` is 0; expected a whole number ≥ 1"),
         (["calibrate.py", "--folds", "x"], "`folds` is 'x'; expected"),
-        (["calibrate.py", "--models", "ck,nowhere"], "nowhere"),
+        (["calibrate.py", "--models", "ck,nowhere"], "`--models` is 'nowhere'"),
         (["calibrate.py", "--checkpoint", "nowhere"], "`--checkpoint` is 'nowhere'"),
         (["calibrate.py", "--checkpoint", "ck", "--report_on", "nothing"], "'nothing'"),
         (["calibrate.py", "--output", "folder"], "folder is a folder"),

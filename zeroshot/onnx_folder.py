@@ -276,14 +276,17 @@ def readout_graph(stride: int, dense_weight: float) -> onnx.ModelProto:
     cells = ", float[batch, classes, down, across] cells" if dense_weight else ""
     matrices = _matrices("scores", f"stride = Constant <value_float={float(stride)}> ()\n cut = Div (inside, stride)")
     body, bounds = _enlarged("scores", "score"), _bounds("scores", 3)
+    power = dense_weight / (1 - dense_weight) if dense_weight < 1 else 1.0
 
     def product(scores: str, cells: str, result: str) -> str:
-        if not dense_weight or dense_weight == 1:
+        if dense_weight in (0, 1):
             return f"{result} = Identity ({cells if dense_weight else scores})\n"
+        if power == 1:
+            return f"{result} = Mul ({scores}, {cells})\n"
         return f"{result}_power = Pow ({cells}, power)\n {result} = Mul ({scores}, {result}_power)\n"
 
-    if 0 < dense_weight < 1:
-        matrices += f"power = Constant <value_float={dense_weight / (1 - dense_weight)}> ()\n"
+    if power not in (0, 1):
+        matrices += f"power = Constant <value_float={power}> ()\n"
     if dense_weight:
         share = """
             grid = Shape <start=2, end=4> (scores)

@@ -283,12 +283,15 @@ def evaluate_cell(
             **vocabulary,
         )
         labels = batch["labels"]
-        known = copy.copy(outputs)
-        known["unseen_logits"] = oracle_logits(outputs, labels, split)
-        for each, readable in ((evaluators, outputs), (perfect, known)):
-            each[""].add(alone, readable, labels)
+        readable = [(evaluators, outputs)]
+        if oracles:
+            known = copy.copy(outputs)
+            known["unseen_logits"] = oracle_logits(outputs, labels, split)
+            readable.append((perfect, known))
+        for each, found in readable:
+            each[""].add(alone, found, labels)
             if outputs.dense_logits is not None:
-                each[" with cells"].add(with_cells, readable, labels)
+                each[" with cells"].add(with_cells, found, labels)
         proposals += best_proposals(outputs, labels, split)
         for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits"):
             if name in outputs:  # a model without PBC has no indicator

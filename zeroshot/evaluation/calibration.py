@@ -72,14 +72,16 @@ def calibrate_models(settings: Settings, folders: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: No class is unseen, a model has no indicator, or the validation part has too few classes for a score.
     """
-    split, grids = _split(settings.data), []
-    for folder in folders:
-        model, processor = load_checkpoint(folder)
+    split = _split(settings.data)
+    loaded = [
+        load_checkpoint(folder, "--models") for folder in folders
+    ]  # all, so that a wrong name is found before the sweeps
+    for folder, (model, _) in zip(folders, loaded):
         if model.indicator is None:
             raise ValueError(
                 f"{folder} was trained without PBC (`bias_correction`): it has no indicator to calibrate."
             )
-        grids.append(_grid(model, processor, split, settings.data))
+    grids = [_grid(model, processor, split, settings.data) for model, processor in loaded]
     return {**_best(grids, settings.data), "models": len(folders)}
 
 
