@@ -21,9 +21,10 @@ def markdown(report: dict[str, Any]) -> str:
     """Markdown tables of all results."""
     lines = ["# Speed and memory", ""]
     sections = report["sections"]
-    for machine in {json.dumps(s["machine"], sort_keys=True): s["machine"] for s in sections.values()}.values():
-        where = f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['threads']} threads"
-        lines += [where if machine["device"] == "cpu" else f"{machine['device']}; host {where}", ""]
+    machines = {name: _machine(section["machine"]) for name, section in sections.items()}
+    one = len(set(machines.values())) == 1
+    if one:
+        lines += [*set(machines.values()), ""]
     lines += [
         f"{report['tower']}. Milliseconds are medians ± half the distance between the quartiles. Random weights. Models of "
         "one table were timed in turns.",
@@ -32,8 +33,14 @@ def markdown(report: dict[str, Any]) -> str:
     peaks = sections.get("memory", {}).get("models", {})
     for name, lines_of in _SECTIONS.items():
         if name in sections:
-            lines += lines_of(sections[name], peaks) if name == "peers" else lines_of(sections[name])
+            title, *table = lines_of(sections[name], peaks) if name == "peers" else lines_of(sections[name])
+            lines += [title, *([] if one else ["", machines[name]]), *table]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    where = f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['threads']} threads"
+    return where if machine["device"] == "cpu" else f"{machine['device']}; host {where}"
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:

@@ -154,7 +154,7 @@ def describe_machine(device: torch.device | str) -> dict[str, Any]:
             flags |= set(value.split()) if key.strip() == "flags" else set()
     machine = {
         "cpu": names[0] if names else platform.processor(),
-        "cpu_features": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "cpu_features": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16"}),
         "threads": torch.get_num_threads(),
         "device": "cpu",
     }
