@@ -96,6 +96,8 @@ def speed_table() -> str:
     report = load("benchmark_cpu.json")
     if report is None or "peers" not in report["sections"]:
         return NOT_MEASURED
+    from zeroshot.evaluation.benchmark_report import machine_name
+
     sections = report["sections"]
     found = sections["peers"]
     machine = found["machine"]
@@ -114,17 +116,18 @@ def speed_table() -> str:
             f"| {title} | {row['median']:.2f} | {row['over_clip']:.2f} | {row['over_alignzeg']:.2f} | {macs} | {trainable} |"
         )
     lines.append("")
+    notes = {}
     if "classes" in sections:
         count, last = list(sections["classes"]["vocabularies"].items())[-1]
         first = next(iter(sections["classes"]["vocabularies"]))
-        lines.append(
-            f"- {int(count):,} classes instead of {first}, label map of {sections['classes']['label_size']} px included: "
+        notes["classes"] = (
+            f"{int(count):,} classes instead of {first}, label map of {sections['classes']['label_size']} px included: "
             f"{last['over_first']:.2f} × the time, {last['memory_over_first_mib']:.0f} MiB more."
         )
     if "dtypes" in sections:
         dtypes = sections["dtypes"]
-        lines.append(
-            f"- bfloat16: {dtypes['speedup']['bfloat16']:.2f} × faster, "
+        notes["dtypes"] = (
+            f"bfloat16: {dtypes['speedup']['bfloat16']:.2f} × faster, "
             f"{100 * dtypes['equal_pixels']['bfloat16']:.1f} % of the pixels keep their label (shipped checkpoint)."
         )
     if "training" in sections:
@@ -132,15 +135,18 @@ def speed_table() -> str:
         kept, deeper = (
             training[name]["added_mib"] for name in ("memory", "memory_with_6_more_layers_below_the_split")
         )
-        lines.append(
-            f"- A training step takes {training['step_over_inference']:.2f} × as long as inference; loss and matching are "
+        notes["training"] = (
+            f"A training step takes {training['step_over_inference']:.2f} × as long as inference; loss and matching are "
             f"{100 * training['loss_share']:.0f} % of it. Its peak memory is {kept:.0f} MiB above the weights, with six "
             f"more CLIP layers below the split {deeper:.0f} MiB."
         )
     if "compile" in sections:
         rows = ((name, found) for name, found in sections["compile"].items() if isinstance(found, dict))
         speedups = [f"{found['speedup']:.2f} × ({name})" for name, found in rows if "speedup" in found]
-        lines.append(f"- `torch.compile` against eager: {', '.join(speedups)}; matrix products dominate.")
+        notes["compile"] = f"`torch.compile` against eager: {', '.join(speedups)}; matrix products dominate."
+    for name, note in notes.items():
+        where = machine_name(sections[name]["machine"])
+        lines.append(f"- {note}{'' if where == machine_name(machine) else f' On another machine: {where}.'}")
     gpu = load("benchmark_cuda.json")
     lines.append(
         "- GPU: **not measured**."

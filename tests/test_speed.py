@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from zeroshot.evaluation.benchmark_report import markdown
 from zeroshot.evaluation.speed import Timing, giga_macs, interleaved
 
 
@@ -64,3 +65,17 @@ def test_the_quick_benchmark_keeps_other_sections(tmp_path: Path) -> None:
     table = (tmp_path / "benchmark_cpu.md").read_text()
     assert all(row["title"] in table for row in models.values())
     assert (tmp_path / "benchmark_cpu.png").stat().st_size > 10_000
+
+
+def test_a_report_from_two_machines_names_the_machine_of_each_section() -> None:
+    def section(cpu: str) -> dict:
+        machine = {"cpu": cpu, "cpu_features": ["avx2"], "threads": 2, "device": "cpu"}
+        return {"images_per_second_by_workers": {"0": 10.0}, "rows": {}, "machine": machine}
+
+    def report(*cpus: str) -> str:
+        return markdown({"tower": "ViT-B-16", "sections": dict(zip(("loader", "text"), map(section, cpus)))})
+
+    assert report("A", "A").count("A (avx2), 2 threads") == 1
+    loader, text = report("A", "B").split("## Class names")
+    assert "A (avx2), 2 threads" in loader.split("## Loader")[1] and "B (avx2)" not in loader
+    assert "B (avx2), 2 threads" in text and "A (avx2)" not in text

@@ -21,7 +21,7 @@ def markdown(report: dict[str, Any]) -> str:
     """Markdown tables of all results."""
     lines = ["# Speed and memory", ""]
     sections = report["sections"]
-    machines = {name: _machine(section["machine"]) for name, section in sections.items()}
+    machines = {name: machine_name(section["machine"]) for name, section in sections.items()}
     one = len(set(machines.values())) == 1
     if one:
         lines += [*set(machines.values()), ""]
@@ -38,7 +38,8 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def machine_name(machine: dict[str, Any]) -> str:
+    """The processor with its vector instructions, the number of threads and, if there is one, the accelerator."""
     where = f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['threads']} threads"
     return where if machine["device"] == "cpu" else f"{machine['device']}; host {where}"
 
