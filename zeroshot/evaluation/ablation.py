@@ -29,7 +29,7 @@ from .calibration import BestProposal, average_recall, best_proposals, indicator
 from .evaluator import Evaluator, Readout, evaluation_batches, library_versions
 
 
-PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PENALTIES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5)
 ORACLE_GAMMAS = (2.0, 100.0)
 UNCALIBRATED = (8.0, 0.5)  # γ that nearly excludes the seen classes, θ of the indicator's own decision
 INDICATOR_STEPS = 200  # training steps of rows that start from another row's models
@@ -53,9 +53,9 @@ class Row:
     Attributes:
         title: Its name in tables.
         overrides: Overrides of `AlignZegConfig`, for a row with its own trainings.
-        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"decision"`, PBC with θ = 0.5 and γ =
-            8, without calibration; `"constant"`, the blind constant tuned
-            on the test part; `"oracle"`, PBC with a perfect indicator and the best γ on the test part: a bound;
+        readout: `"plain"`, no correction; `"pbc"`, with the calibrated θ and γ; `"decision"`, PBC with θ = 0.5 and
+            γ = 8, without calibration; `"constant"`, the blind constant of `PENALTIES` that is the best on the test
+            part; `"oracle"`, PBC with a perfect indicator and the best γ on the test part: a bound;
             `"queries"`, no correction and no proposal of the unclaimed region.
             All but the last may end in ` with cells`, which includes the cells of a convolutional tower.
         seeds: Number of trainings.
