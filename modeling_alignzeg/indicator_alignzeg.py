@@ -107,7 +107,7 @@ class AlignZegClassIndicator(nn.Module):
 
     def forward(self, evidence: Evidence, seen: Tensor) -> Tensor:
         """Logits `(B, N)` of all proposals, by their evidence; `seen (C,)`."""
-        scores = self.score(evidence, seen)
+        scores = self.score(evidence, seen).masked_fill(~seen.any(), UNCLAIMED_LOGIT)  # nothing but unseen candidates
         if not self.config.unclaimed_proposal:
             return scores
         # Queries learned to claim seen classes, so the unclaimed region counts as unseen.

@@ -11,6 +11,7 @@ Sums are divided by counts over *all* processes, so that two processes with half
 process with the whole batch.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -318,6 +319,11 @@ def raise_for_costs(
     raise MatchingCostError(costs, broken)
 
 
+def full_precision(values: Tensor) -> AbstractContextManager:
+    """Sums over thousands of points overflow in float16 and cancel in bfloat16, to which autocast would round them."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
 @torch.no_grad()
 def match_proposals(
     mask_logits: Tensor,
@@ -351,12 +357,14 @@ def match_proposals(
 
     scores = class_logits.float().softmax(-1)
     class_cost = -scores.gather(2, targets.classes.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1))
-    # Cross-entropy with target 0, minus the logit where the target is 1. A target's own pixels always count.
-    entropy = F.softplus(predicted) @ valid.mT - predicted @ truth.mT
+    with full_precision(predicted):
+        # Cross-entropy with target 0, minus the logit where the target is 1. A target's own pixels always count.
+        entropy = F.softplus(predicted) @ valid.mT - predicted @ truth.mT
+        probability = predicted.sigmoid()
+        overlap = 2 * probability @ truth.mT
+        claimed = probability @ valid.mT
     mask_cost = entropy / valid.sum(-1)[:, None].clamp(min=1)
-    probability = predicted.sigmoid()
-    overlap = 2 * probability @ truth.mT
-    dice_cost = 1 - (overlap + 1) / (probability @ valid.mT + truth.sum(-1)[:, None] + 1)
+    dice_cost = 1 - (overlap + 1) / (claimed + truth.sum(-1)[:, None] + 1)
 
     terms = {"class": class_cost, "mask": mask_cost, "dice": dice_cost}
     cost = sum(weight * term for weight, term in zip(weights, terms.values()))
@@ -439,7 +447,8 @@ def classification_loss(
         target[match.image, match.query] = targets.classes[match.image, match.target]
         labelled = F.adaptive_avg_pool2d(targets.labelled[:, None].float(), mask_logits.shape[-2:]).flatten(1)
         probability = mask_logits.float().sigmoid().flatten(2)
-        ignored = 1 - (probability @ labelled[..., None])[..., 0] / probability.sum(-1).clamp(min=1e-6)
+        with full_precision(probability):
+            ignored = 1 - (probability @ labelled[..., None])[..., 0] / probability.sum(-1).clamp(min=1e-6)
         weight = torch.where(ignored > IGNORED_SHARE, 0.0, no_object_weight)
         weight[match.image, match.query] = 1.0
     entropy = F.cross_entropy(class_logits.float().flatten(0, 1), target.flatten(), reduction="none")

@@ -437,7 +437,8 @@ class AttentionPoolingRecognizer(ProposalRecognizer):
 class MaskPoolingRecognizer(ProposalRecognizer):
     """Means of a convolutional tower's last features over the proposals' masks (FC-CLIP, Yu et al. 2023).
 
-    Convolutions cannot mask padding, so images of different sizes in a batch run one by one.
+    Convolutions cannot mask padding, so images of different sizes in a batch run one by one. A compiled or exported model
+    does not: give it batches of one size, otherwise the padding changes its results.
     """
 
     def __init__(self, config: AlignZegConfig):

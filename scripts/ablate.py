@@ -6,7 +6,8 @@
     python scripts/ablate.py --cell full --seed 0        # one cell
     python scripts/ablate.py --summarize                 # tables and figures from the finished cells
     python scripts/ablate.py --rescore                   # also with the present read-out, from the trained models
-    python scripts/ablate.py --config scripts/configs/msrc.yaml --data.root PHOTOS --results docs/results/msrc_a
+    python scripts/ablate.py --config scripts/configs/msrc_ablation.yaml --data.root data/photos \\
+        --data.split msrc_a --rows baseline,pbc,full --uncalibrated --results docs/results/msrc_a
 
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
 RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove a file to train that cell again. PBC's θ and γ come

@@ -30,6 +30,7 @@ from test_convolutional import tower_config
 from tiny import CLASSES, UNSEEN, picture, tiny_checkpoint
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
+from zeroshot.checkpoints import load_config
 from zeroshot.data.scenes import CLASSES as SCENE_CLASSES
 from zeroshot.data.scenes import draw_scene
 
@@ -626,6 +627,16 @@ def test_a_wrong_model_is_one_sentence(app: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="cannot be loaded") as caught:
         app.main(["--model", str(tmp_path / "nothing")])
     assert caught.value.code != 0
+
+
+def test_a_clip_is_not_a_checkpoint(tmp_path: Path) -> None:
+    """A CLIP with twelve layers fits AlignZegConfig's defaults, and would get random weights everywhere."""
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="its `model_type` is 'clip'; to build on a CLIP"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "alignzeg", "num_attention_heads": 7}', encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be loaded as an AlignZeg checkpoint .*num_attention_heads"):
+        load_config(tmp_path)
 
 
 def test_mcp_needs_its_package(app: ModuleType, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

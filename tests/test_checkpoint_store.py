@@ -234,26 +234,6 @@ def test_structures_round_trip(tmp_path: Path) -> None:
         write_state(tmp_path / "state", {"scheduler": {"f": lambda: 0}})
 
 
-def test_sharded_training_leaves_the_tensors_to_accelerate(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tests the code path for sharding, which itself needs several GPUs."""
-    store = CheckpointStore(tmp_path)
-    model, optimizer, scheduler = accelerator.prepare(*toy(3))
-    plain = store.save(accelerator, model, optimizer, scheduler, {"step": 1, "epoch": 0, "batch": 1})
-    monkeypatch.setattr(checkpoint_store, "SHARDED", (accelerator.distributed_type,))
-    path = store.save(accelerator, model, optimizer, scheduler, {"step": 2, "epoch": 0, "batch": 2})
-    expected = torch.rand(3)
-    set_weights(model, 5)
-    assert store.latest(accelerator) == path
-    assert store.load(accelerator, path, model, optimizer, scheduler)["batch"] == 2
-    assert torch.equal(torch.rand(3), expected) and (accelerator.unwrap_model(model).head.weight == 3).all()
-    with pytest.raises(CheckpointError, match="is not sharded, but this training is:"):
-        store.load(accelerator, plain, model, optimizer, scheduler)
-    (path / "optimizer.bin").write_bytes(b"")
-    assert store.latest(accelerator) == plain
-
-
 def test_load_names_what_differs(tmp_path: Path, accelerator: Accelerator) -> None:
     store = CheckpointStore(tmp_path)
     path = save_step(store, accelerator, 1)

@@ -282,6 +282,22 @@ def test_each_cost_alone_finds_the_obvious_partner() -> None:
         assert pairs_of(match_proposals(masks, classes, targets, every_pixel(targets), weights), 0) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_the_sums_over_points_alone(dtype: torch.dtype) -> None:
+    """A sum of 12,544 logits of 8 overflows in float16; in bfloat16 good masks would cost nothing."""
+    targets = random_targets([3, 2])
+    torch.manual_seed(0)
+    masks = torch.where(targets.masks, 8.0, -8.0) + torch.randn(2, 3, 12, 16)
+    classes = torch.randn(2, 3, NUM_CLASSES + 1)
+    points = torch.randint(0, 12 * 16, (2, 12544))
+    plain = match_proposals(masks, classes, targets, points, WEIGHTS)
+    term = classification_loss(classes, masks, targets, plain, 0.1)
+    with torch.autocast("cpu", dtype):
+        found = match_proposals(masks, classes, targets, points, WEIGHTS)
+        assert torch.equal(classification_loss(classes, masks, targets, plain, 0.1), term)
+    assert [pairs_of(found, image) for image in (0, 1)] == [pairs_of(plain, image) for image in (0, 1)]
+
+
 @pytest.mark.parametrize("part", ["mask", "class"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_costs_that_are_not_finite_are_named(part: str, value: float) -> None:

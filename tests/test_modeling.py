@@ -775,6 +775,7 @@ def test_unseen_logits_are_the_indicator_of_these_statistics(seen: list[bool]) -
     outputs, _, clip_embeds = recorded_forward(model, pixel_values=pixels(1), **inputs)
     assert outputs.unseen_logits.isfinite().all()
     if not any(seen):
+        assert (outputs.unseen_logits.sigmoid() == 1).all()
         return
     logits = outputs.class_queries_logits[0]
     for i in range(6):

@@ -594,6 +594,7 @@ def test_the_preset_trains_on_images_of_mixed_sizes(mixed: list[str], tmp_path: 
         ("names", "image names"),
         ("nothing", "Resuming at step 2"),
         ("steps", "This training is finished (2 of 2 steps)"),
+        ("fewer steps", "This training is finished (2 of 1 steps)"),
     ],
 )
 def test_a_run_on_other_labels_is_not_resumed(
@@ -612,9 +613,12 @@ def test_a_run_on_other_labels_is_not_resumed(
     if change == "names":
         for kind in ("images", "labels"):
             (tmp_path / "data" / "train" / kind / "0.png").rename(tmp_path / "data" / "train" / kind / "9.png")
-    train(monkeypatch, flags if change == "steps" else [*flags, "--training.steps", "3"])
+    steps = {"steps": 2, "fewer steps": 1}.get(change, 3)
+    shutil.rmtree(tmp_path / "run" / "final")
+    train(monkeypatch, [*flags, "--training.steps", str(steps), "--training.warmup_steps", "0"])
     printed = capsys.readouterr()
-    refused = change not in ("nothing", "steps")
+    refused = change not in ("nothing", "steps", "fewer steps")
+    assert (tmp_path / "run" / "final" / "config.json").is_file() != refused
     assert named in (printed.err if refused else printed.out)
     if refused:
         assert "Choose another `output_dir`" in printed.err

@@ -15,10 +15,11 @@ import pytest
 import tiny
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
 from conftest import ROOT
 
 from zeroshot import launching
-from zeroshot.launching import start_processes
+from zeroshot.launching import check_unsharded, start_processes
 
 
 PRESET = ROOT / "scripts" / "configs" / "accelerate" / "two_cpu_processes.yaml"
@@ -154,9 +155,15 @@ def test_one_process_where_several_were_asked_for_is_refused(environment: pytest
         start_processes()
 
 
+def test_sharded_weights_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"sharded .*FSDP.*eight_gpus_bf16"):
+        check_unsharded(DistributedType.FSDP)
+    check_unsharded(DistributedType.MULTI_GPU)
+
+
 @pytest.mark.parametrize("path", sorted(PRESET.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_start_as_many_processes_as_they_say(path: Path) -> None:
     preset = yaml.safe_load(path.read_text())
-    assert preset["distributed_type"] in ("NO", "MULTI_GPU", "FSDP")  # MULTI_CPU starts one process, silently
+    assert preset["distributed_type"] in ("NO", "MULTI_GPU")  # MULTI_CPU starts one process, silently
     assert (preset["num_processes"] == 1) == (preset["distributed_type"] == "NO")
     assert preset["num_machines"] == 1 and preset["mixed_precision"] in ("no", "bf16")

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ def load_config(source: str | Path, argument: str = "--model", config: dict[str,
         )
     check_config_names(config or {}, f"{argument}_config")
     with _explained(source, argument):
+        stored, _ = AlignZegConfig.get_config_dict(source)
+        if (kind := stored.get("model_type")) != AlignZegConfig.model_type:
+            raise ValueError(f"its `model_type` is {kind!r}; to build on a CLIP, use `model.clip` or `--clip`")
         values = AlignZegConfig.from_pretrained(source)
     try:
         return AlignZegConfig.from_dict(values.to_dict() | config) if config else values
@@ -86,7 +90,7 @@ def _explained(source: str | Path, argument: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers raises errors of all types for damaged files
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = textwrap.shorten(str(error), 400, placeholder=" …") or type(error).__name__
         if Path(source).exists():
             why = f"which cannot be loaded as an AlignZeg checkpoint ({reason})"
         else:

@@ -43,7 +43,11 @@ def find_coco_file(root: Path, part: str) -> Path | None:
 
 
 def load_coco(
-    file: Path, root: Path, image_folder: str | None = None, split: SegmentationSplit | None = None
+    file: Path,
+    root: Path,
+    image_folder: str | None = None,
+    split: SegmentationSplit | None = None,
+    limit: int | None = None,
 ) -> datasets.Dataset:
     """The images of a COCO JSON file with label maps drawn from its annotations.
 
@@ -55,6 +59,7 @@ def load_coco(
         root: Folder of the dataset, which is searched for the images.
         image_folder: Subfolder of `root` with the images, if it is not one of the usual ones.
         split: The classes. By default, raw ids are the category ids, and 255 is unlabelled.
+        limit: Number of images, the first by file name; default: all, in the order of the file.
 
     Returns:
         Columns `image`, `label` and `name`, see [`~zeroshot.data.benchmarks.load_benchmark`].
@@ -64,6 +69,8 @@ def load_coco(
         ValueError: The file does not have COCO's format, or lacks a class of the split.
     """
     content = read_coco(file)
+    if limit is not None:
+        content["images"] = _first(content["images"], limit)
     images = _image_folder(file, root, image_folder, content)
     table, rest = raw_ids({each["id"]: each["name"] for each in content["categories"]}, split, file)
     stamp = file.stat()
@@ -75,6 +82,7 @@ def load_coco(
             "images": str(images),
             "table": table,
             "rest": rest,
+            "limit": limit,
             "stamp": (stamp.st_mtime_ns, stamp.st_size),  # a changed file is drawn again
         },
     )
@@ -145,15 +153,19 @@ def raw_ids(categories: dict[int, str], split: SegmentationSplit | None, file: P
     return {key: raw_of[target] for key, target in table.items()}, raw_of[rest]
 
 
+def _first(images: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    return sorted(images, key=lambda image: image["file_name"])[:limit]
+
+
 def _rows(
-    file: str, images: str, table: dict[int, int], rest: int, stamp: tuple[int, int]
+    file: str, images: str, table: dict[int, int], rest: int, limit: int | None, stamp: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     by_image = defaultdict(list)
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)
     kind = np.uint8 if max(*table.values(), rest) < 256 else np.uint16
-    for image in content["images"]:
+    for image in content["images"] if limit is None else _first(content["images"], limit):
         found = by_image[image["id"]]
         label = np.full((image["height"], image["width"]), rest, kind)
         try:

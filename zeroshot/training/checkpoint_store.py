@@ -16,9 +16,6 @@ step-00000123/
 It is written as `.step-00000123.partial` and renamed when all bytes are on disk, so a folder with the final name is
 complete even if the process is killed. Only the hash of frozen parameters is stored; the set of frozen parameters must
 not change during a training.
-
-In training sharded by FSDP, DeepSpeed or Megatron, no process has all tensors: `accelerator.save_state` then writes
-    model and optimizer in its own formats, which include pickle. Everything else works as described here.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -69,7 +66,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -127,9 +123,7 @@ class CheckpointStore:
         partial = beside(final, "partial")
 
         def write() -> None:
-            if accelerator.distributed_type in SHARDED:
-                accelerator.save_state(str(partial), safe_serialization=True)
-            elif accelerator.is_main_process:
+            if accelerator.is_main_process:
                 self._write(accelerator, partial, accelerator.unwrap_model(model), optimizer, scheduler)
             write_state(partial / RNG.format(accelerator.process_index), rng_state(accelerator.device))
 
@@ -200,18 +194,10 @@ class CheckpointStore:
                     f"The checkpoint {path} was written by {manifest['processes']} processes, but this training has "
                     f"{accelerator.num_processes}: resume with the same number."
                 )
-            if manifest["sharded"] != (accelerator.distributed_type in SHARDED):
-                raise CheckpointError(
-                    f"The checkpoint {path} is {'sharded' if manifest['sharded'] else 'not sharded'}, but this training is"
-                    f"{' not' if manifest['sharded'] else ''}: resume with the original settings of `accelerate`."
-                )
             self._remove_leftovers()
 
         def read() -> None:
-            if accelerator.distributed_type in SHARDED:
-                accelerator.load_state(str(path))
-            else:
-                self._read(accelerator, path, accelerator.unwrap_model(model), optimizer, scheduler)
+            self._read(accelerator, path, accelerator.unwrap_model(model), optimizer, scheduler)
             set_rng_state(read_state(path / RNG.format(accelerator.process_index)), accelerator.device)
 
         _together(accelerator, verify, path)
@@ -301,7 +287,6 @@ class CheckpointStore:
         accelerator.step = state["accelerate_step"]
 
     def _finish(self, accelerator: Accelerator, partial: Path, final: Path, text: str) -> None:
-        sharded = accelerator.distributed_type in SHARDED
         (partial / PROGRESS).write_text(text, encoding="utf-8")
         files = {}
         for path in sorted(partial.rglob("*")):
@@ -309,7 +294,7 @@ class CheckpointStore:
             if path.is_file():
                 name = path.relative_to(partial).as_posix()
                 files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        missing = missing_files(files, accelerator.num_processes, sharded)
+        missing = missing_files(files, accelerator.num_processes)
         if missing:
             raise CheckpointError(
                 f"The first process cannot find {', '.join(sorted(missing))} of other processes: choose a "
@@ -319,7 +304,6 @@ class CheckpointStore:
             "format": FORMAT,
             "step": step_of(final),
             "processes": accelerator.num_processes,
-            "sharded": sharded,
             "files": files,
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

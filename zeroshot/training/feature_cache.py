@@ -87,9 +87,13 @@ def feature_cache(
 def _digest(
     model: AlignZegModel, image_processor: AlignZegImageProcessor, dataset: SegmentationDataset, epochs: int
 ) -> str:
-    digest = hashlib.sha256(
-        repr((model.recognizer.layers, image_processor.image_mean, image_processor.image_std)).encode()
+    settings = (
+        model.recognizer.layers,
+        model.config.clip_input_scale,
+        sorted(model.config.vision_config.to_dict().items()),  # activations are not in the weights
+        *(image_processor.image_mean, image_processor.image_std, image_processor.rescale_factor),
     )
+    digest = hashlib.sha256(repr(settings).encode())
     for weight in model.recognizer.vision_model.state_dict().values():
         digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     for image in sample_images(dataset, epochs):

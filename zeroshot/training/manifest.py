@@ -21,10 +21,9 @@ def step_of(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def missing_files(files: dict[str, Any], processes: int, sharded: bool) -> set[str]:
-    needed = {PROGRESS} if sharded else {PROGRESS, MODEL, TRAINING}
+def missing_files(files: dict[str, Any], processes: int) -> set[str]:
     ranks = min(processes, len(files))  # the number may come from a damaged file
-    return needed.union(map(RNG.format, range(ranks))) - files.keys()
+    return {PROGRESS, MODEL, TRAINING, *map(RNG.format, range(ranks))} - files.keys()
 
 
 def progress_text(progress: dict[str, Any]) -> str:
@@ -55,7 +54,7 @@ def problem_of(path: Path, hashes: bool = True) -> str | None:
         if STEP_FOLDER.fullmatch(path.name) and manifest["step"] != step_of(path):
             return f"{MANIFEST} belongs to step {manifest['step']}"
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        missing = missing_files(files, manifest["processes"], manifest["sharded"])
+        missing = missing_files(files, manifest["processes"])
         if missing:
             return f"{MANIFEST} does not list {', '.join(sorted(missing))}"
         for name, (size, sha256) in files.items():

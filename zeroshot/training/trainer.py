@@ -150,7 +150,8 @@ class Trainer:
         )
         self.clip_cache = None
         if data.cached_epochs:
-            with self.accelerator.main_process_first():  # it fills the cache folder for the others
+            # With a folder, the main process fills it for the others; without one, each process computes its own.
+            with self.accelerator.main_process_first() if data.feature_folder else nullcontext():
                 self.clip_cache = feature_cache(
                     self.model, image_processor, self.dataset, data.cached_epochs, data.feature_folder
                 )
@@ -322,14 +323,14 @@ class Trainer:
                 if stopping:
                     break
         seconds = time.time() - started  # since the start of this process, also in a resumed run
-        if self.step == settings.steps:
+        if self.step >= settings.steps:
             self.finish(self.output / "final")
-            if accelerator.is_main_process:
+            if accelerator.is_main_process and first < settings.steps:
                 timing = {
                     "seconds": round(seconds),
                     "steps": settings.steps,
                     "from_step": first,
-                    "seconds_per_step": round(seconds / max(settings.steps - first, 1), 4),
+                    "seconds_per_step": round(seconds / (settings.steps - first), 4),
                 }
                 atomic_write_text(self.output / "timing.json", json.dumps(timing) + "\n")
         else:
@@ -424,10 +425,10 @@ class Trainer:
     def draw(self, model: AlignZegModel, prototypes: Tensor) -> None:
         """Writes figures of some predictions and of the curves to the folder of the run and to TensorBoard."""
         assert self.validation is not None
-        samples = choose_samples(self.validation, SHOWN_IMAGES)
-        labels = predict_samples(model, self.processor, samples, self.split, prototypes)  # a sharded model needs all
         if not self.accelerator.is_main_process:
             return
+        samples = choose_samples(self.validation, SHOWN_IMAGES)
+        labels = predict_samples(model, self.processor, samples, self.split, prototypes)
         sheet = draw_predictions(samples, labels, list(self.split.classes))
         with atomic_file(self.output / FIGURES / f"step-{self.step:08d}.png") as partial:
             sheet.save(partial)
