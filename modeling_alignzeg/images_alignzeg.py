@@ -31,7 +31,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     EXIF orientation is applied. Transparency is composited on white, as in Transformers. 16-bit modes are scaled from
     their full range. The modes `I` and `F` have no fixed range: values within 0 to 1 (`F`), 0 to 255 or 0 to 65535 (`I`)
-    are assumed to use that range; others are stretched from minimum to maximum. NaN and infinity become black.
+    are assumed to use that range; others are stretched from minimum to maximum. NaN and infinity count as the smallest
+    finite value.
 
     Args:
         image: a PIL image of any mode, decoded or not.

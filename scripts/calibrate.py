@@ -39,14 +39,19 @@ def main() -> None:
     args, settings = parser.parse()
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.data.benchmarks import open_part
+    from zeroshot.data.dataset import raise_for_problems, validate_dataset
+    from zeroshot.data.splits import load_split
     from zeroshot.evaluation.calibration import calibrate, calibrate_models, indicator_auc, store_correction
+    from zeroshot.evaluation.evaluator import without_nan
     from zeroshot.files import atomic_write_text, check_output
 
     # Check before hours of training what is needed at the end.
     if args.output:
         check_output(args.output)
     if args.checkpoint:
-        load_checkpoint(args.checkpoint, "--checkpoint")
+        model, _ = load_checkpoint(args.checkpoint, "--checkpoint")
+        if args.report_on and model.indicator is None:
+            raise ValueError(f"`--report_on` measures PBC's indicator, but {args.checkpoint} was trained without it.")
         if not Path(args.checkpoint).is_dir():
             raise ValueError(
                 f"`--checkpoint` is {args.checkpoint!r}, which is not a folder to store θ and γ in: download it first."
@@ -55,14 +60,15 @@ def main() -> None:
     if args.report_on:
         if not args.checkpoint:
             raise ValueError("`--report_on` needs `--checkpoint`, the checkpoint to measure; pass both.")
-        open_part(settings.data, args.report_on, None)
+        split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
+        raise_for_problems(validate_dataset(open_part(settings.data, args.report_on, None), split), split)
     report = calibrate_models(settings, names(args.models)) if args.models else calibrate(settings, folds=args.folds)
     if args.checkpoint:
+        store_correction(args.checkpoint, report["gamma"], report["threshold"])
         if args.report_on:
             report["indicator_roc_auc"] = indicator_auc(args.checkpoint, settings, args.report_on)
-        store_correction(args.checkpoint, report["gamma"], report["threshold"])
     if args.output:
-        atomic_write_text(args.output, json.dumps(report, indent=2) + "\n")
+        atomic_write_text(args.output, json.dumps(without_nan(report), indent=2, allow_nan=False) + "\n")
     print(json.dumps({k: v for k, v in report.items() if k != "grid"}, indent=2))
 
 

@@ -65,7 +65,7 @@ def main() -> None:
         split.require_seen()
     towers = load_towers(args.clip, args.pretrained, random_weights=args.random_weights)
     model, processor = assemble(towers, seed=args.seed, config=config, image_processor=image_processor)
-    model.set_vocabulary(list(split.classes), list(split.unseen), processor)
+    model.set_vocabulary(split.vocabulary, list(split.unseen), processor)
     save_checkpoint(model, processor, args.output_dir)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{args.output_dir}: {len(split.classes)} classes, {trainable:,} trainable parameters. It is untrained.")

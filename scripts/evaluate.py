@@ -139,6 +139,8 @@ def protocol(
 ) -> dict[str, Any]:
     """What a reader needs to compare the scores with others."""
     gamma = image_processor.correction_gamma if args.gamma is None else args.gamma
+    threshold = image_processor.correction_threshold if args.threshold is None else args.threshold
+    is_corrected = model.indicator is not None and gamma > 0 and bool(split.unseen)
     return {
         "split": split.name,
         "classes": len(split.classes),
@@ -148,9 +150,9 @@ def protocol(
         "note": split.protocol,
         "template_set": args.template_set or model.config.template_set,
         "phrase_pooling": args.phrase_pooling if split.phrases else None,
-        "bias_correction": gamma > 0 and bool(split.unseen),
-        "gamma": gamma,
-        "threshold": image_processor.correction_threshold if args.threshold is None else args.threshold,
+        "bias_correction": is_corrected,
+        "gamma": gamma if is_corrected else None,
+        "threshold": threshold if is_corrected else None,
         "seen_penalty": args.seen_penalty,
         "size": {"shortest_edge": args.shortest_edge} if args.shortest_edge else dict(image_processor.size),
         "refine": args.refine,
@@ -198,12 +200,12 @@ def main() -> None:
     given = {field.name: getattr(args, field.name) for field in fields(DataSettings) if hasattr(args, field.name)}
     settings = DataSettings(**given)
     rows = open_part(settings, args.part, args.limit)
-    if not args.skip_validation:
-        for warning in data_warnings(split, {args.part: check_dataset(accelerator, rows, split)}):
-            accelerator.print(f"Warning: {warning}")
     if args.unseen_from == "checkpoint":
         known = [name for name in model.config.id2label.values() if name not in model.config.unseen_labels]
         split = split_by_training_names(split, known)
+    if not args.skip_validation:
+        for warning in data_warnings(split, {args.part: check_dataset(accelerator, rows, split)}):
+            accelerator.print(f"Warning: {warning}")
     segments = None
     if args.segments:
         segments = SegmentEvaluator(

@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--gamma", type=float, help="PBC's correction; 0 disables it; default: the checkpoint's")
     options.add_argument("--threshold", type=float, help="PBC's threshold; default: the checkpoint's")
     options.add_argument(
-        "--none_of_these", action="store_true", help="give pixels that resemble no class the value 255"
+        "--none_of_these",
+        action="store_true",
+        help="give pixels that resemble no class the value 255 (65535 with more than 255 classes)",
     )
     options.add_argument("--refine", action="store_true", help="align class borders with edges in the image")
     options.add_argument("--template_set", help="prompt templates: single, vild or imagenet")

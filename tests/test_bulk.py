@@ -7,6 +7,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from PIL import Image
 from test_processes import ENVIRONMENT, PRESET, launch
 
 from modeling_alignzeg import AlignZegModel, AlignZegProcessor
-from zeroshot.evaluation import bulk
+from zeroshot.evaluation import bulk, predictor
 from zeroshot.evaluation.bulk import BulkSettings, _shards
 from zeroshot.evaluation.shards import picture_names
 
@@ -205,6 +206,17 @@ def test_a_run_goes_on_where_it_was(checkpoint, folder, whole, monkeypatch, tmp_
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_disk_that_fails_for_a_while_breaks_no_image(checkpoint, folder, whole, monkeypatch, tmp_path) -> None:
+    """A shard with results of an outage would be finished, and a later run would skip it."""
+    flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", tmp_path, "--shard_size", 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "_open_row", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        assert predict(patch, *flags) == 2
+    assert not list(tmp_path.glob("part-*"))
+    assert predict(monkeypatch, *flags) == 1  # one image is broken
+    assert_rows_equal(read(tmp_path), read(whole))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -214,11 +226,18 @@ def test_a_run_goes_on_where_it_was(checkpoint, folder, whole, monkeypatch, tmp_
         (["--limit", 3], "`limit` was None and is 3"),
         (["--output_format", "png"], "`output_format`"),
         (["--model", "other"], "`weights_sha256`"),
+        (["--model", "processor"], "`image_processor`"),
     ],
 )
 def test_results_of_two_runs_are_not_mixed(checkpoint, folder, whole, monkeypatch, tmp_path, capsys, change, words):
-    if change[0] == "--model":
+    if "other" in change:
         change = ["--model", tiny.tiny_checkpoint(tmp_path / "other", seed=5)]
+    if "processor" in change:
+        change = ["--model", shutil.copytree(checkpoint, tmp_path / "processor")]
+        file = tmp_path / "processor" / "processor_config.json"
+        values = json.loads(file.read_text())
+        values["image_processor"]["correction_on_scores"] = True
+        file.write_text(json.dumps(values))
     before = sorted(whole.glob("*"))
     flags = ["--model", checkpoint, "--dataset", folder, "--output_dir", whole, "--shard_size", 4, *change]
     assert predict(monkeypatch, *flags) == 2

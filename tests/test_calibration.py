@@ -1,6 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Choosing θ and γ without unseen labels: no unseen name or pixel is used."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -124,6 +125,18 @@ def test_nothing_is_chosen_without_a_fold_or_a_score(folds: int, settings: Setti
     monkeypatch.setattr(calibration, "evaluate_model", nothing)
     with pytest.raises(ValueError, match="No correction can be chosen.*num_validation"):
         calibrate(settings)
+
+
+def test_what_fails_at_the_end_is_found_before_the_training(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("the training started"))
+    start = tiny_checkpoint(tmp_path / "plain", bias_correction=False)
+    with pytest.raises(ValueError, match="`bias_correction` is off"):
+        calibrate(dataclasses.replace(settings, model=dataclasses.replace(settings.model, checkpoint=str(start))))
+    monkeypatch.setattr(dataset, "_label_array", lambda value: np.full((128, 128), 254))
+    with pytest.raises(ValueError, match=r"(?s)The dataset cannot be used.*254"):
+        calibrate(dataclasses.replace(settings, data=dataclasses.replace(settings.data, validate=False)))
 
 
 def test_trained_models_are_calibrated_on_the_unseen_classes(settings: Settings, tmp_path: Path) -> None:

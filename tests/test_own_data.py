@@ -23,6 +23,7 @@ from tiny import tiny_checkpoint
 from zeroshot.data.benchmarks import load_benchmark, open_part
 from zeroshot.data.dataset import SegmentationDataset, validate_dataset
 from zeroshot.data.folders import FolderLayout, is_plain_folder, pair_files
+from zeroshot.data.images import open_image
 from zeroshot.data.splits import SegmentationSplit, load_split
 from zeroshot.data.statistics import SAMPLE, PartCounts, class_table, data_warnings, similar_names
 from zeroshot.evaluation.evaluator import Evaluator, Readout, format_scores
@@ -185,6 +186,8 @@ def test_folders_of_tables_are_left_to_datasets(tmp_path: Path, rng: np.random.G
     assert len(read(tmp_path / "table", "train")) == 1
     (tmp_path / "table" / "0.png").touch()
     assert is_plain_folder(tmp_path / "table")
+    (tmp_path / "table" / "download.tar").touch()  # the archive that was unpacked here
+    assert is_plain_folder(tmp_path / "table")
     (tmp_path / "table" / "metadata.csv").touch()
     assert not is_plain_folder(tmp_path / "table") and not is_plain_folder(tmp_path / "nothing")
 
@@ -265,6 +268,11 @@ def test_coco_panoptic(tmp_path: Path, rng: np.random.Generator) -> None:
     mapped = SegmentationSplit("mapped", CLASSES, raw_id_to_class={3: 1, 7: 0, 90: 2, 1: 255, 255: 255})
     rows = load_benchmark(str(tmp_path), "val", split=mapped)
     assert [np.array_equal(row["label"], raw_of(labels[int(row["name"])])) for row in rows] == [True, True]
+    changed = tmp_path / "annotations" / "panoptic_val2017" / "5.png"
+    save(changed, np.full((*labels[5].shape, 3), (2, 1, 0), np.uint8))  # code 258: all of it is class 1
+    rows = load_benchmark(str(tmp_path), "val", split=mapped)
+    assert {row["name"]: np.unique(row["label"]).tolist() for row in rows}["5"] == [RAW[1]]
+    labels[5][:] = 1
     check(read(tmp_path, "val", mapped), {str(key): label for key, label in labels.items()})
     with pytest.raises(FileNotFoundError, match="no folders with the usual names of images and label maps"):
         read(tmp_path, "train")
@@ -287,6 +295,13 @@ def test_coco_names_count_before_ids(tmp_path: Path) -> None:
     content["categories"] = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
     path.write_text(json.dumps(content))
     check(read(tmp_path, "val", load_split("coco_object")), {"1": label})
+    panoptic = tmp_path / "annotations" / "panoptic_val2017.json"
+    panoptic.write_text("its categories are others")
+    (sample,) = SegmentationDataset(
+        load_benchmark("coco_object", "val", tmp_path), load_split("coco_object"), training=False
+    )
+    assert np.array_equal(sample["label"], label)
+    panoptic.unlink()
     merged = SegmentationSplit("merged", ("vehicle", "person"), raw_id_to_class={3: 0, 1: 1, 255: 255})
     with pytest.warns(UserWarning, match="so unlabelled: the categories"):
         found = read(tmp_path, "val", merged)
@@ -651,3 +666,20 @@ def test_no_setting_is_left_to_be_guessed(mixed: list[str], tmp_path: Path, monk
     with contextlib.suppress(SystemExit):
         runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
     assert "set `split` (`--split`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
+def test_training_sees_the_pixels_that_prediction_sees(mode: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """16-bit values are scaled, not clipped, and hidden colours under transparency stay hidden."""
+    values = rng.integers(0, 65536, (5, 7)).astype(np.uint16)
+    image = Image.fromarray(values)
+    if mode != "I;16":
+        image = Image.fromarray(rng.integers(0, 256, (5, 7, len(mode))).astype(np.uint8), mode)
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    image.save(tmp_path / "train" / "images" / "0.png")
+    save(tmp_path / "train" / "labels" / "0.png", np.zeros((5, 7), np.uint8))
+    (sample,) = SegmentationDataset(load_benchmark(str(tmp_path), "train", split=SPLIT), SPLIT, training=False)
+    seen = np.asarray(open_image(tmp_path / "train" / "images" / "0.png"))
+    assert np.array_equal(sample["image"], seen)
+    if mode == "I;16":
+        assert np.array_equal(seen[..., 0], np.rint(values / 257))

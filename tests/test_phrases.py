@@ -14,7 +14,9 @@ from tiny import picture, plain_correction, tiny_checkpoint, tiny_model, tiny_pr
 
 from modeling_alignzeg import AlignZegModel, ZeroShotImageSegmentationPipeline
 from modeling_alignzeg.processing_alignzeg import check_classes, read_classes
+from zeroshot.checkpoints import load_checkpoint
 from zeroshot.data.splits import load_split, pseudo_unseen_split
+from zeroshot.evaluation.options import load_vocabulary
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,6 +201,30 @@ def test_predict(tmp_path: Path) -> None:
     assert other.returncode == 2 and "other classes" in other.stderr
     wrong = predict("floor: grass|grass, brick")
     assert wrong.returncode == 2 and "The phrases of class 'floor'" in wrong.stderr
+
+
+def test_stored_prototypes_are_those_of_a_prediction(processor, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.set_vocabulary({"floor": ["grass", "wood"], "wall": ["brick"]}, ["wall"], processor)
+    found = load_vocabulary(model, processor, None, None, None)
+    assert found.names == ["floor", "wall"] and found.unseen == ["wall"]
+    assert torch.equal(found.prototypes, model.class_text_embeds) and found.prototypes.shape[:2] == (2, 2)
+    with pytest.raises(ValueError, match="`--template_set` needs `--classes`"):
+        load_vocabulary(model, processor, None, None, "single")
+    model.set_vocabulary(["floor", "wall"], processor=processor)
+    found = load_vocabulary(model, processor, None, None, "single")
+    assert torch.equal(found.prototypes, model.get_text_prototypes(processor, ["floor", "wall"], "single"))
+
+
+def test_a_checkpoint_is_created_with_the_phrases_of_a_split(tmp_path: Path) -> None:
+    (tmp_path / "split.yaml").write_text("classes: [sofa, grass]\nunseen: [sofa]\nphrases: {sofa: [sofa, couch]}\n")
+    command = [sys.executable, "scripts/create_checkpoint.py", "--clip", "scripts/assets/small_clip"]
+    command += ["--vocabulary", str(tmp_path / "split.yaml"), "--output_dir", str(tmp_path / "made")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    model, processor = load_checkpoint(tmp_path / "made")
+    expected = model.get_text_prototypes(processor, {"sofa": ["sofa", "couch"], "grass": ["grass"]})
+    torch.testing.assert_close(model.class_text_embeds, expected)
+    assert model.class_text_embeds.shape[:2] == (2, 2) and model.seen_class_mask.tolist() == [False, True]
 
 
 def test_yaml_splits(tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ def load_benchmark(
     if name in ("coco_stuff", "coco_object"):
         label_paths = (f"stuffthingmaps/{part}2017", f"annotations/{part}2017")
         if name == "coco_object" and not any((Path(root) / path).is_dir() for path in label_paths):
-            return _open_folder(Path(root), part, layout or FolderLayout(), split or load_split(name))
+            layout, instances = layout or FolderLayout(), f"annotations/instances_{part}2017.json"
+            if layout == FolderLayout(layout.image_folder) and (Path(root) / instances).is_file():
+                layout = dataclasses.replace(layout, label_file=instances)  # the panoptic file has other categories
+            return _open_folder(Path(root), part, layout, split or load_split(name))
         images, labels = _paired_files(Path(root), (f"{part}2017", f"images/{part}2017"), label_paths)
     elif name == "ade20k":
         part = {"train": "training", "val": "validation"}.get(part, part)

@@ -7,6 +7,7 @@ split, classes are matched to categories by name, or by the split's raw id map.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -26,6 +27,7 @@ from .splits import SegmentationSplit
 
 
 KINDS = ("panoptic", "instances", "")  # prefixes of file names; the first one found is used
+DRAWING_VERSION = 1  # raise it with every change of what is drawn: `datasets` caches label maps
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")})
 
 
@@ -83,7 +85,12 @@ def load_coco(
             "table": table,
             "rest": rest,
             "limit": limit,
-            "stamp": (stamp.st_mtime_ns, stamp.st_size),  # a changed file is drawn again
+            "stamp": (
+                stamp.st_mtime_ns,
+                stamp.st_size,
+                _segments_stamp(content, file),
+            ),  # changed files are drawn again
+            "version": DRAWING_VERSION,
         },
     )
 
@@ -157,8 +164,25 @@ def _first(images: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     return sorted(images, key=lambda image: image["file_name"])[:limit]
 
 
+def _segments_stamp(content: dict[str, Any], file: Path) -> str:
+    """A hash of names, sizes and times of the panoptic PNG files, if there are any."""
+    digest = hashlib.sha256()
+    for annotation in content["annotations"]:
+        if "segments_info" in annotation:
+            place = next(filter(Path.is_file, segment_places(annotation["file_name"], file)), None)
+            stamp = place and place.stat()
+            digest.update(repr(stamp and (str(place), stamp.st_size, stamp.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
 def _rows(
-    file: str, images: str, table: dict[int, int], rest: int, limit: int | None, stamp: tuple[int, int]
+    file: str,
+    images: str,
+    table: dict[int, int],
+    rest: int,
+    limit: int | None,
+    stamp: tuple[int, int, str],
+    version: int,
 ) -> Iterator[dict[str, Any]]:
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     by_image = defaultdict(list)
@@ -196,11 +220,16 @@ def mapped(codes: np.ndarray, table: dict[int, int], rest: int) -> np.ndarray:
     return np.array([table.get(code, rest) for code in known.tolist()])[places.reshape(codes.shape)]
 
 
+def segment_places(name: str, file: Path) -> tuple[Path, ...]:
+    """Where the panoptic PNG `name` of a JSON file may be."""
+    return file.with_suffix("") / name, file.parent / name, file.parent.parent / file.stem / name
+
+
 def segment_ids(annotation: dict[str, Any], file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The segment ids in a panoptic PNG, R + 256 G + 65536 B, `int64` of the image's `shape`."""
     name = annotation["file_name"]
-    places = (file.with_suffix("") / name, file.parent / name, file.parent.parent / file.stem / name)
-    place = next((place for place in places if place.is_file()), None)
+    places = segment_places(name, file)
+    place = next(filter(Path.is_file, places), None)
     if place is None:
         raise ValueError(f"{name} is in none of {', '.join(str(place.parent) for place in places)}")
     codes = np.asarray(Image.open(place).convert("RGB")).astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])

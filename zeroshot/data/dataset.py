@@ -21,6 +21,8 @@ from accelerate.utils import gather_object
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from modeling_alignzeg.images_alignzeg import to_rgb
+
 from .benchmarks import encoded_images
 from .colors import UnknownColorError
 from .splits import SegmentationSplit, UnmappedIdError, listed_ids
@@ -155,14 +157,19 @@ def _read_row(
     for column in ("image", "label"):
         files[column] = (row[column] or {}).get("path") or f"{column} of {row['name']}"
         try:
-            arrays[column] = _image_array(row[column]) if colored or column == "image" else _label_array(row[column])
+            if column == "image":
+                arrays[column] = np.array(to_rgb(_decode(row[column])))
+            else:
+                arrays[column] = _color_array(row[column]) if colored else _label_array(row[column])
         except ValueError as error:
             arrays[column] = None
             problems.append(Problem(files[column], str(error)))
     image, label = arrays["image"], arrays["label"]
     if image is not None and label is not None and image.shape[:2] != label.shape[:2]:
         sizes = "{1}×{0} pixels, its image {3}×{2}".format(*label.shape[:2], *image.shape)
-        problems.append(Problem(files["label"], f"the label map has {sizes}; they must be equal"))
+        turned = image.shape[1::-1] == label.shape[:2]
+        hint = ", or the image's EXIF orientation turns it and not the label map" if turned else ""
+        problems.append(Problem(files["label"], f"the label map has {sizes}; they must be equal{hint}"))
     if label is not None:
         try:
             label = split.map_colors(label) if colored else split.map_raw(label)
@@ -190,7 +197,7 @@ def _decode(value: dict[str, Any] | None) -> PILImage.Image:
         raise ValueError(f"the file cannot be decoded ({error or type(error).__name__})") from None
 
 
-def _image_array(value: dict[str, Any] | None) -> np.ndarray:
+def _color_array(value: dict[str, Any] | None) -> np.ndarray:
     return np.array(_decode(value).convert("RGB"))
 
 

@@ -50,7 +50,7 @@ ENDINGS = (
     ),
 )
 OTHER_READERS = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # files that `datasets` reads, like the next
-OTHER_SUFFIXES = (".parquet", ".arrow", ".tar")
+OTHER_SUFFIXES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)

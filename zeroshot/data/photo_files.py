@@ -14,6 +14,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from modeling_alignzeg.images_alignzeg import to_rgb
+
 from ..files import atomic_file
 from .coco_json import load_coco
 from .photos import ENCODED, MSRC_PARTS, load_photos
@@ -87,10 +89,11 @@ def _labelled(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
 def _shrunk(path: Path, side: int) -> bytes:
     """The photograph as a JPEG whose short side has at most `side` pixels."""
     encoded = io.BytesIO()
-    with Image.open(path) as image:
+    with Image.open(path) as file:
+        image = to_rgb(file)
         scale = min(1, side / min(image.size))
         size = tuple(max(1, round(length * scale)) for length in image.size)
-        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+        image.resize(size, Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
     return encoded.getvalue()
 
 

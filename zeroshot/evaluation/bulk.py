@@ -213,6 +213,7 @@ def _describe(
         "threshold": processor.image_processor.correction_threshold
         if settings.threshold is None
         else settings.threshold,
+        "image_processor": json.loads(processor.image_processor.to_json_string()),
         "text_prototypes_sha256": prototypes,
         "weights_sha256": _weights_hash(model),
     }

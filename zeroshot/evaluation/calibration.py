@@ -20,7 +20,7 @@ from modeling_alignzeg.readout_alignzeg import resize_matrix
 
 from ..checkpoints import load_checkpoint
 from ..data.benchmarks import open_part
-from ..data.dataset import SegmentationDataset
+from ..data.dataset import SegmentationDataset, raise_for_problems, validate_dataset
 from ..data.splits import SegmentationSplit, load_split
 from ..files import atomic_write_text
 from ..settings import DataSettings, Settings
@@ -57,6 +57,10 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         output = str(Path(settings.output_dir) / f"calibration-{fold}")
         shutil.rmtree(output, ignore_errors=True)
         trainer = Trainer(dataclasses.replace(settings, output_dir=output, resume=False, data=data, training=training))
+        if trainer.model.indicator is None:
+            raise ValueError("`bias_correction` is off: a model without PBC has no indicator to calibrate.")
+        validation = open_part(data, data.validation_part, data.num_validation)
+        raise_for_problems(validate_dataset(validation, trainer.split), trainer.split)  # before hours of training
         trainer.run()
         model = trainer.accelerator.unwrap_model(trainer.network)
         grids.append(_grid(model, trainer.processor, trainer.split, data))
@@ -104,7 +108,7 @@ def _grid(
         processor.image_processor,
         evaluation_batches(part, processor, 32),
         split,
-        model.get_text_prototypes(processor, list(split.classes)),
+        model.get_text_prototypes(processor, split.vocabulary),
         readouts,
         num_images=len(part),
     )
@@ -204,7 +208,9 @@ def average_recall(proposals: list[BestProposal], is_unseen: bool) -> float:
 
 
 def indicator_roc_auc(proposals: list[BestProposal]) -> float:
-    """ROC-AUC of the indicator over regions of unseen against seen classes."""
+    """ROC-AUC of the indicator over regions of unseen against seen classes; NaN without one of both."""
+    if len({proposal.is_unseen for proposal in proposals}) < 2:
+        return math.nan
     return float(roc_auc_score([p.is_unseen for p in proposals], [p.unseen_probability for p in proposals]))
 
 
@@ -215,7 +221,7 @@ def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
     vocabulary = {
-        "text_prototypes": model.get_text_prototypes(processor, list(split.classes)),
+        "text_prototypes": model.get_text_prototypes(processor, split.vocabulary),
         "seen_class_mask": torch.tensor(split.seen_class_mask),
     }
     found = []

@@ -47,7 +47,8 @@ def load_vocabulary(
         cache_dir: Folder of cached embeddings.
 
     Raises:
-        ValueError: A name is empty or a duplicate, or an unseen class is not among the classes.
+        ValueError: A name is empty or a duplicate, an unseen class is not among the classes, or the templates are to replace
+            several prototypes of a class.
     """
     if classes is None:
         phrases = check_classes([model.config.id2label[i] for i in range(model.config.num_labels)])
@@ -60,8 +61,13 @@ def load_vocabulary(
         raise ValueError(
             f"`--unseen` contains {unknown[0]!r}, which is not among the classes: {', '.join(list(phrases)[:20])}."
         )
-    options = {"phrase_pooling": phrase_pooling, "cache_dir": cache_dir}
-    prototypes = model.get_text_prototypes(processor, phrases, template_set, **options)
+    if classes is None and template_set is None:  # its prototypes may be of several phrases, or of exemplars
+        prototypes = model.class_text_embeds
+    elif classes is None and model.config.prototypes_per_class > 1:
+        raise ValueError("`--template_set` needs `--classes`: the checkpoint's classes have several prototypes each.")
+    else:
+        options = {"phrase_pooling": phrase_pooling, "cache_dir": cache_dir}
+        prototypes = model.get_text_prototypes(processor, phrases, template_set, **options)
     is_plain = all(texts == [name] for name, texts in phrases.items())
     wording = {} if is_plain else {"phrases": phrases, "phrase_pooling": phrase_pooling}
     return Vocabulary(list(phrases), unseen, prototypes, wording)

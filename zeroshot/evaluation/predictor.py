@@ -130,7 +130,7 @@ class Predictor:
                 image = _open_row(row, result["name"])
                 images.append(image)
                 result |= {"height": image.height, "width": image.width}
-            except (ValueError, OSError) as error:
+            except (ValueError, FileNotFoundError) as error:  # not other errors of the disk, which may pass
                 result["error"] = str(error)
             results.append(result)
         inputs = self.processor(images=images, return_tensors="pt") if images else None

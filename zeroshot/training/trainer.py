@@ -399,7 +399,7 @@ class Trainer:
         """Scores on the validation part; keeps the best model by `training.best_metric`."""
         assert self.validation is not None
         model = self.accelerator.unwrap_model(self.network)
-        prototypes = model.get_text_prototypes(self.processor, list(self.split.classes))
+        prototypes = model.get_text_prototypes(self.processor, self.split.vocabulary)
         # The curves are without PBC, because its threshold is not calibrated yet.
         scores = evaluate_model(
             model,
@@ -444,7 +444,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.network)
             seen_only = (list(self.training_split.seen), model.class_text_embeds)
-            model.set_vocabulary(list(self.split.classes), list(self.split.unseen), self.processor)
+            model.set_vocabulary(self.split.vocabulary, list(self.split.unseen), self.processor)
             lines = read_metrics(self.output / METRICS)
             scores = next((line for line in lines if line["step"] == self.step and "validation/hiou" in line), {})
             scores = {name.removeprefix("validation/"): value for name, value in scores.items()}
