@@ -63,6 +63,8 @@ except ImportError:
 import gradio as gr
 import numpy as np
 import torch
+from fastapi import HTTPException
+from gradio.components.base import server
 from gradio.utils import get_upload_folder
 from PIL import Image, UnidentifiedImageError
 from transformers import AutoModel, AutoProcessor
@@ -85,6 +87,9 @@ VIEW_DETAIL = 8  # which also has at most this many pixels per mask cell and axi
 REST = 0.3  # seconds from the last slider change to writing the downloads
 KEPT_BYTES = 2**30  # limit on the network outputs kept for all sessions together
 QUEUE_SIZE = 64
+MAX_LAYERS = 8  # of a painted picture
+MAX_SKETCHES = QUEUE_SIZE  # painted pictures that wait to be read, in all sessions together,
+SKETCH_BYTES = 2**28  # and limit on their size
 SEGMENTS = {"Panoptic segments": "panoptic", "Instances": "instance"}
 EXAMPLE_NAME = "your example"
 NONE_ID, NONE_NAME, NONE_COLOR = 255, "everything else", (120, 120, 120)
@@ -282,10 +287,26 @@ class Result:
         scale = min(1.0, side / max(self.size))
         return max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale))
 
+    def kept_outputs(self) -> SimpleNamespace:
+        """The outputs. Another session can drop them at any time, so read them once.
+
+        Raises:
+            Refused: they were dropped.
+        """
+        outputs = self.outputs
+        if outputs is None:
+            raise Refused(_DROPPED)
+        return outputs
+
     @property
     def label_size(self) -> tuple[int, int]:
-        """Height and width of the label maps on the page, limited by the resolution of the masks."""
-        return self.size_within(min(VIEW_LABELS, VIEW_DETAIL * max(self.outputs.masks_queries_logits.shape[2:])))
+        """Height and width of the label maps on the page, limited by the resolution of the masks.
+
+        Raises:
+            Refused: the outputs were dropped.
+        """
+        masks = self.kept_outputs().masks_queries_logits
+        return self.size_within(min(VIEW_LABELS, VIEW_DETAIL * max(masks.shape[2:])))
 
     @property
     def num_bytes(self) -> int:
@@ -340,15 +361,19 @@ class Segmenter:
             inputs: dict[str, torch.Tensor],
             classes: dict[str, list[str]],
             unseen: list[bool],
-            exemplar: torch.Tensor | None,
+            exemplar: tuple[torch.Tensor, torch.Tensor] | None,
         ) -> dict[str, torch.Tensor | None]:
-            prototypes = self.model.get_text_prototypes(self.processor, classes) if classes else exemplar[:0]
+            prototypes = [self.model.get_text_prototypes(self.processor, classes)] if classes else []
             if exemplar is not None:
-                copies = exemplar if prototypes.ndim == 2 else exemplar[:, None].expand(-1, prototypes.shape[1], -1)
-                prototypes = torch.cat([copies, prototypes])
+                pixel_values, mask = (part.to(self.device) for part in exemplar)
+                anchors = self.model.class_text_embeds
+                example = self.model.get_image_prototypes(pixel_values, mask, anchors=anchors)
+                if prototypes and prototypes[0].ndim == 3:  # several phrases per class
+                    example = example[:, None].expand(-1, prototypes[0].shape[1], -1)
+                prototypes = [example, *prototypes]
             inputs = {name: value.to(self.device) for name, value in inputs.items()}
             seen = torch.tensor([not mark for mark in unseen], device=self.device)
-            outputs = self.model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
+            outputs = self.model(**inputs, text_prototypes=torch.cat(prototypes), seen_class_mask=seen)
             found = {name: getattr(outputs, name, None) for name in fields}
             return {name: value if value is None else value.cpu() for name, value in found.items()}
 
@@ -360,7 +385,7 @@ class Segmenter:
         classes: dict[str, list[str]],
         unseen: list[bool],
         progress: Callable[[float, str], Any],
-        exemplar: torch.Tensor | None = None,
+        exemplar: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[Result, Image.Image]:
         """Runs the network.
 
@@ -389,8 +414,11 @@ class Segmenter:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
         return result, image
 
-    def read_exemplar(self, drawing: Any) -> torch.Tensor:
-        """The prototype of what is painted over in a picture, `(1, D)`; `drawing` is from [`Sketch`].
+    def read_exemplar(self, drawing: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """A picture and what is painted over in it; does not run the network. `drawing` is from [`Sketch`].
+
+        Returns:
+            The pixel values `(1, 3, H, W)` and the mask `(1, H, W)`, 1 where the picture is painted, on the CPU.
 
         Raises:
             Refused: the picture is missing, nothing is painted, or one of the two cannot be read.
@@ -408,9 +436,7 @@ class Segmenter:
         inputs = self.processor(images=picture, segmentation_maps=np.where(painted, 0, 255), return_tensors="pt")
         if not len(inputs["mask_labels"][0]):
             raise Refused("Nothing is painted, or too little. Paint over the thing that you look for.")
-        inputs = inputs.to(self.device)
-        masks = [mask.to(self.device) for mask in inputs["mask_labels"]]
-        return self.model.get_image_prototypes(inputs["pixel_values"], masks, anchors=self.model.class_text_embeds)
+        return inputs["pixel_values"], inputs["mask_labels"][0]
 
     def _upright(self, image: Image.Image) -> Image.Image:
         """The picture as the model sees it, at its original size: EXIF-rotated, 8-bit RGB, no transparency."""
@@ -452,9 +478,7 @@ class Segmenter:
         Raises:
             Refused: the outputs were dropped.
         """
-        outputs = result.outputs
-        if outputs is None:
-            raise Refused(_DROPPED)
+        outputs = result.kept_outputs()
         options = {
             "gamma": gamma if self.has_correction else 0.0,
             "threshold": threshold,
@@ -500,11 +524,10 @@ class Segmenter:
         Raises:
             Refused: the outputs were dropped, or nothing is found.
         """
-        if result.outputs is None:
-            raise Refused(_DROPPED)
+        outputs = result.kept_outputs()
         post_process = getattr(self.processor, f"post_process_{SEGMENTS[kind]}_segmentation")
         found = post_process(
-            result.outputs,
+            outputs,
             score,
             target_sizes=[result.size_within(VIEW_SIDE)],
             gamma=gamma if self.has_correction else 0.0,
@@ -520,9 +543,13 @@ class Segmenter:
         return segments
 
     def read_unseen_map(self, result: Result) -> np.ndarray | None:
-        """The unseen-ness map, 0 to 1, at most 256 pixels on a side; `None` without PBC."""
+        """The unseen-ness map, 0 to 1, at most 256 pixels on a side; `None` without PBC.
+
+        Raises:
+            Refused: the outputs were dropped.
+        """
         _, maps = self.processor.post_process_semantic_segmentation(
-            result.outputs, [result.size_within(256)], gamma=0.0, return_unseen_scores=True
+            result.kept_outputs(), [result.size_within(256)], gamma=0.0, return_unseen_scores=True
         )
         return None if maps is None else maps[0].numpy()
 
@@ -546,7 +573,11 @@ def encode_bytes(values: np.ndarray) -> str:
 def view_data(
     segmenter: Segmenter, result: Result, gamma: float, threshold: float, everything_else: bool, sharp: bool = False
 ) -> dict[str, Any]:
-    """Everything that viewer.js draws, as JSON."""
+    """Everything that viewer.js draws, as JSON.
+
+    Raises:
+        Refused: the outputs were dropped.
+    """
     size = result.label_size
     extra = len(result.names)  # id of "everything else" on the page
 
@@ -639,7 +670,8 @@ def write_label_png(path: Path, labels: np.ndarray, colors: np.ndarray) -> None:
 
 
 def answering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns every exception of `function` into a message for the user; unexpected ones are logged with their traceback."""
+    """Turns every exception of `function` into a message for the user; unexpected ones are logged with their traceback.
+    `gr.Error` passes through: ZeroGPU says with it that a quota is used up."""
 
     @functools.wraps(function)
     def answer(*args: Any, **kwargs: Any) -> Any:
@@ -647,6 +679,8 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except Refused as error:
             raise gr.Error(_as_text(str(error)), print_exception=False) from None
+        except gr.Error:
+            raise
         except Exception:
             logger.exception("%s failed", function.__name__)
             message = "Internal error. Try again, or use a smaller picture."
@@ -682,6 +716,32 @@ class Sketch(gr.ImageEditor):
     """A picture and what is painted on it, passed on as paths. gr.ImageEditor would decode both before they are checked."""
 
     is_template = True
+    _lock = threading.Lock()
+
+    @server
+    def accept_blobs(self, data: Any) -> None:
+        """Keeps one file of a painted picture until an event reads it. Every client can call this, with any values.
+
+        Raises:
+            HTTPException: the layer does not exist or the file is too large.
+        """
+        index = str(data.data.get("index") or "null")
+        if index not in ("null", *map(str, range(MAX_LAYERS))):
+            message = f"The layer is {_as_text(index[:40])}; expected a whole number from 0 to {MAX_LAYERS - 1}."
+            raise HTTPException(400, message)
+        if any(len(content) > MAX_FILE_BYTES for _, content in data.files):
+            message = f"The painted picture is larger than {MAX_FILE_BYTES >> 20} MB. Paint on a smaller one."
+            raise HTTPException(400, message)
+        with self._lock:  # the page sends the files of a picture at once
+            super().accept_blobs(data)
+            sizes = {
+                key: sum(len(file) for file in (blobs.background, blobs.composite, *blobs.layers) if file)
+                for key, blobs in list(self.blob_storage.items())
+            }
+            while len(sizes) > MAX_SKETCHES or sum(sizes.values()) > SKETCH_BYTES:
+                oldest = next(iter(sizes))
+                del sizes[oldest]
+                self.blob_storage.pop(oldest, None)
 
     def convert_and_format_image(self, file: Any, flatten_on_white: bool = False) -> str | None:
         if not isinstance(file, (bytes, bytearray, memoryview)):
@@ -689,6 +749,7 @@ class Sketch(gr.ImageEditor):
         handle, path = tempfile.mkstemp(prefix=_SKETCH, dir=get_upload_folder())
         with os.fdopen(handle, "wb") as stream:
             stream.write(file)
+        self.temp_files.add(path)  # for delete_cache, if no event handler deletes it
         return path
 
 
@@ -995,6 +1056,7 @@ class Page:
             for file in (parts.get("background"), parts.get("composite"), *(parts.get("layers") or [])):
                 if file and Path(file).name.startswith(_SKETCH):
                     Path(file).unlink(missing_ok=True)
+                    self.drawing.temp_files.discard(file)
         classes = check_classes(split_names(text)) if text.strip() else {}
         if EXAMPLE_NAME in classes:
             raise Refused(f"“{EXAMPLE_NAME}” is the name of what you painted. Remove it from the class names.")
@@ -1035,7 +1097,10 @@ class Page:
         if result is None or result.settings != settings:  # a slider is still moving
             return gr.skip()
         reading = self.segmenter.read(result, result.size, *settings)
-        label, data = result.folder / "labels.png", result.folder / "segmentation.json"
+        if result.settings != settings:
+            return gr.skip()
+        folder = Path(tempfile.mkdtemp(dir=result.folder))  # not over the files of other settings
+        label, data = folder / "labels.png", folder / "segmentation.json"
         write_label_png(label, reading.labels, result.colors)
         facts = report(self.segmenter, result, reading, gamma, threshold, everything_else)
         data.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")

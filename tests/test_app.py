@@ -36,6 +36,8 @@ from zeroshot.data.scenes import draw_scene
 
 
 gradio_client = pytest.importorskip("gradio_client", reason="the demo needs gradio")
+import httpx  # noqa: E402
+from gradio.route_utils import delete_files_created_by_app  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
@@ -489,7 +491,7 @@ def test_a_painted_example_is_one_more_class(app: ModuleType, tmp_path: Path, mo
     inputs = segmenter.processor(images=scene.image, segmentation_maps=maps, return_tensors="pt")
     anchors = segmenter.model.class_text_embeds
     expected = segmenter.model.get_image_prototypes(inputs["pixel_values"], inputs["mask_labels"], anchors=anchors)
-    torch.testing.assert_close(exemplar, expected)
+    torch.testing.assert_close(exemplar, (inputs["pixel_values"], inputs["mask_labels"][0]))
     for classes in ({"grass": ["grass"]}, {"ground": ["grass", "sand"], "water": ["water"]}, {}):
         unseen = [False] * len(classes)
         image = Image.fromarray(scene.image)
@@ -497,6 +499,14 @@ def test_a_painted_example_is_one_more_class(app: ModuleType, tmp_path: Path, mo
         assert result.names == [app.EXAMPLE_NAME, *classes] and result.unseen == [True, *unseen]
         labels = segmenter.read(result, result.size, 0.0, 0.7, True).labels
         assert (labels[scene.label == class_id] == 0).mean() > 0.5
+        logits = result.outputs.class_queries_logits
+        features = segmenter.processor(images=image, return_tensors="pt")
+        names = [segmenter.model.get_text_prototypes(segmenter.processor, classes)] if classes else []
+        copies = expected[:, None].expand(-1, 2, -1) if "ground" in classes else expected
+        features["text_prototypes"] = torch.cat([copies, *names])
+        features["seen_class_mask"] = torch.tensor([False] + [True] * len(classes))
+        with torch.no_grad():
+            torch.testing.assert_close(logits, segmenter.model(**features).class_queries_logits)
     with pytest.raises(app.Refused, match="Nothing is painted"):
         segmenter.read_exemplar({"background": files[0], "layers": []})
     with pytest.raises(app.Refused, match="No picture yet"):
@@ -522,13 +532,132 @@ def test_memory_of_results_is_bounded(app: ModuleType, segmenter: Any, monkeypat
     for result in results:
         segmenter.keep(result)
     assert [result.outputs is None for result in results] == [True, True, False, False]
-    with pytest.raises(app.Refused, match="Press Segment again"):
-        segmenter.read(results[0], (8, 8), 0.0, 0.5, False)
+    for read in (
+        lambda: segmenter.read(results[0], (8, 8), 0.0, 0.5, False),
+        lambda: segmenter.read_segments(results[0], "Instances", 0.5, 0.0, 0.5),
+        lambda: segmenter.read_unseen_map(results[0]),
+    ):
+        with pytest.raises(app.Refused, match="Press Segment again"):
+            read()
     folder = results[-1].folder
     assert folder.is_dir()
     result = None
     results.clear()
     assert result is None and not folder.exists(), "files go with their result"
+
+
+def test_moving_a_slider_of_a_dropped_result_says_so(
+    app: ModuleType, segmenter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, result = app.Page(segmenter), run(app, segmenter, picture(), list(CLASSES), list(UNSEEN))
+    read = segmenter.read
+
+    def read_and_drop(*arguments: Any) -> Any:
+        reading = read(*arguments)
+        result.outputs = None
+        return reading
+
+    monkeypatch.setattr(segmenter, "read", read_and_drop)
+    for when in ("meanwhile", "before"):
+        with pytest.raises(app.gr.Error, match="Press Segment again"):
+            page.redraw(result, 1.0, 0.5, False, False)
+        assert result.outputs is None, when
+
+
+def test_downloads_belong_to_the_newest_settings(
+    app: ModuleType, segmenter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "REST", 0)
+    page, result = app.Page(segmenter), run(app, segmenter, picture(), list(CLASSES), list(UNSEEN))
+    old, new = (0.0, 0.5, False, False), (10.0, 0.0, True, False)
+    read, written = segmenter.read, []
+
+    def prepare(settings: tuple[Any, ...]) -> Any:
+        result.settings = settings
+        return page.prepare_downloads(result, *settings)
+
+    def slow_read(*arguments: Any) -> Any:
+        """Another slider moves, and its files are written, before this read-out ends."""
+        monkeypatch.setattr(segmenter, "read", read)
+        reading = read(*arguments)
+        written.extend(update["value"] for update in prepare(new))
+        return reading
+
+    monkeypatch.setattr(segmenter, "read", slow_read)
+    assert prepare(old) == app.gr.skip(), "the older call leaves the newer files on the page"
+    again = [update["value"] for update in prepare(old)]
+    for files, (gamma, *_) in ((written, new), (again, old)):
+        assert [Path(file).name for file in files] == ["labels.png", "segmentation.json"]
+        assert json.loads(Path(files[1]).read_text(encoding="utf-8"))["gamma"] == gamma
+    result = None
+    assert not Path(written[0]).exists(), "files go with their result"
+
+
+def test_only_unforeseen_errors_are_internal(app: ModuleType) -> None:
+    @app.answering
+    def fail(error: Exception) -> None:
+        raise error
+
+    quota = app.gr.Error("You have exceeded your GPU quota.")
+    with pytest.raises(app.gr.Error) as caught:
+        fail(quota)
+    assert caught.value is quota
+    with pytest.raises(app.gr.Error, match="Internal error"):
+        fail(RuntimeError("secret"))
+
+
+def upload_sketch(sketch: Any, key: str, index: Any = "0", content: bytes = b"picture") -> None:
+    data = {"type": "layer", "index": index, "id": key}
+    sketch.accept_blobs(SimpleNamespace(data=data, files=[("layer.png", content)]))
+
+
+def test_sketches_are_limited(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(app, "SKETCH_BYTES", 3 * 2**20)
+    sketch = app.Sketch(render=False)
+    for index in ("8", "100000000", "-1", "1.5", "x", "9" * 5000, 8, [0]):
+        with pytest.raises(app.HTTPException, match="expected a whole number from 0 to 7") as caught:
+            upload_sketch(sketch, "key", index)
+        assert_clean(caught.value.detail)
+    with pytest.raises(app.HTTPException, match="larger than 1 MB"):
+        upload_sketch(sketch, "key", content=b"x" * (2**20 + 1))
+    assert not sketch.blob_storage
+    for index in ("null", None, "", "0", "7", 3):
+        upload_sketch(sketch, "key", index)
+    assert [layer is None for layer in sketch.blob_storage["key"].layers] == [i not in (0, 3, 7) for i in range(8)]
+    for number in range(app.MAX_SKETCHES):
+        upload_sketch(sketch, str(number))
+    assert list(sketch.blob_storage) == [str(number) for number in range(app.MAX_SKETCHES)], "the oldest goes first"
+    for number in range(4):
+        upload_sketch(sketch, f"large {number}", content=b"x" * 2**20)
+    assert list(sketch.blob_storage) == ["large 1", "large 2", "large 3"]
+
+
+def test_sketches_over_http_are_limited(served: str) -> None:
+    components = httpx.get(f"{served}config").json()["components"]
+    sketch = next(each for each in components if each["props"].get("elem_id") == "az-example")
+    assert "accept_blobs" in sketch["props"]["server_fns"]
+    fields = {"component_id": sketch["id"], "session_hash": "x", "fn_name": "accept_blobs", "type": "layer", "id": "x"}
+    for index, accepted in (("0", True), ("100", False)):
+        answer = httpx.post(
+            f"{served}gradio_api/component_server",
+            data={**fields, "index": index},
+            files={"file": ("layer.png", b"picture")},
+        )
+        assert answer.status_code == (200 if accepted else 400)
+    assert "expected a whole number from 0 to 7" in answer.json()["detail"]
+
+
+def test_sketches_that_no_event_reads_are_deleted(
+    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with app.gr.Blocks() as demo:
+        sketch = app.Sketch()
+    file = Path(sketch.convert_and_format_image(b"picture"))
+    assert file.read_bytes() == b"picture"
+    delete_files_created_by_app(demo, age=None)
+    assert not file.exists()
 
 
 def test_a_checkpoint_without_correction_works(app: ModuleType, tmp_path: Path) -> None:
@@ -656,7 +785,7 @@ def test_mcp_needs_its_package(app: ModuleType, checkpoint: Path, monkeypatch: p
 
 
 def test_zerogpu_gets_the_network_with_what_can_be_pickled(
-    app: ModuleType, segmenter: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    app: ModuleType, segmenter: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
@@ -670,11 +799,20 @@ def test_zerogpu_gets_the_network_with_what_can_be_pickled(
         return call
 
     monkeypatch.setattr(app, "spaces", SimpleNamespace(GPU=on_gpu))
+    zero = app.Segmenter(str(checkpoint))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    file, sketch = io.BytesIO(), app.Sketch(render=False)
+    picture(1).convert("RGBA").save(file, "PNG")
+    painted = sketch.convert_and_format_image(file.getvalue())
+    with monkeypatch.context() as patch:
+        patch.setattr(zero, "model", None)  # which has a GPU only in the other process
+        exemplar = zero.read_exemplar({"background": painted, "layers": [painted]})
     arguments = (picture(), ["grass", "brick"], [False, True], lambda *_: None)
-    results = [each.run(*arguments)[0] for each in (app.Segmenter(str(checkpoint)), segmenter)]
-    assert len(calls) == 1
-    tables = [result.outputs.class_queries_logits for result in results]
-    assert torch.equal(*tables)
+    for number, example in enumerate((None, exemplar), 1):
+        results = [each.run(*arguments, example)[0] for each in (zero, segmenter)]
+        assert len(calls) == number
+        tables = [result.outputs.class_queries_logits for result in results]
+        assert torch.equal(*tables)
 
 
 # ------------------------------------------------------------------------------------------------------- the long run

@@ -92,8 +92,8 @@ def _shrunk(path: Path, side: int) -> bytes:
     with Image.open(path) as file:
         image = to_rgb(file)
         scale = min(1, side / min(image.size))
-        size = tuple(max(1, round(length * scale)) for length in image.size)
-        image.resize(size, Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
     return encoded.getvalue()
 
 

@@ -25,6 +25,7 @@ import fiftyone as fo
 MANIFEST = Path(__file__).parent / "manifest.json"
 CHECKPOINTS = {"alignzeg-photos": "checkpoints/photos"}  # zoo model: its folder in the repository
 CODE = "modeling_alignzeg"
+KEPT = (".json", ".safetensors", ".txt", ".md", ".py")  # files of a checkpoint; a clone also contains .venv and runs
 
 
 def download_model(model_name: str, model_path: str) -> None:
@@ -52,10 +53,15 @@ def download_model(model_name: str, model_path: str) -> None:
         if not (found / "config.json").is_file():
             raise ValueError(f"{source or place!r} is not a checkpoint: it has no config.json.")
         complete = Path(scratch) / "complete"
-        shutil.copytree(found, complete, ignore=shutil.ignore_patterns(".git", ".cache", "__pycache__"))
-        if (complete / CODE).is_file():  # what Git's link to a folder becomes in a zip archive
-            (complete / CODE).unlink()
-            shutil.copytree(found.parents[1] / CODE, complete / CODE)
+        complete.mkdir()
+        for file in found.iterdir():
+            if file.is_file() and file.suffix in KEPT:
+                shutil.copy2(file, complete)
+        code = found / CODE
+        if code.is_file():  # what Git's link to a folder becomes in a zip archive
+            code = found.parents[1] / CODE
+        if code.is_dir():
+            shutil.copytree(code, complete / CODE, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.rmtree(target, ignore_errors=True)
         complete.rename(target)
 
