@@ -28,4 +28,4 @@ test-slow: install
 	$(RUN) -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) runs predictions
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

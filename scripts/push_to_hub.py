@@ -7,6 +7,7 @@
 
 The Hub shows a repository's README.md as its card, so model_card.md is uploaded under that name. For another --checkpoint,
 the card is the one that training wrote; choose a licence in it first. The example in the card loads the uploaded model.
+Files in the card's folder to which it links are uploaded with it; links to others become plain text.
 Each repository is created if it does not exist and gets one commit. --dry_run lists the files and uploads nothing.
 """
 
@@ -44,16 +45,22 @@ def main() -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
-    from zeroshot.hub import Files, card_files, checkpoint_files, push, space_files
+    from zeroshot.hub import Files, card_files, checkpoint_files, push, space_files, space_model
 
     for repository in filter(None, (args.model, args.space)):
         validate_repo_id(repository)
     uploads: list[tuple[str, str, Files]] = []
     if args.model is not None:
-        files = card_files(card, args.model, ROOT) | checkpoint_files(args.checkpoint)
-        uploads.append((args.model, "model", {"LICENSE": ROOT / "LICENSE", **files}))
+        checkpoint = checkpoint_files(args.checkpoint)
+        files = card_files(card, args.model, ROOT, checkpoint) | checkpoint
+        uploads.append((args.model, "model", files))
     if args.space is not None:
         uploads.append((args.space, "space", space_files(ROOT / "app", args.model)))
+        if args.model is None:
+            print(
+                f"{args.space} will load the model {space_model(ROOT / 'app')} of app/README.md and run its code; "
+                "pass --model to upload a model and load that one."
+            )
     for repository, kind, files in uploads:
         if args.dry_run:
             print(f"{kind} {repository}:")

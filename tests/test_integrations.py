@@ -213,6 +213,32 @@ def test_fiftyone_downloads_from_a_folder_or_hub_id(
         assert [path.name for path in target.parent.iterdir()] == ["alignzeg-photos"]
 
 
+@pytest.mark.parametrize("code", ["folder", "link"])
+def test_fiftyone_copies_only_the_checkpoint_of_a_clone(
+    code: str, zoo: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    if code == "folder":
+        shutil.copytree(ROOT / "modeling_alignzeg", clone / "modeling_alignzeg")
+    else:
+        (clone / "modeling_alignzeg").symlink_to(ROOT / "modeling_alignzeg")
+    install_as_root(checkpoint, clone)
+    for name in (".git/HEAD", ".venv/pyvenv.cfg", "runs/a/model.safetensors", "Makefile", "README.md", "data.tar"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).touch()
+    target = tmp_path / "zoo" / "alignzeg-photos"
+    target.parent.mkdir()
+    monkeypatch.setenv("ALIGNZEG_MODEL", str(clone))
+    zoo.download_model("alignzeg-photos", f"{target}.zip")
+    weights = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    assert {path.name for path in target.iterdir()} == weights | {"README.md", "modeling_alignzeg"}
+    copied = {path.name for path in (target / "modeling_alignzeg").iterdir()}
+    assert copied == {path.name for path in (ROOT / "modeling_alignzeg").glob("*.py")}
+    shutil.rmtree(clone)  # the copy needs nothing of it
+    assert load_zoo_model(zoo, target, classes=NAMES).classes == NAMES
+
+
 def test_fiftyone_manifest_matches_the_repository(zoo: ModuleType) -> None:
     manifest = json.loads(zoo.MANIFEST.read_text(encoding="utf-8"))
     assert "url" not in manifest, "FiftyOne adds it"

@@ -4,7 +4,12 @@
 import json
 import math
 import random
+import runpy
+import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ pytest.importorskip("timm", reason="timm is not installed; it has the image towe
 
 from modeling_alignzeg import AlignZegImageProcessor, AlignZegProcessor
 from modeling_alignzeg.prompts_alignzeg import TEMPLATE_SETS
+from zeroshot.lit import pipeline
 from zeroshot.lit.checkpoint import LiT, load_lit, save_lit
 from zeroshot.lit.measure import cells_miou, grid_shares, pool_segments, segment_accuracy
 from zeroshot.lit.names import COCO_NAMES, MSRC_NAMES, english_name
@@ -213,11 +219,68 @@ def test_a_saved_lit_comes_back(text_tower, tokenizer, tmp_path):
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=0)
 
 
-def test_the_report_is_written_as_it_grows(tmp_path):
-    folders = {"photos": "photos", "wordnet": "wordnet", "cache": tmp_path, "text_from": tmp_path}
+def settings_of(cache, **changes):
     sizes = dict.fromkeys(("resolution", "named_side", "per_name", "nouns", "vocab_size", "text_steps", "seed"), 32)
-    settings = Settings(**folders, **sizes, architecture="efficientnet_lite0", templates="vild", recipe=Recipe())
-    report = Report(tmp_path / "report.json", settings)
+    values = {"photos": "photos", "wordnet": "wordnet", "architecture": "efficientnet_lite0", "templates": "vild"}
+    return Settings(**{**values, **sizes, "cache": cache, "recipe": Recipe(), **changes})
+
+
+def test_text_towers_share_no_folder(tmp_path):
+    plain = settings_of(tmp_path, seed=0).text_folder
+    assert plain == tmp_path / "text-32-32-32", "earlier caches are still used"
+    first, second = tmp_path / "a" / "text", tmp_path / "b" / "text"
+    choices = [{"seed": seed, "text_from": start} for seed in (0, 1, 2) for start in (None, first, second)]
+    folders = [settings_of(tmp_path, **choice).text_folder for choice in choices]
+    assert len(set(folders)) == len(folders) and {folder.parent for folder in folders} == {tmp_path}
+    assert folders == [settings_of(tmp_path, **choice).text_folder for choice in choices]
+
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "pretrain_lit.py"
+
+
+def test_the_script_offers_what_exists():
+    script = runpy.run_path(str(SCRIPT))
+    assert script["ARCHITECTURES"] == tuple(ARCHITECTURES)
+    assert script["VARIANTS"] == pipeline.VARIANTS and set(script["TEMPLATES"]) == set(TEMPLATE_SETS)
+
+
+@pytest.mark.parametrize("options", [["--variants", "all", "none"], ["--templates", "openai"]])
+def test_unknown_choices_fail_at_once(options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pretrain_lit.py", "--photos", "none", *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert f"argument {options[0]}: invalid choice: {options[-1]!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variants", [["no_tags"], ["no_tags", "all"]])
+def test_only_the_released_projection_is_written(variants, text_tower, tokenizer, tmp_path, monkeypatch):
+    done = SimpleNamespace(submit=lambda task, *arguments: SimpleNamespace(result=lambda: task(*arguments)))
+    for name in ("teach_text", "imagenet_accuracy", "cache_features", "load_data", "name_texts", "measure"):
+        monkeypatch.setattr(pipeline, name, lambda *arguments: {})
+    monkeypatch.setattr(pipeline, "measure_saved", lambda folder, settings, data, lit: {"loaded": True})
+    monkeypatch.setattr(pipeline, "load_text", lambda folder: (text_tower, tokenizer))
+    monkeypatch.setattr(pipeline, "train_projection", lambda *arguments: Projection())
+    monkeypatch.setattr("zeroshot.lit.tower.load_tower", lambda architecture: create_tower("efficientnet_lite0"))
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(
+        script["main"].__globals__, "ProcessPoolExecutor", lambda *arguments, **options: nullcontext(done)
+    )
+    output = tmp_path / "lit"
+    output.mkdir()
+    (output / "lit.json").write_text("an earlier one")
+    options = ["--photos", "none", "--output_dir", output, "--cache", tmp_path, "--architecture", "efficientnet_lite0"]
+    monkeypatch.setattr(sys, "argv", ["pretrain_lit.py", *map(str, options), "--variants", *variants])
+    script["main"]()
+    report = json.loads((output / "report.json").read_text())
+    assert set(variants) <= set(report)
+    if "all" in variants:
+        assert json.loads((output / "lit.json").read_text())["measured"]["as_saved"] == {"loaded": True}
+    else:
+        assert "as_saved" not in report and (output / "lit.json").read_text() == "an earlier one"
+
+
+def test_the_report_is_written_as_it_grows(tmp_path):
+    report = Report(tmp_path / "report.json", settings_of(tmp_path, text_from=tmp_path))
     report.add("imagenet_top1", 0.5)
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["imagenet_top1"] == 0.5 and written["settings"]["text_goes_on"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from huggingface_hub import ModelCard, SpaceCard
 from tiny import tiny_checkpoint
 
 from zeroshot.data.splits import load_split
-from zeroshot.hub import card_files
+from zeroshot.hub import card_files, checkpoint_files, space_files
 from zeroshot.settings import DataSettings, ModelSettings, Settings
 from zeroshot.training.card import trained_card
 
@@ -65,13 +66,11 @@ def test_model_and_space_arrive(tmp_path: Path) -> None:
     card = ModelCard(model["README.md"].decode())
     original = ModelCard.load(ROOT / "model_card.md")
     assert card.data.to_dict() == original.data.to_dict()
-    assert card.text == original.text.replace('checkpoint = "."', 'checkpoint = "tester/alignzeg"') != original.text
+    assert 'checkpoint = "tester/alignzeg"' in card.text and 'checkpoint = "."' in original.text
     assert "app/examples/scene_148.png" in model, "the card's example opens it"
 
-    app = {path.relative_to(ROOT / "app").as_posix(): path for path in (ROOT / "app").rglob("*") if path.is_file()}
-    app = {name: path.read_bytes() for name, path in app.items() if "__pycache__" not in name}
-    readme, shown = app.pop("README.md").decode(), space.pop("README.md").decode()
-    assert space == app
+    readme, shown = (ROOT / "app" / "README.md").read_text(), space.pop("README.md").decode()
+    assert space == {name: (ROOT / "app" / name).read_bytes() for name in space}
     assert SpaceCard(shown).data.models == ["tester/alignzeg"]
     old = yaml.safe_load(readme.split("---")[1])["models"][0]
     assert shown == readme.replace(old, "tester/alignzeg", 1)
@@ -83,15 +82,107 @@ def run_here(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"))["main"]()
 
 
+def test_a_space_has_the_files_that_the_demo_opens_and_no_others(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    shutil.copytree(ROOT / "app", app, ignore=shutil.ignore_patterns("__pycache__", "static", "*.pyi"))
+    expected = {path.relative_to(app).as_posix() for path in app.rglob("*") if path.is_file()}
+    expected = {name for name in expected if not name.startswith("integrations/")}
+    for name in (".env", "app.pyi", "notes.txt", "static/models/m.onnx", "examples/.hidden", "examples/more/a.png"):
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text("not for the Hub")
+    files = space_files(app, None)
+    assert set(files) == expected
+    opened = set(re.findall(r'HERE / "([\w.]+)"', (app / "app.py").read_text(encoding="utf-8"))) - {"examples"}
+    assert {"viewer.js", "style.css"} <= opened <= set(files)
+    (app / "README.md").write_text("# A demo\n")
+    with pytest.raises(ValueError, match="README.md has no model"):
+        space_files(app, "tester/alignzeg")
+
+
+def test_a_space_alone_says_whose_code_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (model,) = SpaceCard.load(ROOT / "app" / "README.md").data.models
+    run_here(monkeypatch, "--space", "tester/demo", "--dry_run")
+    assert f"tester/demo will load the model {model} of app/README.md and run its code" in capsys.readouterr().out
+    run_here(monkeypatch, "--space", "tester/demo", "--model", "tester/alignzeg", "--dry_run")
+    assert model not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "card", "attached"),
+    [
+        (
+            "",
+            "model_card.md",
+            {
+                "LICENSE",
+                "app/examples/scene_148.png",
+                "docs/results/ablation.json",
+                "docs/results/shipped_checkpoint.json",
+            },
+        ),
+        ("checkpoints/photos", "README.md", {"app/examples/pagoda.jpg"}),
+    ],
+)
+def test_links_of_the_shipped_cards_lead_somewhere(folder: str, card: str, attached: set[str]) -> None:
+    checkpoint = checkpoint_files(ROOT / folder)
+    files = card_files(ROOT / folder / card, "tester/alignzeg", ROOT, checkpoint)
+    assert set(files) == {"README.md"} | attached
+    before, text = (ROOT / folder / card).read_text(encoding="utf-8"), files["README.md"].decode()
+    code = r"```.*?```"
+    for target in re.findall(r"\]\(([^)]+)\)", re.sub(code, "", text, flags=re.DOTALL)):
+        assert target.startswith("https://") or target in {*files, *checkpoint}, target
+    unlinked = re.sub(r"\[([^\]]*)\]\((?:\.\./|docs/\w+\.md)[^)]*\)", r"\1", before)
+    assert before != unlinked and text == re.sub(r"(?m)^checkpoint = .*$", 'checkpoint = "tester/alignzeg"', unlinked)
+
+
+def test_links_that_would_be_dead_become_text(tmp_path: Path) -> None:
+    (tmp_path / "clone").mkdir()
+    folder = tmp_path / "clone" / "tiny"
+    folder.mkdir()
+    for name in ("curve.png", "two words.json", "NOTES.md", "../secret.json"):
+        (folder / name).touch()
+    (tmp_path / "clone" / "x").touch()  # in the clone, not in the card's folder
+    kept = [
+        "[paper](https://arxiv.org/abs/1)",
+        "[mail](mailto:a@b.c)",
+        "[above](#use)",
+        "[this](README.md#use)",
+        "![curve](curve.png 'The curve')",
+        "[two](two%20words.json)",
+        "[two](<two words.json>)",
+        "[![curve](./curve.png)](https://example.com)",
+        "[config](config.json?download=true)",
+        "[code](modeling_alignzeg/)",
+        "`rows[0](x)`",
+        "```python\nrows[0](x)\n```",
+    ]
+    dropped = {
+        "[notes](NOTES.md)": "notes",
+        "![gone](gone.png)": "gone",
+        "[up](../secret.json)": "up",
+        "[up](a/../../secret.json)": "up",
+        "[`code`](x)": "`code`",
+        "[![curve](curve.png)](gone.html)": "![curve](curve.png)",
+    }
+    metadata = "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\nlicense: mit\nnote: '[a](b)'\n---\n"
+    (folder / "README.md").write_text(metadata + "\n".join([*kept, *dropped]))
+    others = ["config.json", "modeling_alignzeg/modeling_alignzeg.py"]
+    files = card_files(folder / "README.md", "tester/tiny", tmp_path / "clone", others)
+    assert files.pop("README.md").decode() == metadata + "\n".join([*kept, *dropped.values()])
+    assert files == {name: folder / name for name in ("curve.png", "two words.json")}
+
+
 def test_another_checkpoint_with_its_own_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     checkpoint = tiny_checkpoint(tmp_path / "tiny")
     card = tmp_path / "card.md"
-    card.write_text("---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n---\n# Tiny\n")
-    run_here(monkeypatch, "--model", "tester/tiny", "--checkpoint", checkpoint, "--card", card, "--dry_run")
-    names = {line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert names == {path.name for path in checkpoint.iterdir()} | {"README.md", "LICENSE"}
+    metadata = "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\nlicense: {}\n---\n# Tiny\n"
+    for licence, ours in (("apache-2.0", {"LICENSE"}), ("other", set())):
+        card.write_text(metadata.format(licence))
+        run_here(monkeypatch, "--model", "tester/tiny", "--checkpoint", checkpoint, "--card", card, "--dry_run")
+        names = {line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+        assert names == {path.name for path in checkpoint.iterdir()} | {"README.md"} | ours
 
 
 def test_a_trained_checkpoint_brings_its_card(
@@ -109,7 +200,7 @@ def test_a_trained_checkpoint_brings_its_card(
     (checkpoint / "README.md").write_text(chosen)
     run_here(monkeypatch, *arguments)
     names = {line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    assert names == {path.name for path in checkpoint.iterdir()} | {"LICENSE"}
+    assert names == {path.name for path in checkpoint.iterdir()}
     files = card_files(checkpoint / "README.md", "tester/tiny", ROOT)
     assert list(files) == ["README.md"] and b'checkpoint = "tester/tiny"' in files["README.md"]
 

@@ -350,6 +350,24 @@ def test_a_checkpoint_s_code_is_the_reviewed_code(saved: Path) -> None:
 # --- the package is imported
 
 
+def test_the_distribution_has_all_code_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    setuptools = pytest.importorskip("setuptools", reason="reads setup.cfg with setuptools")
+    monkeypatch.chdir(REPOSITORY)
+    distribution = setuptools.Distribution({"script_name": "setup.py"})
+    distribution.parse_config_files(["setup.cfg"])
+    build = distribution.get_command_obj("build_py")
+    build.ensure_finalized()
+    packaged = {Path(source) for source in build.get_output_mapping().values()}
+    expected = {
+        path.relative_to(REPOSITORY)
+        for package in ("modeling_alignzeg", "zeroshot")
+        for path in (REPOSITORY / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packaged == expected
+    assert {path.suffix for path in packaged} == {".py", ".json", ".md"}
+
+
 def test_registered_classes_need_no_remote_code(saved: Path, root: Path) -> None:
     for source in (saved, root):
         assert type(AutoConfig.from_pretrained(source)) is AlignZegConfig

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import string
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
 from tiny import CLASSES, TOWER, UNSEEN, picture, tiny_config
 from torch import Tensor
 from transformers import (
@@ -35,7 +37,7 @@ from transformers import (
 from modeling_alignzeg import AlignZegModel, AlignZegOutput, AlignZegProcessor
 from zeroshot.export import export_program
 from zeroshot.onnx_folder import export_folders
-from zeroshot.towers import assemble, load_towers
+from zeroshot.towers import assemble, check_source, load_towers
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -349,6 +351,33 @@ def test_a_created_checkpoint_comes_back_and_trains(
     names = run(model, pixel_values=pixels(1, 32, 32), text_prototypes=torch.cat([exemplars, prototypes]))
     assert names.class_queries_logits.shape[-1] == 2 + len(CLASSES) + 1
     model.set_vocabulary(list(CLASSES), list(UNSEEN), processor)
+
+
+@torch.no_grad()
+def test_a_folder_of_open_clip_may_have_a_convnext(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
+    text = {"context_length": 20, "width": 32, "heads": 2, "layers": 2}
+    cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    clip = open_clip.CustomTextCLIP(**cfg).eval()
+    save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": cfg, "preprocess_cfg": {"mean": [0.1] * 3}})
+    )
+    folder, prefixed = str(tmp_path), f"local-dir:{tmp_path}"
+    assert check_source(folder)[0] == check_source(prefixed)[0] == "timm"
+    plain, other = load_towers(folder), load_towers(prefixed)
+    assert plain.config == other.config and plain.image_processor["image_mean"] == [0.1] * 3
+    assert plain.weights.keys() == other.weights.keys()
+    model, processor = assemble(plain, config={"image_size": 64})
+    prototypes = model.get_text_prototypes(processor, ["grass"], ["a photo of {}."])
+    expected = clip.encode_text(open_clip.tokenize(["a photo of grass."], context_length=20), normalize=True)
+    torch.testing.assert_close(prototypes, expected, rtol=0, atol=1e-5)
+    for source in (folder, prefixed):
+        with pytest.raises(ValueError, match="`random_weights` is set, but .* includes its weights"):
+            load_towers(source, random_weights=True)
+        with pytest.raises(ValueError, match="leave `pretrained` out"):
+            load_towers(source, "openai")
 
 
 # -------------------------------------------------------------------------------------------------------- refusals

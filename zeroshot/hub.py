@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import unquote
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -15,6 +18,18 @@ from .files import read_text
 
 Files = dict[str, bytes | Path]
 PLACEHOLDER = "to-be-chosen"  # `license_name` of a card without a licence
+OUR_LICENCE = "apache-2.0"
+# What is not a link although it may look like one (metadata, fenced and inline code), or a link with its text and target.
+# The text may contain a linked image, as badges do.
+LINK = re.compile(
+    r"\A---\n.*?^---$"
+    r"|^[ \t]*(?P<fence>`{3,}|~{3,}).*?^[ \t]*(?P=fence)"
+    r"|(?P<ticks>`+)(?:(?!\n\n).)+?(?P=ticks)"
+    r"|!?\[(?P<text>(?:!\[[^\[\]]*\]\([^()]*\)|[^\[\]])*)\]\((?P<target><[^<>\n]+>|[^()\s]+)(?:\s[^()]*)?\)",
+    re.DOTALL | re.MULTILINE,
+)
+SPACE = ("app.py", "README.md", "requirements.txt", "style.css", "viewer.html", "viewer.js")  # and the folder examples
+SPACE_MODEL = re.compile(r"^(models:\s*\n\s*-\s*)(\S+)", re.MULTILINE)
 
 
 def code_files(values: object) -> set[str]:
@@ -49,8 +64,17 @@ def checkpoint_files(checkpoint: Path) -> Files:
     return {name: checkpoint / name for name in sorted(names)}
 
 
-def card_files(card: Path, model: str, root: Path) -> Files:
-    """The card as README.md, with `model` in its example, and the files of the clone `root` to which it links.
+def card_files(card: Path, model: str, root: Path, others: Collection[str] = ()) -> Files:
+    """The card as README.md with `model` in its example, the files that it shows, and LICENSE if the card is Apache-2.0.
+
+    Files in the card's folder to which it links are uploaded with it, except for documents (.md), which have links of
+    their own. So are the images in its example, from the clone `root`. Links to what is not uploaded become plain text.
+
+    Args:
+        card: The card, in Markdown.
+        model: The repository of the model, USER/NAME.
+        root: A clone of this repository.
+        others: Paths of the other files in the repository.
 
     Raises:
         ValueError: The file is missing, has no metadata, or its licence is still the placeholder.
@@ -69,23 +93,60 @@ def card_files(card: Path, model: str, root: Path) -> Files:
             f"{card} has no licence: at its top, replace `license: other` and `license_name: {PLACEHOLDER}` by a "
             "licence that the pretrained weights and the data allow."
         )
-    names = re.findall(r"\]\(([^)#]+)\)|\"([\w/.-]+\.(?:png|jpg))\"", text)
-    linked = {name for pair in names for name in pair if name and (root / name).is_file()}
-    return {"README.md": text.encode(), **{name: root / name for name in sorted(linked)}}
+    images = re.findall(r"\"([\w/.-]+\.(?:png|jpg))\"", text)
+    files: Files = {name: root / name for name in images if _is_file_in(root, name)}
+    if metadata.get("license") == OUR_LICENCE:
+        files["LICENSE"] = root / "LICENSE"
+    text = LINK.sub(lambda link: _uploadable(link, card, files, others), text)
+    return {"README.md": text.encode(), **files}
+
+
+def _uploadable(link: re.Match[str], card: Path, files: Files, others: Collection[str]) -> str:
+    """A match of `LINK` in a card, without its target if that is not uploaded; a file of the card's folder joins `files`."""
+    target = (link["target"] or "#").strip("<>")
+    if re.match(r"[a-z][a-z0-9+.-]*:|/|#", target, re.IGNORECASE):  # a URL, a place in the card, or no link at all
+        return link[0]
+    name = posixpath.normpath(unquote(re.split(r"[?#]", target)[0]))
+    if _is_file_in(card.parent, name) and not name.endswith(".md"):
+        files.setdefault(name, card.parent / name)
+    uploaded = {*files, *others} | ({"README.md"} if card.name == "README.md" else set())
+    if any(f"{path}/".startswith(f"{name}/") for path in uploaded):  # also a folder
+        return link[0]
+    return LINK.sub(lambda inner: _uploadable(inner, card, files, others), link["text"])
+
+
+def _is_file_in(folder: Path, name: str) -> bool:
+    """Whether the relative path `name` leads to a file below `folder`."""
+    return not name.startswith("/") and ".." not in name.split("/") and (folder / name).is_file()
+
+
+def space_model(app: Path) -> str:
+    """The model repository that the demo in the folder `app` loads as a Space.
+
+    Raises:
+        ValueError: Its README.md has no model.
+    """
+    found = SPACE_MODEL.search(read_text(app / "README.md"))
+    if found is None:
+        raise ValueError(f"{app / 'README.md'} has no model: its metadata needs `models:` with one entry.")
+    return found[2]
 
 
 def space_files(app: Path, model: str | None) -> Files:
-    """The demo's folder as the root of a Space with `model`."""
-    files: Files = {
-        path.relative_to(app).as_posix(): path
-        for path in sorted(app.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    readme = (app / "README.md").read_text(encoding="utf-8")
-    if model is not None:
-        readme, count = re.subn(r"^(models:\s*\n\s*-\s*)\S+", rf"\g<1>{model}", readme, count=1, flags=re.MULTILINE)
-        if not count:
-            raise ValueError(f"{app / 'README.md'} has no model: its metadata needs `models:` with one entry.")
+    """The demo's files as the root of a Space, without the static page and the integrations.
+
+    Args:
+        app: The demo's folder.
+        model: The model repository that the Space loads. Default: the one in README.md of the folder.
+
+    Raises:
+        ValueError: README.md has no model.
+    """
+    examples = [path for path in (app / "examples").iterdir() if path.is_file() and not path.name.startswith(".")]
+    files: Files = {name: app / name for name in SPACE}
+    files |= {path.relative_to(app).as_posix(): path for path in sorted(examples)}
+    old = space_model(app)
+    readme = SPACE_MODEL.sub(rf"\g<1>{model or old}", read_text(app / "README.md"), count=1)
     return {**files, "README.md": readme.encode()}
 
 

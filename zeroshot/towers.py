@@ -73,8 +73,8 @@ def load_towers(
 
     Args:
         source: A folder that `scripts/pretrain_lit.py` wrote; an AlignZeg checkpoint, without its trained parts; or a
-            source of [`load_clip`]. open_clip models may also have a convolutional image tower, such as
-            `"convnext_base_w"`.
+            source of [`load_clip`]. open_clip models, by name or in a repository, may also have a convolutional image
+            tower, such as `"convnext_base_w"`.
         pretrained: Weights for an open_clip model name, see [`clip_from_open_clip`].
         random_weights: Initialise an open_clip model randomly. For tests of size and speed: a model on random towers
             learns nothing that transfers to unseen classes.
@@ -106,8 +106,10 @@ def check_source(
     Raises:
         ValueError: as [`load_towers`].
     """
+    is_named = source.replace("/", "-") in open_clip.list_models()
+    if not is_named and (Path(source) / HF_CONFIG_NAME).is_file():
+        source = FOLDER + source
     is_repository = source.startswith((HUB, FOLDER))
-    is_named = not is_repository and source.replace("/", "-") in open_clip.list_models()
     if random_weights and pretrained is not None:
         raise ValueError(f"`random_weights` is set, and `pretrained` is {pretrained!r}: leave one of them out.")
     if is_named and pretrained is None and not random_weights:
@@ -118,15 +120,16 @@ def check_source(
         )
     if is_named or is_repository:
         found = look_up(source, pretrained, cache_dir)
+        if is_repository and random_weights:
+            raise ValueError(
+                f"`random_weights` is set, but {source!r} includes its weights: leave `random_weights` out."
+            )
         if "timm_model_name" not in found.cfg["vision_cfg"]:
             return "open_clip", found
         check_timm_tower(found.cfg["vision_cfg"])
         return "timm", found
     if (Path(source) / LIT_INFO).is_file():
         kind = "lit"
-    elif (Path(source) / HF_CONFIG_NAME).is_file():
-        kind = "open_clip"
-        look_up(FOLDER + source, pretrained, cache_dir)
     else:
         kind = transformers_kind(source, cache_dir, more=("alignzeg",))
     if random_weights or pretrained is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -72,8 +73,12 @@ class Settings:
     @property
     def text_folder(self) -> Path:
         """Path of the trained text tower in the cache."""
-        more = "-more" if self.text_from else ""
-        return self.cache / f"text-{self.nouns}-{self.vocab_size}-{self.text_steps}{more}"
+        name = f"text-{self.nouns}-{self.vocab_size}-{self.text_steps}"
+        if self.seed:
+            name += f"-seed{self.seed}"
+        if self.text_from:  # caches may have folders of the same name
+            name += f"-from-{hashlib.sha256(str(self.text_from.resolve()).encode()).hexdigest()[:12]}"
+        return self.cache / name
 
 
 @dataclass
