@@ -363,8 +363,9 @@ def photos_table() -> str:
         f"The frozen towers of `checkpoints/photos`, {reports[0]['steps']:,} steps, "
         f"{most} seeds{f' ({fewer})' if fewer else ''}, mean ± standard error. The tower's cells: the grid cells of the "
         "frozen tower's last feature map, classified and combined with the proposals. The blind constant is subtracted from "
-        "the scores of all seen classes everywhere; its value is the best for the test part. PBC: γ = 8 and θ = 0.5, "
-        "the best for the validation part on split B, with its labels of unseen classes. "
+        "the scores of all seen classes everywhere; its value is the best of seven, from 0 to 1, for the test part. PBC: "
+        "γ = 8 and θ = 0.5, the best for the validation part on split B, with its labels of unseen classes. A difference "
+        "uses the seeds that both rows have on both splits. "
         f"With the cells, AlignZeg without PBC reaches {100 * reached:.0f} % of "
         "the hIoU with all classes labelled. Numbers: `docs/results/msrc_a/ablation.json`, "
         "`docs/results/msrc_b/ablation.json`, `docs/results/msrc/`, written by `scripts/ablate.py` and "
@@ -417,7 +418,7 @@ def photo_means() -> str:
             )
             lines.append(f"| {title} | {' | '.join(values)} |")
     seeds = [max(len(row["seeds"]) for row in rows.values()) for rows in splits]
-    lines += ["", f"Seeds: {', '.join(f'{count} ({title})' for count, title in zip(seeds, titles))}."]
+    lines += ["", f"Seeds, at most: {', '.join(f'{count} ({title})' for count, title in zip(seeds, titles))}."]
     return "\n".join(lines)
 
 
