@@ -140,7 +140,7 @@ def protocol(
     """What a reader needs to compare the scores with others."""
     gamma = image_processor.correction_gamma if args.gamma is None else args.gamma
     threshold = image_processor.correction_threshold if args.threshold is None else args.threshold
-    is_corrected = model.indicator is not None and gamma > 0 and bool(split.unseen)
+    has_indicator = model.indicator is not None
     return {
         "split": split.name,
         "classes": len(split.classes),
@@ -150,9 +150,9 @@ def protocol(
         "note": split.protocol,
         "template_set": args.template_set or model.config.template_set,
         "phrase_pooling": args.phrase_pooling if split.phrases else None,
-        "bias_correction": is_corrected,
-        "gamma": gamma if is_corrected else None,
-        "threshold": threshold if is_corrected else None,
+        "bias_correction": has_indicator and gamma > 0 and bool(split.unseen),
+        "gamma": gamma if has_indicator else None,
+        "threshold": threshold if has_indicator else None,
         "seen_penalty": args.seen_penalty,
         "size": {"shortest_edge": args.shortest_edge} if args.shortest_edge else dict(image_processor.size),
         "refine": args.refine,

@@ -350,14 +350,23 @@ def test_a_checkpoint_s_code_is_the_reviewed_code(saved: Path) -> None:
 # --- the package is imported
 
 
-def test_the_distribution_has_all_code_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    setuptools = pytest.importorskip("setuptools", reason="reads setup.cfg with setuptools")
-    monkeypatch.chdir(REPOSITORY)
-    distribution = setuptools.Distribution({"script_name": "setup.py"})
-    distribution.parse_config_files(["setup.cfg"])
-    build = distribution.get_command_obj("build_py")
-    build.ensure_finalized()
-    packaged = {Path(source) for source in build.get_output_mapping().values()}
+PACKAGED = """
+import json, setuptools
+distribution = setuptools.Distribution({"script_name": "setup.py"})
+distribution.parse_config_files(["setup.cfg"])
+build = distribution.get_command_obj("build_py")
+build.ensure_finalized()
+print(json.dumps(list(build.get_output_mapping().values())))
+"""
+
+
+def test_the_distribution_has_all_code_and_data() -> None:
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("reads setup.cfg with setuptools")
+    output = subprocess.run(  # setuptools cannot be imported after the standard library's distutils
+        [sys.executable, "-c", PACKAGED], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    packaged = {Path(source) for source in json.loads(output.splitlines()[-1])}
     expected = {
         path.relative_to(REPOSITORY)
         for package in ("modeling_alignzeg", "zeroshot")
