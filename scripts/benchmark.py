@@ -29,7 +29,10 @@ def main() -> None:
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument(
-        "--tower", default="ViT-B-16", choices=("ViT-B-16", "ViT-L-14"), help="CLIP tower of AlignZeg and CLIPSeg"
+        "--tower",
+        default="ViT-B-16",
+        choices=("ViT-B-16", "ViT-L-14", "convnext_base_w"),
+        help="CLIP tower of AlignZeg and CLIPSeg; with the last one only the sections sizes and batches",
     )
     options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and inputs")
     options.add_argument("--threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")

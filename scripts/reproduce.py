@@ -25,7 +25,7 @@ from zeroshot.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"voc2012": "VOCdevkit/VOC2012", "coco_stuff": "coco_stuff", "pascal_context": "VOCdevkit/VOC2010"}
-TOWERS = ("vitb16", "vitl14")
+TOWERS = ("vitb16", "vitl14", "convnext_base_w")
 BATCH_SIZE, IMAGES_PER_GPU = 32, 4
 READOUTS = {"": [], "_without_pbc": ["--gamma", "0"]}
 

@@ -352,6 +352,7 @@ SECTIONS = {
     "compile": compiled,
 }
 SLOW_SECTIONS = ("onnx", "compile")  # not with --quick
+CONVOLUTIONAL_SECTIONS = ("sizes", "batches")  # the others compare with models on a ViT, or assume its layers
 
 
 # --- memory, in a process of its own ---------------------------------------------------------------------------------
@@ -411,9 +412,10 @@ def run_benchmark(args: argparse.Namespace) -> None:
     if args.quick:
         quick = {"size": 224, "num_classes": 20, "sizes": [160, 224], "vocabularies": [20, 1000], "label_size": 320}
         vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0, names=[50, 100], images=4)
-    chosen = args.sections or [name for name in SECTIONS if not (args.quick and name in SLOW_SECTIONS)]
-    if unknown := [name for name in chosen if name not in SECTIONS]:
-        raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(SECTIONS)}.")
+    possible = CONVOLUTIONAL_SECTIONS if args.tower.startswith("convnext") else tuple(SECTIONS)
+    chosen = args.sections or [name for name in possible if not (args.quick and name in SLOW_SECTIONS)]
+    if unknown := [name for name in chosen if name not in possible]:
+        raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(possible)}.")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"`--device` is {args.device}, but torch finds no GPU; use cpu.")
     output = args.output_dir or (ROOT / "runs" / "benchmark" if args.quick else ROOT / "docs" / "results")

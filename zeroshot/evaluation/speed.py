@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from modeling_alignzeg import AlignZegConfig, AlignZegModel
+from modeling_alignzeg.recognizer_alignzeg import AlignZegTimmModel
 
 from ..data.scenes import draw_scene
 
@@ -57,6 +58,13 @@ TOWERS = {
         "projection_dim": 768,
         "clip_split_layer": 18,
         "fusion_layers": [0, 6, 12, 18],
+    },
+    "convnext_base_w": {
+        "vision_config": {"model_type": "timm_wrapper", "architecture": "convnext_base"},
+        "text_config": {"hidden_size": 640, "intermediate_size": 2560, "num_attention_heads": 10},
+        "projection_dim": 640,
+        "clip_input_scale": 1.0,
+        "fusion_layers": [0, 1, 2, 3],
     },
 }
 CLIPSEG_SIZE, GROUPVIT_SIZE = 352, 224  # pixels per side; these two run at their training size
@@ -210,6 +218,13 @@ def _alignzeg(tower: str) -> Contestant:
 
 def _clip(tower: str) -> Contestant:
     config = AlignZegConfig(**TOWERS[tower])
+    if config.is_convolutional:
+        wrapper = AlignZegTimmModel._from_config(config.vision_config).eval().requires_grad_(False)
+
+        def run(images, classes):
+            return wrapper.timm_model.forward_features(images.contiguous(memory_format=torch.channels_last))
+
+        return Contestant("bare CLIP vision tower", wrapper, run, "the floor: the same resolution as inside AlignZeg")
     model = CLIPVisionModel(config.vision_config).eval().requires_grad_(False)
 
     def call(images, classes):
