@@ -40,8 +40,13 @@ def main() -> None:
     from zeroshot.checkpoints import load_checkpoint
     from zeroshot.data.benchmarks import open_part
     from zeroshot.data.dataset import raise_for_problems, validate_dataset
-    from zeroshot.data.splits import load_split
-    from zeroshot.evaluation.calibration import calibrate, calibrate_models, indicator_auc, store_correction
+    from zeroshot.evaluation.calibration import (
+        calibrate,
+        calibrate_models,
+        indicator_auc,
+        split_with_unseen,
+        store_correction,
+    )
     from zeroshot.evaluation.evaluator import without_nan
     from zeroshot.files import atomic_write_text, check_output
 
@@ -60,7 +65,7 @@ def main() -> None:
     if args.report_on:
         if not args.checkpoint:
             raise ValueError("`--report_on` needs `--checkpoint`, the checkpoint to measure; pass both.")
-        split = load_split(settings.data.split or settings.data.dataset, context_459_ids=settings.data.context_459_ids)
+        split = split_with_unseen(settings.data)
         raise_for_problems(validate_dataset(open_part(settings.data, args.report_on, None), split), split)
     report = calibrate_models(settings, names(args.models)) if args.models else calibrate(settings, folds=args.folds)
     if args.checkpoint:

@@ -7,6 +7,7 @@ Every file has the columns `name` and `image`, and `label` (raw ids) or `source`
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from modeling_alignzeg.images_alignzeg import to_rgb
-
 from ..files import atomic_file
 from .coco_json import load_coco
+from .folders import image_files
+from .images import open_image
 from .photos import ENCODED, MSRC_PARTS, load_photos
 from .splits import load_split
 
@@ -25,7 +26,6 @@ from .splits import load_split
 COCO_PARTS = {"train": "train", "test": "val"}  # our name, COCO's
 COCO_PHOTOGRAPHS = 100  # of each part, the first by file name
 IMAGENET_SIDE, CALTECH_SIDE = 224, 192  # largest short side in pixels
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def pack_msrc(folder: Path, output: Path) -> Iterator[Path]:
@@ -49,35 +49,31 @@ def pack_coco(folder: Path, output: Path) -> Iterator[Path]:
 
 def pack_imagenet_samples(folder: Path, output: Path) -> Iterator[Path]:
     """One image of each ImageNet class: `n01440764_tench.JPEG`, as in github.com/EliSchwartz/imagenet-sample-images."""
-    files = [path for path in _images(folder) if path.stem[:1] == "n" and "_" in path.stem]
     rows = (
         {
-            "name": path.stem.partition("_")[2].replace("_", " "),
+            "name": named[1].replace("_", " "),
             "image": _shrunk(path, IMAGENET_SIDE),
             "source": f"imagenet-sample-images/{path.stem}",
         }
-        for path in files
+        for path in image_files(folder).values()
+        if (named := re.fullmatch(r"n\d{8}_(.+)", path.stem))
     )
     yield _write(rows, "source", output / "named_imagenet_samples.parquet")
 
 
 def pack_caltech101(folder: Path, output: Path) -> Iterator[Path]:
     """Caltech-101's folder `101_ObjectCategories`, without its background class."""
+    files = [(key.partition("/")[0], path) for key, path in image_files(folder).items() if "/" in key]
     rows = (
         {
-            "name": path.parent.name.replace("_", " "),
+            "name": category.replace("_", " "),
             "image": _shrunk(path, CALTECH_SIDE),
-            "source": f"caltech101/{path.parent.name}/{path.stem}",
+            "source": f"caltech101/{category}/{path.stem}",
         }
-        for category in sorted(folder.iterdir())
-        if category.is_dir() and category.name != "BACKGROUND_Google"
-        for path in _images(category)
+        for category, path in files
+        if category != "BACKGROUND_Google"
     )
     yield _write(rows, "source", output / "named_caltech101.parquet")
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def _labelled(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
@@ -88,12 +84,10 @@ def _labelled(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
 
 def _shrunk(path: Path, side: int) -> bytes:
     """The photograph as a JPEG whose short side has at most `side` pixels."""
-    encoded = io.BytesIO()
-    with Image.open(path) as file:
-        image = to_rgb(file)
-        scale = min(1, side / min(image.size))
-        width, height = (max(1, round(length * scale)) for length in image.size)
-        image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
+    image, encoded = open_image(path), io.BytesIO()
+    scale = min(1, side / min(image.size))
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=95)
     return encoded.getvalue()
 
 

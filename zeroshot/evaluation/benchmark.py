@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from modeling_alignzeg import AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
+from modeling_alignzeg import AlignZegConfig, AlignZegImageProcessor, AlignZegModel, AlignZegProcessor
 
 from ..data.benchmarks import load_benchmark
 from ..data.dataset import SegmentationDataset
@@ -412,7 +412,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
     if args.quick:
         quick = {"size": 224, "num_classes": 20, "sizes": [160, 224], "vocabularies": [20, 1000], "label_size": 320}
         vars(args).update(**quick, batches=[1, 2], repeats=2, budget=4.0, names=[50, 100], images=4)
-    possible = CONVOLUTIONAL_SECTIONS if args.tower.startswith("convnext") else tuple(SECTIONS)
+    is_convolutional = AlignZegConfig(**TOWERS[args.tower]).is_convolutional
+    possible = CONVOLUTIONAL_SECTIONS if is_convolutional else tuple(SECTIONS)
     chosen = args.sections or [name for name in possible if not (args.quick and name in SLOW_SECTIONS)]
     if unknown := [name for name in chosen if name not in possible]:
         raise ValueError(f"`--sections` contains {unknown[0]!r}; expected some of {', '.join(possible)}.")

@@ -20,7 +20,7 @@ from modeling_alignzeg.readout_alignzeg import resize_matrix
 
 from ..checkpoints import load_checkpoint
 from ..data.benchmarks import open_part
-from ..data.dataset import SegmentationDataset, raise_for_problems, validate_dataset
+from ..data.dataset import SegmentationDataset, check_dataset
 from ..data.splits import SegmentationSplit, load_split
 from ..files import atomic_write_text
 from ..settings import DataSettings, Settings
@@ -46,7 +46,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
     """
     if folds < 1:
         raise ValueError(f"`folds` is {folds}; expected a whole number ≥ 1.")
-    split = _split(settings.data)
+    split = split_with_unseen(settings.data)
     share = len(split.unseen) / len(split.classes)
     grids = []
     for fold in range(folds):
@@ -60,7 +60,7 @@ def calibrate(settings: Settings, folds: int = 1) -> dict[str, Any]:
         if trainer.model.indicator is None:
             raise ValueError("`bias_correction` is off: a model without PBC has no indicator to calibrate.")
         validation = open_part(data, data.validation_part, data.num_validation)
-        raise_for_problems(validate_dataset(validation, trainer.split), trainer.split)  # before hours of training
+        check_dataset(trainer.accelerator, validation, trainer.split)  # before hours of training
         trainer.run()
         model = trainer.accelerator.unwrap_model(trainer.network)
         grids.append(_grid(model, trainer.processor, trainer.split, data))
@@ -76,7 +76,7 @@ def calibrate_models(settings: Settings, folders: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: No class is unseen, a model has no indicator, or the validation part has too few classes for a score.
     """
-    split = _split(settings.data)
+    split = split_with_unseen(settings.data)
     loaded = [
         load_checkpoint(folder, "--models") for folder in folders
     ]  # all, so that a wrong name is found before the sweeps
@@ -89,7 +89,12 @@ def calibrate_models(settings: Settings, folders: list[str]) -> dict[str, Any]:
     return {**_best(grids, settings.data), "models": len(folders)}
 
 
-def _split(data: DataSettings) -> SegmentationSplit:
+def split_with_unseen(data: DataSettings) -> SegmentationSplit:
+    """The split of `data`.
+
+    Raises:
+        ValueError: It has no unseen class.
+    """
     split = load_split(data.split or data.dataset, context_459_ids=data.context_459_ids)
     if not split.unseen:
         raise ValueError(f"The split of {data.dataset} has no unseen class: there is no bias to correct.")
@@ -217,7 +222,7 @@ def indicator_roc_auc(proposals: list[BestProposal]) -> float:
 @torch.no_grad()
 def indicator_auc(folder: str, settings: Settings, part: str) -> float:
     """[`indicator_roc_auc`] of a checkpoint on a part of the dataset."""
-    split = _split(settings.data)
+    split = split_with_unseen(settings.data)
     model, processor = load_checkpoint(folder)
     dataset = SegmentationDataset(open_part(settings.data, part, None), split, training=False)
     vocabulary = {
