@@ -361,8 +361,6 @@ print(json.dumps(list(build.get_output_mapping().values())))
 
 
 def test_the_distribution_has_all_code_and_data() -> None:
-    if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("reads setup.cfg with setuptools")
     output = subprocess.run(  # setuptools cannot be imported after the standard library's distutils
         [sys.executable, "-c", PACKAGED], cwd=REPOSITORY, check=True, capture_output=True, text=True
     ).stdout
