@@ -684,26 +684,6 @@ def test_all_classes_unseen(app: ModuleType, segmenter: Any) -> None:
     assert np.isfinite([row[1:] for row in reading.rows]).all()
 
 
-def test_reading_out_is_faster_than_running(app: ModuleType, segmenter: Any) -> None:
-    """Even the tiny model's run is slower than a read-out; the browser test measures a real model."""
-    image, names = picture(0, (480, 400)), list(CLASSES)
-
-    def seconds(function: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    result = run(app, segmenter, image, names, list(UNSEEN))
-    result.shown = result.folder / "picture.png"
-    app.view_data(segmenter, result, 1.0, 0.5, False)
-    assert seconds(lambda: app.view_data(segmenter, result, 2.0, 0.4, False)) < seconds(
-        lambda: run(app, segmenter, image, names, list(UNSEEN))
-    )
-
-
 # ------------------------------------------------------------------------------------------------------- the folder
 
 

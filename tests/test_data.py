@@ -402,6 +402,19 @@ def test_samples_depend_on_seed_epoch_and_index_only(scenes, in_memory):
     assert equal(second[3:], [resumed[i] for i in (3, 4, 5)])
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_repeated_epochs(scenes, in_memory):
+    spec, transform = load_split("embedded_scenes"), TrainTransform(crop_size=48)
+    options = {"training": True, "in_memory": in_memory}
+    repeated = SegmentationDataset(scenes, spec, transform, repeated_epochs=2, **options)
+    fresh = SegmentationDataset(scenes, spec, transform, **options)
+    for epoch in range(5):
+        repeated.set_epoch(epoch)
+        fresh.set_epoch(epoch % 2)
+        assert equal(list(repeated), list(fresh))
+        assert {sample["epoch"] for sample in repeated} == {epoch % 2}
+
+
 def test_lasting_loader_processes_see_the_epoch_change(scenes):
     dataset = SegmentationDataset(
         scenes, load_split("embedded_scenes"), TrainTransform(crop_size=48), training=True, in_memory=True

@@ -170,13 +170,13 @@ def test_collator_pads_to_a_common_multiple():
     samples = []
     for index, (height, width) in enumerate([(30, 50), (41, 20), (8, 8)]):
         image, label = blocks(height, width, [0, 1, 5], rng)
-        samples.append({"image": image, "label": label, "name": f"n{index}", "index": index + 7})
+        samples.append({"image": image, "label": label, "name": f"n{index}", "index": index + 7, "epoch": index + 1})
     samples[2]["label"] = np.full((8, 8), 255)
     mean, std = np.array([0.48, 0.46, 0.41]), np.array([0.27, 0.26, 0.28])
     batch = Collator(AlignZegImageProcessor(image_mean=mean.tolist(), image_std=std.tolist()), 16)(samples)
 
     assert batch["pixel_values"].shape == (3, 3, 48, 64) and batch["pixel_mask"].dtype == torch.int64
-    assert (batch["names"], batch["indices"]) == (["n0", "n1", "n2"], [7, 8, 9])
+    assert (batch["names"], batch["indices"], batch["epochs"]) == (["n0", "n1", "n2"], [7, 8, 9], [1, 2, 3])
     for i, sample in enumerate(samples):
         h, w = sample["label"].shape
         pixels = torch.from_numpy((sample["image"] / 255 - mean) / std).permute(2, 0, 1).float()

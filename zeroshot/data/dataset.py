@@ -225,7 +225,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
             transform receives the same ids.
         seed: Seed of the transform.
         in_memory: Whether to decode everything now and keep it in memory, 4 bytes per pixel.
-        keep_samples: Whether to also keep every transformed sample, for runs that repeat a few epochs.
+        repeated_epochs: Repeat the samples of the first epochs, as many as this, in turn; 0: every epoch draws new ones.
+            With `in_memory`, the repeated samples are kept in memory too.
 
     Raises:
         ValueError: On construction if `in_memory`, otherwise on access: a file is missing, damaged or does not match
@@ -241,17 +242,20 @@ class SegmentationDataset(torch.utils.data.Dataset):
         training: bool,
         seed: int = 0,
         in_memory: bool = False,
-        keep_samples: bool = False,
+        repeated_epochs: int = 0,
     ):
         self.split = split
         self.transform = transform
         self.training = training
         self.seed = seed
+        self._repeated_epochs = repeated_epochs
         self._rows = encoded_images(dataset)
         # In shared memory, so that persistent loader processes see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
-        self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = {} if keep_samples else None
+        self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None
+        if in_memory and repeated_epochs:
+            self._kept = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -261,8 +265,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return hashlib.sha256("\n".join(self._rows.select_columns("name")["name"]).encode()).hexdigest()[:16]
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that seeds the transform of all further samples."""
-        self._epoch.fill_(epoch)
+        """Sets the epoch that seeds the transform of all further samples. Loaders of Accelerate and of transformers'
+        `Trainer` call it with the number of the epoch, whatever the caller of this class has set before."""
+        self._epoch.fill_(epoch % self._repeated_epochs if self._repeated_epochs else epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns a dictionary of
@@ -270,10 +275,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         - `image`: `uint8` array of shape (height, width, 3), RGB;
         - `label`: `int64` array of shape (height, width), training ids or class ids, or `split.ignore_index`;
         - `name`: its name in the dataset;
-        - `index`: its position in the dataset.
+        - `index`: its position in the dataset;
+        - `epoch`: the epoch that seeded its transform.
         """
         image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)
-        key = (int(self._epoch), index)
+        epoch = int(self._epoch)
+        key = (epoch, index)
         if self._kept is not None and key in self._kept:
             image, label = self._kept[key]
         else:
@@ -285,7 +292,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 image, label = self.transform(image, label.astype(np.int64), generator)
             if self._kept is not None:
                 self._kept[key] = image, label.astype(smallest)
-        return {"image": image, "label": label.astype(np.int64), "name": name, "index": index}
+        return {"image": image, "label": label.astype(np.int64), "name": name, "index": index, "epoch": epoch}
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         row = self._rows[index]

@@ -155,7 +155,8 @@ class Collator:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the output of [`AlignZegImageProcessor`], with `bool` masks, and
 
-        - `names` and `indices`: lists of the samples' names and positions in the dataset.
+        - `names`, `indices` and `epochs`: lists of the samples' names, positions in the dataset, and epochs that seeded
+          their transforms.
         """
         batch = self.image_processor(
             [sample["image"] for sample in samples],
@@ -169,6 +170,7 @@ class Collator:
             "mask_labels": [masks.bool() for masks in batch["mask_labels"]],
             "names": [sample["name"] for sample in samples],
             "indices": [sample["index"] for sample in samples],
+            "epochs": [sample["epoch"] for sample in samples],
         }
 
 

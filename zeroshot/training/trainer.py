@@ -146,7 +146,7 @@ class Trainer:
             training=True,
             seed=seed,
             in_memory=data.in_memory,
-            keep_samples=data.in_memory and data.cached_epochs > 1,
+            repeated_epochs=data.cached_epochs,
         )
         self.clip_cache = None
         if data.cached_epochs:
@@ -252,16 +252,10 @@ class Trainer:
 
     # --- loop
 
-    @property
-    def data_epoch(self) -> int:
-        """The epoch that seeds the transform: the current one, or one of the cached epochs in turn."""
-        cached = self.settings.data.cached_epochs
-        return self.epoch % cached if cached else self.epoch
-
     def micro_batches(self) -> Iterator[dict[str, Any]]:
         """Endless batches from the current position; updates `self.epoch` and `self.batch`."""
         while True:
-            self.dataset.set_epoch(self.data_epoch)
+            self.dataset.set_epoch(self.epoch)
             loader = self.accelerator.skip_first_batches(self.loader, self.batch) if self.batch else self.loader
             for each in {self.loader, loader}:  # the skipping loader is new, and may count epochs from 0
                 each.set_epoch(self.epoch)
@@ -358,10 +352,11 @@ class Trainer:
                 continue
             torch.manual_seed(step_seed(self.settings.seed, self.step, micro_step))
             names += batch.pop("names")
-            indices = torch.as_tensor(batch.pop("indices")) + self.data_epoch * len(self.dataset)
+            indices, epochs = (torch.as_tensor(batch.pop(key)) for key in ("indices", "epochs"))
             if self.clip_cache is not None:
+                rows = epochs * len(self.dataset) + indices
                 batch["clip_hidden_states"] = {
-                    layer: states[indices].to(accelerator.device) for layer, states in self.clip_cache.items()
+                    layer: states[rows].to(accelerator.device) for layer, states in self.clip_cache.items()
                 }
             is_last = micro_step == settings.gradient_accumulation_steps - 1
             with nullcontext() if is_last else accelerator.no_sync(self.network):
