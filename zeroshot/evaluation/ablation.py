@@ -389,8 +389,9 @@ def summarize(cells: Path, results: Path) -> None:
         lines.append(f"| {line['title']} | {' | '.join(values)} | {len(line['seeds'])} |")
     atomic_write_text(results / "ablation.md", "\n".join(lines) + "\n")
     _draw_table(rows, results / "ablation.png")
-    if set(CURVES) <= found.keys():
-        _draw_misalignment(found, results / "misalignment.png")
+    curves = {name: [cell["curve"] for cell in found.get(name, ()) if cell["curve"]] for name in CURVES}
+    if all(curves.values()):
+        _draw_misalignment(curves, results / "misalignment.png")
 
 
 def mean_and_error(values: Sequence[float]) -> str:
@@ -422,7 +423,8 @@ def _draw_table(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_misalignment(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def _draw_misalignment(found: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Draws the curves of several seeds per row."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -430,7 +432,7 @@ def _draw_misalignment(found: dict[str, list[dict[str, Any]]], path: Path) -> No
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, title, style in zip(CURVES, ("baseline", "full model, before PBC"), ("--", "-")):
-        curves = [cell["curve"] for cell in found[name]]
+        curves = found[name]
         steps = [point["step"] for point in curves[0]]
         for score, label, color in (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00")):
             values = np.array([[point[score] for point in curve] for curve in curves])
