@@ -278,14 +278,14 @@ PHOTO_ROWS = {  # rows of the ablation on photographs that README shows
     "baseline_constant": "baseline + blind constant",
     "pbc_decision": "baseline + PBC",
     "plus_bds": "AlignZeg without PBC",
+    "full_decision": "AlignZeg",
     "baseline_cells": "baseline + the tower's cells",
     "baseline_cells_constant": "baseline + the tower's cells + blind constant",
     "pbc_decision_cells": "baseline + the tower's cells + PBC",
     "full_cells_plain": "AlignZeg without PBC + the tower's cells",
+    "full_decision_cells": "AlignZeg + the tower's cells",
 }
 PHOTO_DETAILS = {  # further rows in docs/experiments.md
-    "full_decision": "AlignZeg",
-    "full_decision_cells": "AlignZeg + the tower's cells",
     "pbc": "baseline + PBC, γ and θ calibrated",
     "pbc_cells": "baseline + the tower's cells + PBC, γ and θ calibrated",
     "baseline_oracle": "baseline, perfect indicator",
@@ -294,6 +294,11 @@ PHOTO_DETAILS = {  # further rows in docs/experiments.md
     "oracle_cells": "AlignZeg + the tower's cells, perfect indicator",
 }
 PHOTO_COMPARISONS = {  # pairs of rows, read out by proposals alone and with the cells
+    "AlignZeg against the baseline": (("full_decision", "baseline"), ("full_decision_cells", "baseline_cells")),
+    "AlignZeg against the baseline + blind constant": (
+        ("full_decision", "baseline_constant"),
+        ("full_decision_cells", "baseline_cells_constant"),
+    ),
     "AlignZeg without PBC against the baseline": (("plus_bds", "baseline"), ("full_cells_plain", "baseline_cells")),
     "AlignZeg without PBC against the baseline + blind constant": (
         ("plus_bds", "baseline_constant"),
@@ -361,7 +366,7 @@ def photos_table() -> str:
                 title += f" ({' and '.join(split for split, rows in zip('AB', splits) if names <= set(rows))} only)"
             lines.append(f"| {title} | {' | '.join(values)} |")
     best = reference["b"]["hiou"] / 2 + reference["a"]["hiou"] / 2
-    reached = np.mean([np.mean(rows["full_cells_plain"]["hiou"]) for rows in splits]) / best
+    reached = np.mean([np.mean(rows["full_decision_cells"]["hiou"]) for rows in splits]) / best
     counts = {
         (title, split): len(rows[name]["seeds"]) if name in rows else 0
         for name, title in shown.items()
@@ -380,7 +385,7 @@ def photos_table() -> str:
         "the scores of all seen classes everywhere; its value is the best of twelve, from 0 to 1.5, for the test part. PBC: "
         "γ = 8 and θ = 0.5, chosen on earlier models ([protocol](docs/experiments.md#protocol)). A difference "
         "uses the seeds that both rows have on both splits. "
-        f"With the cells, AlignZeg without PBC reaches {100 * reached:.0f} % of "
+        f"With the cells, AlignZeg reaches {100 * reached:.0f} % of "
         "the hIoU with all classes labelled. Numbers: `docs/results/msrc_a/ablation.json`, "
         "`docs/results/msrc_b/ablation.json`, `docs/results/msrc/`, written by `scripts/ablate.py` and "
         "`scripts/evaluate.py`.",
@@ -404,7 +409,8 @@ def photo_curves() -> str:
                 means = [np.mean([point[f"miou_{kind}"] for point in values]) for kind in ("seen", "unseen")]
                 points[step] = [f"{mean:.1f}" for mean in means]
             columns |= set(points)
-            rows.append((f"split {split.upper()}, {title}, {len(curves)} seeds", points))
+            seeds = f"{len(curves)} seed{'s' if len(curves) > 1 else ''}"
+            rows.append((f"split {split.upper()}, {title}, {seeds}", points))
     steps = sorted(columns)
     lines = [f"| mIoU(S) / mIoU(U), validation part, at step | {' | '.join(map(str, steps))} |"]
     lines.append("|---" * (len(steps) + 1) + "|")
