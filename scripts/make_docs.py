@@ -374,7 +374,9 @@ def photos_table() -> str:
         if "cells" not in name  # they share the trainings
     }
     most = max(counts.values())
-    fewer = ", ".join(f"{title}: {count} in split {split}" for (title, split), count in counts.items() if count < most)
+    fewer = ", ".join(
+        f"{title}: {count or 'none'} in split {split}" for (title, split), count in counts.items() if count < most
+    )
     lines += [
         "",
         f"Unseen in split A: {', '.join(load_split('msrc_a').unseen)}; "

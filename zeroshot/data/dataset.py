@@ -253,9 +253,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         # In shared memory, so that persistent loader processes see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._decoded = [self._read(index) for index in range(len(self))] if in_memory else None
-        self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None
-        if in_memory and repeated_epochs:
-            self._kept = {}
+        self._keeps = in_memory and repeated_epochs > 0
+        self._kept: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -281,7 +280,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         image, label, name = self._decoded[index] if self._decoded is not None else self._read(index)
         epoch = int(self._epoch)
         key = (epoch, index)
-        if self._kept is not None and key in self._kept:
+        if key in self._kept:
             image, label = self._kept[key]
         else:
             smallest = label.dtype
@@ -290,7 +289,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 entropy = np.random.SeedSequence([self.seed, *key])
                 generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
                 image, label = self.transform(image, label.astype(np.int64), generator)
-            if self._kept is not None:
+            if self._keeps:
                 self._kept[key] = image, label.astype(smallest)
         return {"image": image, "label": label.astype(np.int64), "name": name, "index": index, "epoch": epoch}
 
