@@ -449,12 +449,11 @@ def photo_components() -> str:
 
 def photo_means() -> str:
     """Means of the rows of all splits, with bounds."""
-    folders = ("a", "b", "c")
-    reports = {folder: report for folder in folders if (report := load(f"msrc_{folder}/ablation.json"))}
+    reports = {split: report for split in "ab" if (report := load(f"msrc_{split}/ablation.json"))}
     if not reports:
         return NOT_MEASURED
     splits = [{row["name"]: row for row in report["rows"]} for report in reports.values()]
-    titles = [f"{folder[0].upper()}, {report['steps']:,} steps" for folder, report in reports.items()]
+    titles = [f"{split.upper()}, {report['steps']:,} steps" for split, report in reports.items()]
     lines = [f"| mean of mIoU(S) / mIoU(U) / hIoU | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, title in (PHOTO_ROWS | PHOTO_DETAILS).items():
         if any(name in rows for rows in splits):

@@ -423,8 +423,8 @@ def _draw_table(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_misalignment(found: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    """Draws the curves of several seeds per row."""
+def _draw_misalignment(curves: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Draws the mean of the curves of a row's seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -432,17 +432,17 @@ def _draw_misalignment(found: dict[str, list[list[dict[str, Any]]]], path: Path)
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, title, style in zip(CURVES, ("baseline", "full model, before PBC"), ("--", "-")):
-        curves = found[name]
-        steps = [point["step"] for point in curves[0]]
+        steps = [point["step"] for point in curves[name][0]]
         for score, label, color in (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00")):
-            values = np.array([[point[score] for point in curve] for curve in curves])
+            values = np.array([[point[score] for point in curve] for curve in curves[name]])
             mean, spread = values.mean(0), values.std(0, ddof=1 if len(values) > 1 else 0)
             axes.plot(steps, mean, style, color=color, label=f"{label}, {title}")
             axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # the band can reach below 0
     axes.set_xlabel("training step")
     axes.set_ylabel("percent on the validation part")
-    axes.set_title("mean over seeds; band: standard deviation", fontsize="medium")
+    several = any(len(seeds) > 1 for seeds in curves.values())
+    axes.set_title("mean over seeds; band: standard deviation" if several else "one seed", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
