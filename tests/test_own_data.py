@@ -630,11 +630,13 @@ def test_a_run_on_other_labels_is_not_resumed(
             (tmp_path / "data" / "train" / kind / "0.png").rename(tmp_path / "data" / "train" / kind / "9.png")
     steps = {"steps": 2, "fewer steps": 1}.get(change, 3)
     shutil.rmtree(tmp_path / "run" / "final")
+    (tmp_path / "run" / ".timing.partial.json").touch()  # as if killed while writing it
     train(monkeypatch, [*flags, "--training.steps", str(steps), "--training.warmup_steps", "0"])
     printed = capsys.readouterr()
     refused = change not in ("nothing", "steps", "fewer steps")
     assert (tmp_path / "run" / "final" / "config.json").is_file() != refused
     assert named in (printed.err if refused else printed.out)
+    assert refused or not list((tmp_path / "run").glob(".*"))
     if refused:
         assert "Choose another `output_dir`" in printed.err
         assert (tmp_path / "run" / "metrics.jsonl").read_text() == log

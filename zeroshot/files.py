@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 
+PARTIAL = ".partial"
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 120, 120
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 10
@@ -98,7 +99,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem[:50]}.partial{path.suffix}")  # file names have a maximum length
+    partial = path.with_name(f".{path.stem[:50]}{PARTIAL}{path.suffix}")  # file names have a maximum length
     try:
         yield partial
         sync(partial)
@@ -106,6 +107,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes the temporary files that a killed process has left in `folder`, which no other process may be writing to."""
+    for partial in folder.glob(f".*{PARTIAL}*"):
+        if partial.is_file():
+            partial.unlink()
 
 
 @contextmanager

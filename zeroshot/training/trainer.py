@@ -31,7 +31,7 @@ from ..data.statistics import similar_names
 from ..data.task import check_task, open_task
 from ..data.transforms import Collator
 from ..evaluation.evaluator import Readout, evaluate_model, evaluation_batches, format_scores
-from ..files import atomic_file, atomic_write_text, shown
+from ..files import atomic_file, atomic_write_text, remove_partial_files, shown
 from ..settings import Settings
 from .card import trained_card
 from .checkpoint_store import CheckpointError, CheckpointStore
@@ -275,6 +275,7 @@ class Trainer:
             )
         if accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
+            remove_partial_files(self.output)
             atomic_write_text(self.output / "settings.json", json.dumps(self.settings.as_dict(), indent=2) + "\n")
             forget_later_steps(self.output / METRICS, self.step)
         if accelerator.log_with:
