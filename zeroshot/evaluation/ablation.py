@@ -39,7 +39,7 @@ CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
 OFF = {
-    "MRPE": {"mutual_refinement": False},
+    "MRPE": {"mutual_refinement": False, "unlabelled_weight": 0.0},
     "FES": {"feature_expansion": False},
     "BDS": {"background_diversity": False},
     "PBC": {"bias_correction": False},
@@ -86,6 +86,14 @@ ROWS: dict[str, Row] = {
     "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
     "pbc": Row("baseline + PBC", {"bias_correction": True}, "pbc", 5, start="baseline"),
     "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
+    "mutual_alone": Row(
+        "baseline + MRPE's second direction alone", {**_without("FES", "BDS", "PBC"), "unlabelled_weight": 0.0}, "plain"
+    ),
+    "unlabelled_alone": Row(
+        "baseline + masks of unlabelled segments alone",
+        {**_without("FES", "BDS", "PBC"), "mutual_refinement": False},
+        "plain",
+    ),
     "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
     "plus_bds": Row("+ BDS", readout="plain", cells="full"),
     "full": Row("+ PBC = full model", {}, "pbc", 5),
@@ -122,7 +130,7 @@ ROWS: dict[str, Row] = {
     "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
-for _name in ("plus_mrpe", "plus_fes", "without_mrpe", "without_fes", "without_bds"):
+for _name in ("plus_mrpe", "mutual_alone", "unlabelled_alone", "plus_fes", "without_mrpe", "without_fes", "without_bds"):
     _title = ROWS[_name].title.replace("full −", "full − PBC −")
     if ROWS[_name].readout != "plain":
         ROWS[f"{_name}_plain"] = Row(_title, readout="plain", cells=_name)
