@@ -312,10 +312,11 @@ PHOTO_COMPARISONS = {  # pairs of rows, read out by proposals alone and with the
 PHOTO_COMPONENTS = {  # rows by proposals alone, and with the cells
     "baseline": ("baseline", "baseline_cells"),
     "MRPE": ("plus_mrpe", "plus_mrpe_cells"),
-    "only MRPE's second direction": ("mutual_alone", "mutual_alone_cells"),
-    "only MRPE's masks of unlabelled segments": ("unlabelled_alone", "unlabelled_alone_cells"),
+    "MRPE with masks of unlabelled segments": ("plus_mrpe_unlabelled", "plus_mrpe_unlabelled_cells"),
+    "masks of unlabelled segments without MRPE": ("plus_unlabelled", "plus_unlabelled_cells"),
     "MRPE + FES": ("plus_fes", "plus_fes_cells"),
     "MRPE + FES + BDS = AlignZeg without PBC": ("plus_bds", "full_cells_plain"),
+    "the same with masks of unlabelled segments": ("full_unlabelled_plain", "full_unlabelled_cells"),
     "FES + BDS": ("without_mrpe_plain", "without_mrpe_cells"),
     "MRPE + BDS": ("without_fes_plain", "without_fes_cells"),
 }

@@ -39,11 +39,12 @@ CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
 RECALLS = ("recall_seen", "recall_unseen")
 OFF = {
-    "MRPE": {"mutual_refinement": False, "unlabelled_weight": 0.0},
+    "MRPE": {"mutual_refinement": False},
     "FES": {"feature_expansion": False},
     "BDS": {"background_diversity": False},
     "PBC": {"bias_correction": False},
 }
+UNLABELLED = {"unlabelled_weight": 0.3}
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,11 @@ ROWS: dict[str, Row] = {
     "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
     "pbc": Row("baseline + PBC", {"bias_correction": True}, "pbc", 5, start="baseline"),
     "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
-    "mutual_alone": Row(
-        "baseline + MRPE's second direction alone", {**_without("FES", "BDS", "PBC"), "unlabelled_weight": 0.0}, "plain"
+    "plus_mrpe_unlabelled": Row(
+        "+ MRPE with masks of unlabelled segments", {**_without("FES", "BDS", "PBC"), **UNLABELLED}, "plain", 5
     ),
-    "unlabelled_alone": Row(
-        "baseline + masks of unlabelled segments alone",
-        {**_without("FES", "BDS", "PBC"), "mutual_refinement": False},
-        "plain",
+    "plus_unlabelled": Row(
+        "baseline + masks of unlabelled segments", {**_without("MRPE", "FES", "BDS", "PBC"), **UNLABELLED}, "plain", 5
     ),
     "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
     "plus_bds": Row("+ BDS", readout="plain", cells="full"),
@@ -103,6 +102,7 @@ ROWS: dict[str, Row] = {
     "without_pbc": Row("full − PBC", readout="plain", cells="full"),
     "fes_semantic": Row("full, FES target `semantic`", {"feature_expansion_target": "semantic"}),
     "fes_reserve": Row("full, FES target `reserve`", {"feature_expansion_target": "reserve"}),
+    "full_unlabelled": Row("full with masks of unlabelled segments", UNLABELLED, "pbc", 5),
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
     "baseline_constant": Row("baseline + blind constant", readout="constant", cells="baseline"),
@@ -130,8 +130,11 @@ ROWS: dict[str, Row] = {
     "queries_only": Row("full − PBC − unclaimed region", readout="queries", cells="full"),
     "baseline_queries_only": Row("baseline − unclaimed region", readout="queries", cells="baseline"),
 }
-for _name in ("plus_mrpe", "mutual_alone", "unlabelled_alone", "plus_fes", "without_mrpe", "without_fes", "without_bds"):
-    _title = ROWS[_name].title.replace("full −", "full − PBC −")
+for _name in (
+    *("plus_mrpe", "plus_mrpe_unlabelled", "plus_unlabelled", "plus_fes"),
+    *("full_unlabelled", "without_mrpe", "without_fes", "without_bds"),
+):
+    _title = ROWS[_name].title.replace("full ", "full − PBC ", 1)
     if ROWS[_name].readout != "plain":
         ROWS[f"{_name}_plain"] = Row(_title, readout="plain", cells=_name)
     ROWS[f"{_name}_cells"] = Row(f"{_title} + the tower's cells", readout="plain with cells", cells=_name)
