@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of AlignZeg, the only place that defines defaults."""
+"""Configuration of AlignZeg: the defaults of the model. Those of post-processing are in image_processing_alignzeg.py."""
 
 import difflib
 import math

@@ -1,11 +1,11 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Targets, matching, and the mask and class terms of `L = L_bc + λ1·L_ce + λ2·L_mask + λ3·L_vir + λ4·L_reg`.
 
-`L_vir` and `L_reg` are in classifier_alignzeg.py, `L_bc` in indicator_alignzeg.py. Every function here is vectorised over
-images, proposals and targets; only scipy's assignment loops over images. Unlabelled pixels (such as unseen classes, clutter
-or padding) are left out of matching, mask loss and sampling. The exception are unlabelled pixels near a labelled object:
-they are negatives of that object only (`SegmentationTargets.reach`), so no proposal learns to avoid unlabelled regions in
-general.
+`L_vir` and `L_reg` are in classifier_alignzeg.py, `L_bc` in indicator_alignzeg.py. All functions are vectorised over images,
+proposals and targets, except scipy's assignment and `unlabelled_segments`, which loop over images on the CPU. Unlabelled
+pixels (such as unseen classes, clutter or padding) are left out of matching, mask loss and sampling, with two exceptions:
+those near a labelled object are negatives of that object only (`SegmentationTargets.reach`), so no proposal learns to avoid
+unlabelled regions in general; and with `unlabelled_weight`, unlabelled segments train masks.
 
 Sums are divided by counts over *all* processes, so that two processes with half a batch each take the same step as one
 process with the whole batch.
@@ -173,9 +173,8 @@ def stack_targets(
     wrong = (ids < 0) | (ids >= num_classes) | ~seen_class_mask[ids.clamp(0, num_classes - 1)]
     if wrong.any():
         raise ValueError(
-            f"`class_labels` contains class id {int(ids[wrong][0])}, which is not among the {num_classes} classes of the "
-            "text prototypes or is marked unseen. Labels index the seen classes of the vocabulary in use; set all other "
-            "labels to `ignore_index` before masks are made."
+            f"`class_labels` contains class id {int(ids[wrong][0])}; expected the position of a seen class among the "
+            f"{num_classes} text prototypes. Set the labels of all other classes to `ignore_index` before masks are made."
         )
     classes = torch.nn.utils.rnn.pad_sequence([c.long() for c in class_labels], batch_first=True, padding_value=-1)
     if classes.shape[1] == 0:  # no image has any label

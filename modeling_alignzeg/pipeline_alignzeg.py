@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Pipeline from photos and class names to one mask per class."""
+"""Pipeline from images and class names to masks of classes, panoptic segments or instances."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from transformers import Pipeline
 from transformers.image_utils import ImageInput
 
 from .images_alignzeg import open_any, to_rgb
+from .post_processing_alignzeg import check_share
 from .processing_alignzeg import check_classes, check_unseen_names, read_classes
 from .readout_alignzeg import image_view, segment_score
 
@@ -22,7 +23,7 @@ SEGMENT_OPTIONS = ("score_threshold", "mask_threshold", "overlap_mask_area_thres
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
     r"""
-    Semantic, panoptic or instance segmentation with class names given per image.
+    Semantic, panoptic or instance segmentation with class names given in each call.
 
     ```python
     segmenter = pipeline("zero-shot-image-segmentation", model="path/to/alignzeg", trust_remote_code=True)
@@ -64,7 +65,8 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             - **label** (`str`) -- The class name, as [`check_class_names`] reads it.
             - **mask** (`PIL.Image.Image`) -- Mode L, of the image's own size, 255 on the class and 0 elsewhere. Masks of
               instances may overlap.
-            - **score** (`float`) -- Probability of the class, averaged over the proposals that cover its mask; 0 to 1.
+            - **score** (`float`) -- 0 to 1: the probability of the class, averaged over the proposals that cover its mask;
+              of a segment or instance, the score of the post-processing.
 
         Raises:
             ValueError: `candidate_labels` or `unseen_labels` are invalid, or an image is missing or cannot be read.
@@ -104,7 +106,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             raise ValueError(f"`subtask` is {subtask!r}; expected one of {', '.join(SUBTASKS)}.")
         unknown = set(segments) - set(SEGMENT_OPTIONS)
         if unknown:
-            raise TypeError(f"There is no argument {min(unknown)!r}; {', '.join(SEGMENT_OPTIONS)} are for segments.")
+            raise TypeError(f"`{min(unknown)}` is not an argument of this pipeline; see its documentation.")
+        for name, value in segments.items():
+            check_share(name, value)
         labels, unseen, classes = {}, {}, {}
         if candidate_labels is not None:
             read = read_classes if isinstance(candidate_labels, str) else check_classes

@@ -60,11 +60,9 @@ class AlignZegPostProcessing:
         if is_given and gamma and (seen_class_mask is None or unseen_logits is None):
             missing = "`outputs.unseen_logits` (a model with PBC)" if unseen_logits is None else "`seen_class_mask`"
             raise ValueError(f"`gamma` is {gamma} and needs {missing}; `seen_penalty` works without the indicator.")
-        threshold = _number("threshold", self.correction_threshold if threshold is None else threshold)
-        if not 0 <= gamma < math.inf or not 0 <= threshold <= 1:
-            raise ValueError(
-                f"`gamma` is {gamma} and `threshold` {threshold}; expected gamma >= 0 and threshold from 0 to 1."
-            )
+        if gamma < 0:
+            raise ValueError(f"`gamma` is {gamma}; expected a number ≥ 0.")
+        threshold = check_share("threshold", self.correction_threshold if threshold is None else threshold)
         return class_probabilities(
             outputs.class_queries_logits,
             unseen_logits,
@@ -311,9 +309,9 @@ class AlignZegPostProcessing:
     @staticmethod
     def _thresholds(threshold: Any, mask_threshold: Any, overlap_mask_area_threshold: Any) -> tuple[float, ...]:
         return (
-            _share("threshold", threshold),
-            _share("mask_threshold", mask_threshold),
-            _share("overlap_mask_area_threshold", overlap_mask_area_threshold),
+            check_share("threshold", threshold),
+            check_share("mask_threshold", mask_threshold),
+            check_share("overlap_mask_area_threshold", overlap_mask_area_threshold),
         )
 
     def _views(
@@ -321,6 +319,8 @@ class AlignZegPostProcessing:
     ) -> Iterator[View]:
         """Every image of the batch with the probabilities of its proposals after predictive bias correction."""
         targets = _check_target_sizes(target_sizes, len(outputs.masks_queries_logits))
+        if threshold is not None:
+            check_share("correction_threshold", threshold)
         probabilities = self.proposal_probabilities(outputs, seen_class_mask, gamma, threshold)
         for index, table in enumerate(probabilities):
             yield image_view(outputs, index, table, targets and targets[index])
@@ -413,7 +413,7 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _share(name: str, value: Any) -> float:
+def check_share(name: str, value: Any) -> float:
     number = _number(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"`{name}` is {value!r}; expected a number from 0 to 1.")

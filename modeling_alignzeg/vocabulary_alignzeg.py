@@ -98,7 +98,7 @@ class AlignZegVocabulary:
             pixel_values, pixel_mask: As for [`forward`].
             masks: For each image `(n, H, W)`, 0 outside the exemplar, such as the `mask_labels` of the processor; or one
                 per image, `(B, H, W)`.
-            anchors: Text prototypes `(A, D)` of many names.
+            anchors: Text prototypes `(A, D)` of many names, or `(A, K, D)`.
             merge: Treat all masks as exemplars of one class and return the prototype of their mean, taken before the
                 anchors are applied.
 
@@ -114,7 +114,9 @@ class AlignZegVocabulary:
         shape = tuple(pixel_values.shape[-2:])
         if not isinstance(masks, (list, tuple)) or len(masks) != len(pixel_values):
             raise ValueError(
-                f"`masks` is not one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images."
+                f"`masks` is a {type(masks).__name__}{f' with {len(masks)} entries' if hasattr(masks, '__len__') else ''}; "
+                f"expected one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images, such as the "
+                "`mask_labels` of the processor."
             )
         for index, mask in enumerate(masks):
             check_tensor(f"masks[{index}]", mask, "real numbers", self.logit_scale.device)
@@ -141,7 +143,7 @@ class AlignZegVocabulary:
             embeds = F.normalize(embeds.mean(0, keepdim=True), dim=-1)
         if anchors is None:
             return embeds
-        self._check_prototypes(anchors)
+        self._check_prototypes(anchors, "anchors")
         anchors = anchors.to(embeds).flatten(0, -2)
         return F.normalize((self.logit_scale.exp() * embeds @ anchors.T).softmax(-1) @ anchors, dim=-1)
 
@@ -198,13 +200,13 @@ class AlignZegVocabulary:
         self.class_text_embeds = text_prototypes.detach().clone().to(self.class_text_embeds)
         self.seen_class_mask = self._seen_classes_of_config().to(self.seen_class_mask.device)
 
-    def _check_prototypes(self, text_prototypes: Tensor) -> None:
+    def _check_prototypes(self, text_prototypes: Tensor, name: str = "text_prototypes") -> None:
         hint = "Create them with `model.get_text_prototypes(processor, names)`."
-        check_tensor("text_prototypes", text_prototypes, "floating-point numbers", self.logit_scale.device, hint)
+        check_tensor(name, text_prototypes, "floating-point numbers", self.logit_scale.device, hint)
         shape, width = tuple(text_prototypes.shape), self.config.projection_dim
         if len(shape) not in (2, 3) or 0 in shape or shape[-1] != width:
             raise ValueError(
-                f"`text_prototypes` has shape {shape}; expected (classes, {width}) or (classes, prototypes, {width}) with "
+                f"`{name}` has shape {shape}; expected (classes, {width}) or (classes, prototypes, {width}) with "
                 f"at least one class. {hint}"
             )
 

@@ -435,8 +435,8 @@ def test_kinds_of_post_processing() -> None:
             {"gamma": 1.0, "seen_class_mask": SEEN},
             "`gamma` is 1.0 and needs `outputs.unseen_logits`",
         ),
-        ({}, {"gamma": -1.0, "seen_class_mask": SEEN}, "gamma >= 0"),
-        ({}, {"threshold": 1.5}, "threshold from 0 to 1"),
+        ({}, {"gamma": -1.0, "seen_class_mask": SEEN}, "`gamma` is .*; expected a number ≥ 0"),
+        ({}, {"threshold": 1.5}, "`threshold` is 1.5; expected a number from 0 to 1"),
         (
             {},
             {"seen_class_mask": SEEN[:3]},

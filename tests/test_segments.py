@@ -279,6 +279,7 @@ def test_nothing_found(task: str) -> None:
     "options, message",
     [
         ({"threshold": 1.5}, "`threshold` is 1.5; expected a number from 0 to 1"),
+        ({"correction_threshold": 2}, "`correction_threshold` is 2; expected a number from 0 to 1"),
         ({"mask_threshold": None}, "`mask_threshold` is None"),
         ({"overlap_mask_area_threshold": -1}, "`overlap_mask_area_threshold` is -1"),
         ({"target_sizes": [(3, 4)]}, "`target_sizes`"),
@@ -364,7 +365,7 @@ def test_zero_shot_pipeline_fuses_classes_by_name(segmenter: ZeroShotImageSegmen
     [
         ({"subtask": "things"}, "`subtask` is 'things'; expected one of semantic, panoptic, instance"),
         ({"labels_to_fuse": ["sand"], "subtask": "panoptic"}, "`labels_to_fuse` contains 'sand'"),
-        ({"score_threshold": 7, "subtask": "panoptic"}, "`threshold` is 7"),
+        ({"score_threshold": 7, "subtask": "panoptic"}, "`score_threshold` is 7"),
     ],
 )
 def test_wrong_options_of_the_pipeline(segmenter, options: dict, message: str) -> None:
