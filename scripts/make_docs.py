@@ -323,6 +323,25 @@ PHOTO_COMPONENTS = {  # rows by proposals alone, and with the cells
     "FES + BDS": ("without_mrpe_plain", "without_mrpe_cells"),
     "MRPE + BDS": ("without_fes_plain", "without_fes_cells"),
 }
+PHOTO_EFFECTS = {  # what a part adds: pairs of rows by proposals alone, and with the cells
+    "MRPE's second direction, added to the baseline": (
+        ("plus_mrpe", "baseline"),
+        ("plus_mrpe_cells", "baseline_cells"),
+    ),
+    "MRPE's second direction, in AlignZeg": (
+        ("plus_bds", "without_mrpe_plain"),
+        ("full_cells_plain", "without_mrpe_cells"),
+    ),
+    "MRPE with masks of unlabelled segments, added to the baseline": (
+        ("plus_mrpe_unlabelled", "baseline"),
+        ("plus_mrpe_unlabelled_cells", "baseline_cells"),
+    ),
+    "FES, added to baseline + MRPE": (("plus_fes", "plus_mrpe"), ("plus_fes_cells", "plus_mrpe_cells")),
+    "FES, in AlignZeg": (("plus_bds", "without_fes_plain"), ("full_cells_plain", "without_fes_cells")),
+    "BDS, added to baseline + MRPE + FES": (("plus_bds", "plus_fes"), ("full_cells_plain", "plus_fes_cells")),
+    "PBC, added to the baseline": (("pbc_decision", "baseline"), ("pbc_decision_cells", "baseline_cells")),
+    "PBC, in AlignZeg": (("full_decision", "plus_bds"), ("full_decision_cells", "full_cells_plain")),
+}
 SEEN_UNSEEN = ("miou_seen", "miou_unseen", "hiou")
 
 
@@ -452,6 +471,28 @@ def photo_components() -> str:
             lines.append(f"| {title} | {' | '.join(values)} | {len(rows[alone]['seeds'])} |")
         lines.append("")
     return "\n".join(lines).rstrip() or NOT_MEASURED
+
+
+def photo_effects() -> str:
+    """Differences between pairs of rows that differ in one part, by split."""
+    reports = [load(f"msrc_{split}/ablation.json") for split in "ab"]
+    if None in reports:
+        return NOT_MEASURED
+    splits = [{row["name"]: row for row in report["rows"]} for report in reports if report]
+    lines = [
+        "| difference, without PBC unless named | A: hIoU | with the cells | recall of unseen masks | B: hIoU | with the "
+        "cells | recall of unseen masks |",
+        "|---" * 7 + "|",
+    ]
+    for title, (alone, with_cells) in PHOTO_EFFECTS.items():
+        values = []
+        for rows in splits:
+            has_rows = {*alone, *with_cells} <= rows.keys()
+            values += [gain([rows], *pair, "hiou") if has_rows else "—" for pair in (alone, with_cells)]
+            values.append(gain([rows], *alone, "recall_unseen") if has_rows and "PBC" not in title else "—")
+        if set(values) != {"—"}:
+            lines.append(f"| {title} | {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
 def photo_means() -> str:
@@ -588,6 +629,7 @@ BLOCKS = {
     "photo-curves": photo_curves,
     "photo-means": photo_means,
     "photo-components": photo_components,
+    "photo-effects": photo_effects,
     "fine-tuning": fine_tuning_table,
     "shipped": shipped_table,
     "ablation": ablation_table,
