@@ -37,6 +37,8 @@ WITHOUT_EFFECT = {f"training.{name}" for name in ("log_every", "evaluate_every",
 WITHOUT_EFFECT.add("model.image_processor")  # a model is scored with its own
 CURVES = ("baseline", "full")  # rows whose scores during training are plotted
 SCORES = ("miou_seen", "miou_unseen", "hiou", "pixel_accuracy")
+COLORS = (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00"), ("hiou", "hIoU", "#009E73"))
+CELLS = " + the tower's cells"  # in the titles of rows
 RECALLS = ("recall_seen", "recall_unseen")
 OFF = {
     "MRPE": {"mutual_refinement": False},
@@ -87,12 +89,6 @@ ROWS: dict[str, Row] = {
     "baseline": Row("baseline", _without("MRPE", "FES", "BDS", "PBC"), "plain", 5),
     "pbc": Row("baseline + PBC", {"bias_correction": True}, "pbc", 5, start="baseline"),
     "plus_mrpe": Row("+ MRPE", _without("FES", "BDS", "PBC"), "plain"),
-    "plus_mrpe_unlabelled": Row(
-        "+ MRPE with masks of unlabelled segments", {**_without("FES", "BDS", "PBC"), **UNLABELLED}, "plain", 5
-    ),
-    "plus_unlabelled": Row(
-        "baseline + masks of unlabelled segments", {**_without("MRPE", "FES", "BDS", "PBC"), **UNLABELLED}, "plain", 5
-    ),
     "plus_fes": Row("+ FES", _without("BDS", "PBC"), "plain"),
     "plus_bds": Row("+ BDS", readout="plain", cells="full"),
     "full": Row("+ PBC = full model", {}, "pbc", 5),
@@ -102,6 +98,15 @@ ROWS: dict[str, Row] = {
     "without_pbc": Row("full − PBC", readout="plain", cells="full"),
     "fes_semantic": Row("full, FES target `semantic`", {"feature_expansion_target": "semantic"}),
     "fes_reserve": Row("full, FES target `reserve`", {"feature_expansion_target": "reserve"}),
+    "plus_mrpe_unlabelled": Row(
+        "baseline + MRPE with masks of unlabelled segments",
+        {**_without("FES", "BDS", "PBC"), **UNLABELLED},
+        "plain",
+        5,
+    ),
+    "plus_unlabelled": Row(
+        "baseline + masks of unlabelled segments", {**_without("MRPE", "FES", "BDS", "PBC"), **UNLABELLED}, "plain", 5
+    ),
     "full_unlabelled": Row("full with masks of unlabelled segments", UNLABELLED, "pbc", 5),
     "without_query_fusion": Row("full, adapter without the query", {"query_fusion": False}),
     "blind_constant": Row("full − PBC + blind constant", readout="constant", cells="full"),
@@ -137,7 +142,7 @@ for _name in (
     _title = ROWS[_name].title.replace("full ", "full − PBC ", 1)
     if ROWS[_name].readout != "plain":
         ROWS[f"{_name}_plain"] = Row(_title, readout="plain", cells=_name)
-    ROWS[f"{_name}_cells"] = Row(f"{_title} + the tower's cells", readout="plain with cells", cells=_name)
+    ROWS[f"{_name}_cells"] = Row(f"{_title}{CELLS}", readout="plain with cells", cells=_name)
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 CALIBRATIONS = {  # overrides of the calibrated model, by file
     "calibration.json": {},
@@ -417,19 +422,36 @@ def _draw_table(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
-    position = np.arange(len(rows))[::-1]
-    for offset, (score, label, color) in enumerate(
-        (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00"), ("hiou", "hIoU", "#009E73"))
-    ):
-        means = [np.mean(row[score]) for row in rows]
-        errors = [np.std(row[score], ddof=1) / len(row[score]) ** 0.5 if len(row[score]) > 1 else 0 for row in rows]
-        axes.barh(position + 0.27 * (1 - offset), means, 0.25, xerr=errors, color=color, label=label)
-    axes.set_yticks(position, [row["title"].replace("`", "") for row in rows])
-    axes.margins(y=0.02)
-    axes.set_xlabel("percent on the test part, mean and standard error over seeds")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    panels: dict[str, dict[str, dict[str, Any]]] = {"proposals alone": {}, "with the tower's cells": {}}
+    for row in rows:
+        title = row["title"].replace("`", "")
+        panels["with the tower's cells" if CELLS in title else "proposals alone"][title.replace(CELLS, "")] = row
+    panels = {name: found for name, found in panels.items() if found}
+    titles = list(dict.fromkeys(title for found in panels.values() for title in found))
+    figure, all_axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(4.5 + 3.5 * len(panels), 0.26 * len(titles) + 1.2),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (name, found) in zip(all_axes[0], panels.items()):
+        shown = [title for title in titles if title in found]
+        position = [-titles.index(title) for title in shown]
+        for score, label, color in COLORS:
+            values = [found[title][score] for title in shown]
+            means = [np.mean(seeds) for seeds in values]
+            errors = [np.std(seeds, ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0 for seeds in values]
+            axes.errorbar(means, position, xerr=errors, fmt="o", markersize=4, capsize=2, color=color, label=label)
+        axes.set_yticks([-index for index in range(len(titles))], titles)
+        axes.set_ylim(0.6 - len(titles), 0.6)
+        axes.grid(alpha=0.3)
+        if len(panels) > 1:
+            axes.set_title(name, fontsize="medium")
+    figure.supxlabel("percent on the test part, mean and standard error over the seeds", fontsize="medium")
+    handles, labels = all_axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -442,9 +464,9 @@ def _draw_misalignment(curves: dict[str, list[list[dict[str, Any]]]], path: Path
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, title, style in zip(CURVES, ("baseline", "full model, before PBC"), ("--", "-")):
+    for name, title, style in zip(CURVES, ("baseline", "full model without PBC"), ("--", "-")):
         steps = [point["step"] for point in curves[name][0]]
-        for score, label, color in (("miou_seen", "mIoU(S)", "#0072B2"), ("miou_unseen", "mIoU(U)", "#D55E00")):
+        for score, label, color in COLORS[:2]:
             values = np.array([[point[score] for point in curve] for curve in curves[name]])
             mean, spread = values.mean(0), values.std(0, ddof=1 if len(values) > 1 else 0)
             axes.plot(steps, mean, style, color=color, label=f"{label}, {title}")
