@@ -404,7 +404,8 @@ def summarize(cells: Path, results: Path) -> None:
         values = [mean_and_error(line[score]) for score in ("miou_seen", "miou_unseen", "hiou")]
         lines.append(f"| {line['title']} | {' | '.join(values)} | {len(line['seeds'])} |")
     atomic_write_text(results / "ablation.md", "\n".join(lines) + "\n")
-    _draw_table(rows, results / "ablation.png")
+    if rows:
+        _draw_table(rows, results / "ablation.png")
     curves = {name: [cell["curve"] for cell in found.get(name, ()) if cell["curve"]] for name in CURVES}
     if all(curves.values()):
         _draw_misalignment(curves, results / "misalignment.png")
