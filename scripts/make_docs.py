@@ -429,7 +429,8 @@ def photos_table() -> str:
         "γ = 8 and θ = 0.5, chosen on earlier models ([protocol](docs/experiments.md#protocol)). A difference "
         "uses the seeds that both rows have on both splits. All classes labelled: one model, scored with both "
         "divisions of the classes. "
-        f"Share of the hIoU with all classes labelled: {', '.join(': '.join(each) for each in reached.items())}. Numbers: `docs/results/msrc_a/ablation.json`, "
+        "Share of the hIoU with all classes labelled: "
+        f"{', '.join(': '.join(each) for each in reached.items())}. Numbers: `docs/results/msrc_a/ablation.json`, "
         "`docs/results/msrc_b/ablation.json`, `docs/results/msrc/`, written by `scripts/ablate.py` and "
         "`scripts/evaluate.py`.",
     ]
