@@ -112,10 +112,11 @@ class AlignZegVocabulary:
         if isinstance(masks, Tensor) and masks.ndim == 3:
             masks = list(masks[:, None])
         shape = tuple(pixel_values.shape[-2:])
-        if not isinstance(masks, (list, tuple)) or len(masks) != len(pixel_values):
+        is_list = isinstance(masks, (list, tuple))
+        if not is_list or len(masks) != len(pixel_values):
+            came = f"has {len(masks)} entries" if is_list else f"is a {type(masks).__name__}"
             raise ValueError(
-                f"`masks` is a {type(masks).__name__}{f' with {len(masks)} entries' if hasattr(masks, '__len__') else ''}; "
-                f"expected one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images, such as the "
+                f"`masks` {came}; expected one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images, such as the "
                 "`mask_labels` of the processor."
             )
         for index, mask in enumerate(masks):
