@@ -116,8 +116,8 @@ class AlignZegVocabulary:
         if not is_list or len(masks) != len(pixel_values):
             came = f"has {len(masks)} entries" if is_list else f"is a {type(masks).__name__}"
             raise ValueError(
-                f"`masks` {came}; expected one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images, such as the "
-                "`mask_labels` of the processor."
+                f"`masks` {came}; expected one (n, {shape[0]}, {shape[1]}) tensor for each of {len(pixel_values)} images, "
+                "such as the `mask_labels` of the processor."
             )
         for index, mask in enumerate(masks):
             check_tensor(f"masks[{index}]", mask, "real numbers", self.logit_scale.device)
