@@ -363,7 +363,7 @@ def gain(splits: list[dict], row: str, baseline: str, score: str) -> str:
     seeds = sorted(set.intersection(*(set(values) for pair in found for values in pair)))
     means = [np.mean([ours[seed] - theirs[seed] for ours, theirs in found]) for seed in seeds]
     error = f" ± {np.std(means, ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else ""
-    return f"{np.mean(means):+.1f}{error}"
+    return f"{np.mean(means):+.1f}{error}".replace("-0.0 ", "0.0 ").replace("+0.0 ", "0.0 ")
 
 
 def photos_table() -> str:
