@@ -317,6 +317,10 @@ PHOTO_COMPARISONS = {  # pairs of rows, read out by proposals alone and with the
         ("pbc_decision", "baseline_constant"),
         ("pbc_decision_cells", "baseline_cells_constant"),
     ),
+    "the same with γ and θ of the validation part": (
+        ("pbc", "baseline_constant"),
+        ("pbc_cells", "baseline_cells_constant"),
+    ),
 }
 PHOTO_COMPONENTS = {  # rows by proposals alone, and with the cells
     "baseline": ("baseline", "baseline_cells"),
