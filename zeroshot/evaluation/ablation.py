@@ -142,9 +142,9 @@ for _name in (
     _title = ROWS[_name].title.replace("full ", "full − PBC ", 1)
     if ROWS[_name].readout != "plain":
         ROWS[f"{_name}_plain"] = Row(_title, readout="plain", cells=_name)
-        _decision = f"{ROWS[_name].title}{{}}, γ = 8, θ = 0.5"
-        ROWS[f"{_name}_decision"] = Row(_decision.format(""), readout="decision", cells=_name)
-        ROWS[f"{_name}_decision_cells"] = Row(_decision.format(CELLS), readout="decision with cells", cells=_name)
+        for _end, _suffix, _readout in (("", "", "decision"), (CELLS, "_cells", "decision with cells")):
+            _full_title = f"{ROWS[_name].title}{_end}, γ = 8, θ = 0.5"
+            ROWS[f"{_name}_decision{_suffix}"] = Row(_full_title, readout=_readout, cells=_name)
     ROWS[f"{_name}_cells"] = Row(f"{_title}{CELLS}", readout="plain with cells", cells=_name)
 TRAININGS = [name for name, row in ROWS.items() if row.cells is None]
 CALIBRATIONS = {  # overrides of the calibrated model, by file
