@@ -12,7 +12,8 @@
 Every cell is one training of the preset with overrides, evaluated on the test part. A cell's result is written to
 RESULTS/cells/NAME-SEED.json; finished cells are skipped, so remove a file to train that cell again. PBC's θ and γ come
 from calibration on seen classes treated as unseen (RESULTS/calibration*.json, computed first if missing; `calibrate.py
---models` writes such a file from the validation part), never from the test part; rows "γ = 8, θ = 0.5" have these values instead. The constant of the blind baseline is tuned on the test part.
+--models` writes such a file from the validation part), never from the test part; rows "γ = 8, θ = 0.5" have these values
+instead. The constant of the blind baseline is tuned on the test part.
 """
 
 from __future__ import annotations
