@@ -18,6 +18,9 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 from .configuration_alignzeg import AlignZegConfig
 
 
+ATTENTION_WORKSPACE = 2**24  # scores at once, 32 MiB in bfloat16
+
+
 class Grid(NamedTuple):
     """Cells over a padded batch: `size` rows and columns, `stride` pixels per side of a cell."""
 
@@ -74,18 +77,35 @@ def resample(values: Tensor, source: Grid, target: Grid, mode: str = "bilinear")
         return F.interpolate(values, size=target.size, mode=mode, align_corners=False)
     full = [torch.tensor(grid.size, device=values.device)[None] for grid in (source, target)]
     cells = [every if grid.content is None else grid.cells() for grid, every in zip((source, target), full)]
-    axes = []
-    for axis, length in enumerate(target.size):
-        position = (
-            (torch.arange(length, device=values.device) + 0.5) * cells[0][:, axis, None] / cells[1][:, axis, None]
-        )
-        if mode == "bilinear":  # repeat the outermost content cell, as at the border of an unpadded grid
-            position = position.clamp(max=cells[0][:, axis, None] - 0.5)
-        axes.append(position * (2 / values.shape[-2 + axis]) - 1)
-    batch = max(axes[0].shape[0], axes[1].shape[0])
-    y, x = axes[0][:, :, None].expand(batch, *target.size), axes[1][:, None, :].expand(batch, *target.size)
-    grid = torch.stack([x, y], -1).to(values.dtype)
-    return F.grid_sample(values.expand(batch, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False)
+    rows, columns = (
+        interpolation_matrix(values.shape[2 + axis], target.size[axis], cells[0][:, axis], cells[1][:, axis], mode)
+        for axis in (0, 1)
+    )
+    values = columns.to(values.dtype)[:, None] @ values.permute(0, 2, 3, 1)  # (·, source height, target width, c)
+    return (rows.to(values.dtype) @ values.flatten(2)).unflatten(2, tuple(values.shape[2:])).permute(0, 3, 1, 2)
+
+
+def interpolation_matrix(source: int, target: int, content: Tensor, target_content: Tensor, mode: str) -> Tensor:
+    """Interpolation along one axis of `source` to `target` cells, of which the first `content (B,)` become the first
+    `target_content (B,)`: `(B, target, source)`, float32. Beyond the border, the outermost cell is repeated: of the content
+    with `"bilinear"`, of the axis with `"bicubic"`."""
+    centers = torch.arange(target, device=content.device) + 0.5
+    positions = centers * (content / target_content)[:, None] - 0.5
+    if mode == "bilinear":
+        positions = positions.clamp(min=0).minimum(content[:, None] - 1)
+        cells = torch.arange(source, device=content.device)
+        return (1 - (positions[..., None] - cells).abs()).clamp(min=0)
+    first = positions.floor()
+    offsets = torch.arange(-1, 3, device=content.device)
+    distances = (positions - first)[..., None] - offsets
+    near, far = distances.abs(), -0.75  # the cubic convolution of torch.nn.functional.interpolate
+    weights = torch.where(
+        near <= 1,
+        ((far + 2) * near - (far + 3)) * near * near + 1,
+        ((near - 5) * near + 8) * near * far - 4 * far,
+    )
+    neighbours = (first[..., None] + offsets).clamp(0, source - 1).long()
+    return weights.new_zeros(*positions.shape, source).scatter_add(-1, neighbours, weights)
 
 
 def pool_cells(values: Tensor, ratio: int, grid: Grid) -> Tensor:
@@ -107,9 +127,36 @@ def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
 
 
 def attend(module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs):
-    """Attention over heads `(B, heads, n, c)` through transformers' attention interface, with an additive mask."""
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
-    return function(module, queries, keys, values, mask, **kwargs)
+    """Attention over heads `(B, heads, n, c)` with an additive mask, through transformers' attention interface, except for
+    torch's fused attention in bfloat16 on a CPU, see [`attention_by_products`]."""
+    kind = module.config._attn_implementation
+    if kind == "sdpa" and queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
+        if not torch.compiler.is_compiling():
+            return attention_by_products(queries, keys, values, mask, kwargs["scaling"]), None
+    return ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)(
+        module, queries, keys, values, mask, **kwargs
+    )
+
+
+def attention_by_products(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention `(B, n, heads, c)` by two matrix products and a softmax: on CPUs, about twice as fast in bfloat16 as torch's
+    fused kernel (docs/experiments.md, Speed). Long sequences run in parts, to bound the memory."""
+    batch, heads, count, _ = queries.shape
+    keys, values = keys.flatten(0, 1).mT, values.flatten(0, 1)
+    at_once = max(1, ATTENTION_WORKSPACE // (batch * heads * keys.shape[-1]))
+    outputs = []
+    for start in range(0, count, at_once):
+        part = queries[:, :, start : start + at_once].flatten(0, 1)
+        if mask is None:
+            scores = torch.baddbmm(part.new_zeros(()), part, keys, beta=0, alpha=scaling)
+        else:
+            bias = mask[:, :, start : start + at_once] if mask.shape[2] > 1 else mask
+            bias = bias.expand(batch, heads, part.shape[1], -1).flatten(0, 1)
+            scores = torch.baddbmm(bias, part, keys, alpha=scaling)
+        outputs.append((scores.softmax(-1) @ values).unflatten(0, (batch, heads)))
+    return (torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]).transpose(1, 2)
 
 
 class AlignZegAttention(nn.Module):

@@ -21,6 +21,7 @@ Shapes: `B` images of `H x W` pixels; `N` proposals (with `config.unclaimed_prop
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,7 +49,13 @@ from .configuration_alignzeg import AlignZegConfig
 from .indicator_alignzeg import AlignZegClassIndicator, Evidence
 from .layers_alignzeg import content_mask, repeat_border
 from .loss_alignzeg import match_proposals, sample_points, stack_targets
-from .recognizer_alignzeg import RECOGNIZERS, AlignZegAttentionBias, LibraryInitialization, ProposalRecognizer
+from .recognizer_alignzeg import (
+    RECOGNIZERS,
+    AlignZegAttentionBias,
+    LibraryInitialization,
+    ProposalRecognizer,
+    TowerStates,
+)
 from .side_network_alignzeg import (
     AlignZegEncoderLayer,
     AlignZegRefinementLayer,
@@ -60,6 +67,7 @@ from .text_encoder_alignzeg import AlignZegTextEncoder
 from .vocabulary_alignzeg import AlignZegVocabulary, Vocabulary
 
 
+PIXELS_AT_ONCE = 4 * 640**2  # of a batch on a CPU
 IMAGE_HINT = "The AlignZegImageProcessor makes it from images."
 
 
@@ -131,6 +139,18 @@ class ImageInputs(NamedTuple):
     pixel_values: Tensor
     content: Tensor | None
     content_sizes: Tensor
+
+    def parts(self) -> Iterator["ImageInputs"]:
+        """The batch in parts of up to `PIXELS_AT_ONCE` pixels, or of single images that have more."""
+        batch, _, height, width = self.pixel_values.shape
+        step = max(1, PIXELS_AT_ONCE // (height * width))
+        for start in range(0, batch, step):
+            yield ImageInputs(*(None if values is None else values[start : start + step] for values in self))
+
+
+def _joined(parts: list[AlignZegOutput]) -> AlignZegOutput:
+    """The outputs of the parts of a batch as those of the batch."""
+    return AlignZegOutput(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 class AlignZegPreTrainedModel(LibraryInitialization, PreTrainedModel):
@@ -293,15 +313,40 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         vocabulary = self._prepare_vocabulary(text_prototypes, input_ids, attention_mask, seen_class_mask)
         wants_loss = self._check_labels(mask_labels, class_labels, images.pixel_values.shape[0], vocabulary)
 
-        if clip_hidden_states is None:
-            tower = self.recognizer.hidden_states(images.pixel_values, images.content)
-        else:
+        inputs = (clip_hidden_states, mask_labels, class_labels, output_auxiliary_logits, *kwargs.values())
+        if not any(value is not None and value is not False for value in inputs) and self._runs_in_parts(images):
+            return _joined([self._segment(part, vocabulary, None, **kwargs) for part in images.parts()])
+        tower = None
+        if clip_hidden_states is not None:
             tower = self.recognizer.restore(clip_hidden_states, images.pixel_values, images.content)
+        labels = (mask_labels, class_labels) if wants_loss else None
+        return self._segment(images, vocabulary, tower, labels, output_auxiliary_logits, **kwargs)
+
+    def _runs_in_parts(self, images: ImageInputs) -> bool:
+        """Whether inference runs on a few images at a time: on a CPU, the tensors of more images are so large that each goes
+        back to the system after use, which takes longer than the batch saves (docs/experiments.md, Speed)."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or images.pixel_values.device.type != "cpu":
+            return False
+        records = self.config.output_hidden_states or self.config.output_attentions
+        return not records and images.pixel_values[:, 0].numel() > PIXELS_AT_ONCE
+
+    def _segment(
+        self,
+        images: ImageInputs,
+        vocabulary: Vocabulary,
+        tower: TowerStates | None,
+        labels: tuple[list[Tensor], list[Tensor]] | None = None,
+        output_auxiliary_logits: bool | None = None,
+        **kwargs,
+    ) -> AlignZegOutput:
+        """[`forward`] after its checks; without the `tower`'s hidden states, it is run."""
+        if tower is None:
+            tower = self.recognizer.hidden_states(images.pixel_values, images.content)
         proposals = self.side_network(
             images.pixel_values,
             self.recognizer.maps(tower),
             images.content,
-            every_layer=wants_loss or output_auxiliary_logits,
+            every_layer=labels is not None or output_auxiliary_logits,
             **kwargs,
         )
         frozen_embeds = self.recognizer(tower, proposals)
@@ -319,8 +364,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
             unseen_logits = self.indicator(evidence, vocabulary.seen)
 
         losses = {}
-        if wants_loss:
-            labels = (mask_labels, class_labels)
+        if labels is not None:
             losses = self._losses(labels, images, vocabulary, proposals, classified, evidence, cells)
         return AlignZegOutput(
             **losses,

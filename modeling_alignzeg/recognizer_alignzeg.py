@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel, TimmWrapperModel
 from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from .checks_alignzeg import check_tensor
@@ -47,6 +48,18 @@ class FrugalQuickGELU(QuickGELUActivation):
         return F.silu(states, inplace=not states.requires_grad).mul_(1 / 1.702)
 
 
+class AlignZegTowerAttention(CLIPAttention):
+    """CLIP's self-attention through [`attend`]."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> tuple[Tensor, None]:
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        heads = (
+            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for projection in projections
+        )
+        output, _ = attend(self, *heads, attention_mask, scaling=self.scale, dropout=0.0)
+        return self.out_proj(output.flatten(2)), None
+
+
 class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
     """CLIP's vision tower. AlignZeg does not return its hidden states and attentions."""
 
@@ -54,8 +67,9 @@ class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
-        if config.hidden_act == "quick_gelu":
-            for layer in self.encoder.layers:
+        for layer in self.encoder.layers:
+            layer.self_attn.__class__ = AlignZegTowerAttention  # the same weights, not drawn twice
+            if config.hidden_act == "quick_gelu":
                 layer.mlp.activation_fn = FrugalQuickGELU()
 
     @classmethod

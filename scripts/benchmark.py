@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Compares the speed of AlignZeg, the bare CLIP tower, CLIPSeg, GroupViT, Mask2Former and EoMT, with random weights.
+"""Compares the speed of AlignZeg, the bare CLIP tower, CLIPSeg, GroupViT, SAM 3, dense cells of DINOv2, Mask2Former and
+EoMT, with random weights.
 
 python scripts/benchmark.py --quick                          # under two minutes, small images, to runs/benchmark
 python scripts/benchmark.py                                  # everything, to docs/results
@@ -24,7 +25,7 @@ def main() -> None:
     options.add_argument(
         "--sections",
         type=names,
-        help="any of peers, memory, sizes, classes, batches, dtypes, training, loader, text, folder, onnx, compile; "
+        help="any of peers, names, memory, sizes, classes, batches, dtypes, training, loader, text, folder, onnx, compile; "
         "default: all, with --quick all but onnx and compile, which take longer than two minutes",
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -48,7 +49,7 @@ def main() -> None:
     )
     options.add_argument("--label_size", type=integer(1), default=1280, help="side of the label maps in `classes`")
     options.add_argument("--batches", type=integers, default=[1, 8], help="batch sizes in `batches`")
-    options.add_argument("--names", type=integers, default=[1000, 10_000], help="numbers of names in `text`")
+    options.add_argument("--names", type=integers, default=[1000, 10_000], help="class name counts in `text`")
     options.add_argument("--images", type=integer(2), default=200, help="images in `folder`")
     options.add_argument("--quick", action="store_true", help="small images, few classes and repeats")
     options.add_argument("--output_dir", type=Path, help="default: docs/results, with --quick runs/benchmark")

@@ -28,6 +28,7 @@ FILES = (
     "checkpoints/photos/README.md",
     "docs/experiments.md",
     "docs/fine_tuning.md",
+    "docs/onnx.md",
     "docs/protocols.md",
     "docs/scaling.md",
     "docs/usage.md",
@@ -129,9 +130,29 @@ def speed_table() -> str:
         )
     if "dtypes" in sections:
         dtypes = sections["dtypes"]
+        seconds = {name: timing["median"] for name, timing in dtypes["timings"].items()}
         notes["dtypes"] = (
-            f"bfloat16: {dtypes['speedup']['bfloat16']:.2f} × faster, "
+            f"bfloat16: {dtypes['speedup']['bfloat16']:.2f} × faster than float32, "
+            f"{seconds['bfloat16'] / seconds['clip bfloat16']:.2f} × the bare tower in bfloat16; "
             f"{100 * dtypes['equal_pixels']['bfloat16']:.1f} % of the pixels keep their label (shipped checkpoint)."
+        )
+    if "batches" in sections:
+        rates = {int(count): row["images_per_second"] for count, row in sections["batches"]["batches"].items()}
+        first, last = min(rates), max(rates)
+        notes["batches"] = (
+            f"A batch of {last} instead of {first}: {rates[last] / rates[first]:.2f} × the images per second."
+        )
+    if "onnx" in sections:
+        speedup = sections["onnx"]["speedup"]
+        notes["onnx"] = (
+            f"`image.onnx` in onnxruntime, from image to label map: {speedup['float32']:.2f} × faster than torch, with "
+            f"`--int8` {speedup['int8']:.2f} × ([docs/onnx.md](docs/onnx.md))."
+        )
+    if "names" in sections:
+        costs = {name: row["gmacs_per_class"] for name, row in sections["names"]["models"].items()}
+        notes["names"] = (
+            f"Multiply-adds for each further class name: AlignZeg {1000 * costs['alignzeg']:.1f} million, CLIPSeg "
+            f"{costs['clipseg']:.0f} billion, SAM 3 {costs['sam3']:.0f} billion."
         )
     if "training" in sections:
         training = sections["training"]
@@ -167,6 +188,40 @@ def speed_table() -> str:
     )
     lines += ["", "All tables: [docs/results/benchmark_cpu.md](docs/results/benchmark_cpu.md)."]
     return "\n".join(lines)
+
+
+def precision_table() -> str:
+    """Accuracy in reduced precision and after export."""
+    report = load("precision.json")
+    if report is None:
+        return NOT_MEASURED
+    titles = {
+        "torch": "torch, float32",
+        "bfloat16": "torch, bfloat16",
+        "float32": "`image.onnx`",
+        "int8": "`image.onnx`, `--int8`",
+    }
+    header, rows = [""], {way: [title] for way, title in titles.items()}
+    for place, found in report.items():
+        name = {".": "this repository's checkpoint"}.get(place, f"`{place}`")
+        header.append(f"{name}, {found['images']} test images of {found['dataset']}")
+        for way, row in rows.items():
+            scores = found["ways"][way]
+            equal = "" if way == "torch" else f" ({scores['equal_pixels']:.1f} %)"
+            row.append(f"{scores['miou']:.1f}{equal}")
+    lines = [
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows.values()),
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "mIoU, and in brackets the share of the pixels with the same label as in torch, float32 "
+            "([results/precision.json](results/precision.json), `scripts/measure_precision.py`).",
+        ]
+    )
 
 
 def pretraining() -> dict:
@@ -660,6 +715,7 @@ BLOCKS = {
     "scaling-costs": scaling_costs,
     "scaling-feeding": scaling_feeding,
     "segments": segments_table,
+    "precision": precision_table,
 }
 
 

@@ -354,7 +354,8 @@ def test_benchmark_runs_the_same_model_in_torch_and_onnxruntime() -> None:
 
     prototypes = F.normalize(torch.randn(12, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
     with torch.no_grad():
-        functions, megabytes = label_maps(tiny_model(), tiny_processor().image_processor, prototypes)
+        seen = torch.ones(12, dtype=torch.bool)
+        functions, megabytes = label_maps(tiny_model(), tiny_processor().image_processor, prototypes, seen)
         maps = {name: function(np.asarray(scenes(1, 97, 150)[0])) for name, function in functions.items()}
     assert maps["torch"].shape == (97, 150) and megabytes["int8"] <= megabytes["float32"]
     for name in ("float32", "int8"):  # all matrices of this model are small, so none is quantized

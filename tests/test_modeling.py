@@ -17,10 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, CLIPVisionModel
 from transformers.activations import QuickGELUActivation
 
-from modeling_alignzeg import TEMPLATE_SETS, AlignZegConfig, AlignZegModel, AlignZegOutput
+from modeling_alignzeg import (
+    TEMPLATE_SETS,
+    AlignZegConfig,
+    AlignZegModel,
+    AlignZegOutput,
+    layers_alignzeg,
+    modeling_alignzeg,
+)
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
 from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
-from modeling_alignzeg.layers_alignzeg import Grid, pool_cells, resample, to_map, to_tokens
+from modeling_alignzeg.layers_alignzeg import Grid, attention_by_products, pool_cells, resample, to_map, to_tokens
 from modeling_alignzeg.recognizer_alignzeg import FrugalQuickGELU, shadow_layer
 
 
@@ -157,6 +164,29 @@ def test_padding_of_a_single_image_changes_nothing(size: tuple[int, int]) -> Non
     model = learned(tiny_model(**DEEP))
     image = pixels(1, *size)
     assert_same_content(run(model, pixel_values=image), run(model, **padded([image[0]], (64, 64))), 0, size)
+
+
+@pytest.mark.parametrize("has_padding", [True, False])
+def test_large_batches_run_in_parts(has_padding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, without gradients; hidden states and losses are always computed from the whole batch."""
+    model = learned(tiny_model(**DEEP))
+    images, sizes = [pixels(1, 32, 48, seed=seed)[0] for seed in range(5)], []
+    inputs: dict[str, Any] = padded(images, (48, 64)) if has_padding else {"pixel_values": torch.stack(images)}
+    whole = run(model, **inputs, output_hidden_states=True)
+    monkeypatch.setattr(modeling_alignzeg, "PIXELS_AT_ONCE", 2 * inputs["pixel_values"][0, 0].numel())
+    model.side_network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    outputs = run(model, **inputs)
+    assert sizes == [2, 2, 1]
+    for name in outputs:
+        torch.testing.assert_close(outputs[name], whole[name], rtol=1e-4, atol=1e-5)
+    sizes.clear()
+    again = run(model, **inputs, output_hidden_states=True)
+    assert [len(states) for states in again.hidden_states] == [5] * len(whole.hidden_states)
+    model(**inputs)
+    model.config.output_hidden_states = True
+    run(model, **inputs)
+    run(model, **inputs, **labels(5, *inputs["pixel_values"].shape[-2:]))
+    assert sizes == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("num_points", [None, 64])
@@ -523,14 +553,53 @@ def test_image_encoder_attends_to_means_of_tokens(ratio: int) -> None:
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", [None, "keys", "queries"])
+@pytest.mark.parametrize("workspace", [2**24, 2 * 3 * 11, 1])
+def test_attention_by_products(mask: str | None, workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against torch's fused attention, also in parts."""
+    monkeypatch.setattr(layers_alignzeg, "ATTENTION_WORKSPACE", workspace)
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, count, 8, generator=generator) for count in (7, 11, 11))
+    bias = None
+    if mask is not None:
+        shape = (2, 1, 1, 11) if mask == "keys" else (2, 3, 7, 11)
+        hidden = torch.rand(shape, generator=generator) < 0.4
+        bias = torch.randn(shape, generator=generator).masked_fill(hidden, torch.finfo(torch.float32).min)
+    found = attention_by_products(queries, keys, values, bias, scaling=0.3)
+    expected = F.scaled_dot_product_attention(queries, keys, values, bias, scale=0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resample_of_padded_maps(mode: str) -> None:
+    """Each image against torch's interpolation of its own content."""
+    content = torch.tensor([[64, 48], [33, 64], [7, 5], [40, 17]])
+    generator = torch.Generator().manual_seed(0)
+    target = Grid((16, 16), 4, content)
+    if mode == "bilinear":
+        source, values = Grid((8, 8), 8, content), torch.randn(4, 3, 8, 8, generator=generator)
+    else:  # the table of position embeddings, which has no padding
+        source, values = Grid((7, 7)), torch.randn(1, 3, 7, 7, generator=generator)
+    found = resample(values, source, target, mode=mode)
+    assert found.shape == (4, 3, 16, 16)
+    for index, sides in enumerate(content.tolist()):
+        rows, columns = (math.ceil(side / 4) for side in sides)
+        own = values[0]
+        if mode == "bilinear":
+            own = values[index, :, : math.ceil(sides[0] / 8), : math.ceil(sides[1] / 8)]
+        expected = F.interpolate(own[None], size=(rows, columns), mode=mode, align_corners=False)[0]
+        torch.testing.assert_close(found[index, :, :rows, :columns], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_maps_of_tokens_stay_channels_last(batch: int) -> None:
     """Otherwise the kernels for images copy them, and sums of both layouts are five times as slow."""
     tokens = torch.rand(batch, 6, 4)
     values = to_map(tokens, (2, 3))
     assert torch.equal(values[:, :, 1, 2], tokens[:, 5]) and torch.equal(to_tokens(values), tokens)
-    values = resample(values, Grid((2, 3)), Grid((4, 6)))
-    assert values.is_contiguous(memory_format=torch.channels_last) and to_tokens(values).is_contiguous()
+    for content in (None, torch.tensor([[64, 90]] * batch)):
+        larger = resample(values, Grid((2, 3), 32, content), Grid((4, 6), 16, content))
+        assert larger.is_contiguous(memory_format=torch.channels_last) and to_tokens(larger).is_contiguous()
 
 
 def test_masks_for_inference_equal_those_of_training() -> None:
@@ -907,12 +976,14 @@ def test_eager_equals_sdpa() -> None:
         torch.testing.assert_close(outputs[0][name], outputs[1][name], rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_agrees_with_float32() -> None:
+@pytest.mark.parametrize("size", [(64, 40), (328, 636)], ids=str)
+def test_bfloat16_agrees_with_float32(size: tuple[int, int]) -> None:
+    """Also with padding: torch's `grid_sample` on a CPU returns NaN for large channels-last maps in bfloat16."""
     model = learned(tiny_model(logit_scale_init_value=math.log(30)))
     with torch.no_grad():
         model.side_network.query_embeddings.mul_(5)  # proposals that differ
         model.side_network.mask_head.query_mlp.layers[-1].weight.mul_(3)
-    inputs = {"pixel_values": pixels(4, 64, 40), "text_prototypes": unit(5, 24)}
+    inputs = {"pixel_values": pixels(4, *size), "text_prototypes": unit(5, 24)}
     expected = run(model, **inputs)
     assert label_map(expected).unique().numel() > 1
     outputs = run(model.to(torch.bfloat16), **inputs)

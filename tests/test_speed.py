@@ -53,14 +53,20 @@ def test_an_unknown_section_is_named() -> None:
 
 @pytest.mark.slow
 def test_the_quick_benchmark_keeps_other_sections(tmp_path: Path) -> None:
-    for sections in ("peers,classes", "dtypes,training,loader", "text,folder"):
+    for sections in ("peers,names,classes", "dtypes,training,loader", "text,folder"):
         finished = benchmark("--quick", "--output_dir", str(tmp_path), "--sections", sections)
         assert finished.returncode == 0, finished.stderr
     report = json.loads((tmp_path / "benchmark_cpu.json").read_text())["sections"]
-    assert set(report) == {"peers", "classes", "dtypes", "training", "loader", "text", "folder"}
+    assert set(report) == {"peers", "names", "classes", "dtypes", "training", "loader", "text", "folder"}
     models = report["peers"]["models"]
     assert models["clip"]["over_clip"] == 1 and models["alignzeg"]["over_alignzeg"] == 1
     assert models["clip"]["gmacs"] < models["alignzeg"]["gmacs"] < models["mask2former"]["gmacs"]
+    costs = {name: row["gmacs_per_class"] for name, row in report["names"]["models"].items()}
+    # Two sets of logits per proposal for AlignZeg; a decoder per name for CLIPSeg.
+    assert costs["alignzeg"] == pytest.approx(2 * 101 * 512 / 1e9) and costs["clipseg"] > 1000 * costs["alignzeg"]
+    assert report["names"]["models"]["alignzeg"]["gmacs_first"] == pytest.approx(
+        models["alignzeg"]["gmacs"] - 19 * costs["alignzeg"], abs=0.01
+    )
     assert all(share > 0.9 for share in report["dtypes"]["equal_pixels"].values())
     table = (tmp_path / "benchmark_cpu.md").read_text()
     assert all(row["title"] in table for row in models.values())

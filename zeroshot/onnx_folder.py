@@ -77,7 +77,7 @@ class ScoreMaps(nn.Module):
             outputs.class_queries_logits, outputs.unseen_logits, seen_class_mask, gamma, threshold, self.on_scores
         )
         masks = outputs.masks_queries_logits.float().sigmoid()
-        scores = torch.einsum("bnc,bnhw->bchw", probabilities[..., :-1], masks)
+        scores = (probabilities[..., :-1].mT @ masks.flatten(2)).unflatten(2, masks.shape[2:])
         return (scores, cell_probabilities(outputs.dense_logits)) if self.uses_cells else (scores,)
 
 

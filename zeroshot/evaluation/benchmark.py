@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from .benchmark_report import markdown, write
 from .evaluator import library_versions
 from .speed import (
     COMPILE_OPTIONS,
-    CONTESTANTS,
+    OPEN_VOCABULARY,
+    PEERS,
     TOWERS,
     build_alignzeg,
     build_contestant,
@@ -104,7 +106,7 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
     """All models on one image, network only."""
     images = sample_pixels(1, args.size, args.device, dtype_of(args))
     results, calls = {}, {}
-    for name in CONTESTANTS:
+    for name in PEERS:
         contestant = build_contestant(name, args.tower, args.device)
         contestant.model.to(dtype_of(args))
 
@@ -130,10 +132,34 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
     return {"size": args.size, "classes": args.num_classes, "models": results}
 
 
+def names(args: argparse.Namespace) -> dict[str, Any]:
+    """What each further class name costs the open-vocabulary models: their multiply-adds grow linearly with it."""
+    images, few, more = sample_pixels(1, args.size, args.device, dtype_of(args)), 1, 5
+    results = {}
+    for name in OPEN_VOCABULARY:
+        if args.quick and name == "sam3":
+            continue
+        contestant = build_contestant(name, args.tower, args.device)
+        contestant.model.to(dtype_of(args))
+        calls = {str(count): partial(contestant.call, images, count) for count in (few, more)}
+        first, last = (giga_macs(contestant.model, call) for call in calls.values())
+        timings = interleaved(calls, args.repeats, args.device, args.budget)
+        results[name] = {
+            "title": contestant.title,
+            "note": contestant.note,
+            **contestant.parameters(),
+            "gmacs_first": first,
+            "gmacs_per_class": (last - first) / (more - few),
+            "timings": timings,
+        }
+        print(f"  {contestant.title}: {timings[str(few)]['median']:.3f} s", flush=True)
+    return {"size": args.size, "models": results}
+
+
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a forward pass, each model in a separate process."""
     results = {}
-    for name in CONTESTANTS:
+    for name in PEERS:
         results[name] = in_a_child(args, {"what": "forward", "model": name, "classes": args.num_classes})
     return {"size": args.size, "classes": args.num_classes, "models": results}
 
@@ -339,6 +365,7 @@ def compiled(args: argparse.Namespace) -> dict[str, Any]:
 
 SECTIONS = {
     "peers": peers,
+    "names": names,
     "memory": memory,
     "sizes": sizes,
     "classes": classes,

@@ -24,22 +24,31 @@ ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS: tuple[Weights, ...] = ("float32", "int8")
 
 
-def label_maps(
-    model: AlignZegModel, image_processor: AlignZegImageProcessor, prototypes: torch.Tensor
-) -> tuple[dict[str, Callable[[np.ndarray], np.ndarray]], dict[str, float]]:
-    """Functions from an image `uint8 (height, width, 3)` to its label map, in torch and in onnxruntime with as many
-    threads, and the sizes of the ONNX files in MB. All classes are seen."""
-    import onnxruntime
+LabelMaps = Callable[[np.ndarray], np.ndarray]  # from an image, uint8 (height, width, 3), to class ids (height, width)
 
-    seen = torch.ones(len(prototypes), dtype=torch.bool)
+
+def torch_label_maps(
+    model: AlignZegModel, image_processor: AlignZegImageProcessor, prototypes: torch.Tensor, seen: torch.Tensor
+) -> LabelMaps:
+    """`model` with its pre- and post-processing, in the precision of its weights."""
 
     def in_torch(image: np.ndarray) -> np.ndarray:
         inputs = image_processor(images=image, return_tensors="pt")
-        outputs = model(**inputs, text_prototypes=prototypes, seen_class_mask=seen)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        outputs = model(**inputs, text_prototypes=prototypes.to(model.dtype), seen_class_mask=seen)
         size = (image.shape[0], image.shape[1])
         return np.asarray(image_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0])
 
-    calls: dict[str, Callable[[np.ndarray], np.ndarray]] = {"torch": in_torch}
+    return in_torch
+
+
+def label_maps(
+    model: AlignZegModel, image_processor: AlignZegImageProcessor, prototypes: torch.Tensor, seen: torch.Tensor
+) -> tuple[dict[str, LabelMaps], dict[str, float]]:
+    """The same in torch and in onnxruntime with as many threads, and the sizes of the ONNX files in MB."""
+    import onnxruntime
+
+    calls: dict[str, LabelMaps] = {"torch": torch_label_maps(model, image_processor, prototypes, seen)}
     megabytes: dict[str, float] = {}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -65,13 +74,14 @@ def onnx(args: argparse.Namespace) -> dict[str, Any]:
     model = build_alignzeg(args.tower)
     processor = AlignZegImageProcessor(size={"shortest_edge": args.size}, size_divisor=model.config.size_divisor)
     prototypes = random_prototypes(args.num_classes, model.config.projection_dim)
-    functions, megabytes = label_maps(model, processor, prototypes)
+    functions, megabytes = label_maps(model, processor, prototypes, torch.ones(args.num_classes, dtype=torch.bool))
     image = np.asarray(sample_image(args.size))
     calls: dict[str, Callable[[], Any]] = {name: partial(each, image) for name, each in functions.items()}
     timings = interleaved(calls, args.repeats, "cpu", args.budget)
 
     trained, trained_processor = load_checkpoint(ROOT)
-    functions, _ = label_maps(trained, trained_processor.image_processor, trained.class_text_embeds)
+    every = torch.ones(trained.config.num_labels, dtype=torch.bool)
+    functions, _ = label_maps(trained, trained_processor.image_processor, trained.class_text_embeds, every)
     images = [np.asarray(sample_image(256, index)) for index in range(8)]
     maps = {name: np.stack([function(image) for image in images]) for name, function in functions.items()}
     return {

@@ -12,6 +12,9 @@ from ..files import atomic_write_text
 from .speed import COMPILE_OPTIONS
 
 
+NAME_COUNTS = (20, 171, 1000)  # in the section `names`
+
+
 def milliseconds(timing: dict[str, float]) -> str:
     spread = (timing["upper_quartile"] - timing["lower_quartile"]) * 1000
     return f"{timing['median'] * 1000:,.0f} ± {spread / 2:,.0f}"
@@ -65,6 +68,38 @@ def _peers(found: dict[str, Any], peaks: dict[str, Any]) -> list[str]:
                 row["note"],
             ]
             for name, row in found["models"].items()
+        ],
+    )
+
+
+def gmacs_of(row: dict[str, Any], count: int) -> float:
+    """Multiply-adds of a model of the section `names` with `count` class names, in units of 1e9."""
+    return row["gmacs_first"] + (count - 1) * row["gmacs_per_class"]
+
+
+def _names(found: dict[str, Any]) -> list[str]:
+    return _table(
+        f"Open vocabularies: what a class name costs, {found['size']} px, batch 1",
+        [
+            "model",
+            *(f"ms, {count} name{'s' * (count > 1)}" for count in (1, 5)),
+            "GMACs, 1 name",
+            "each further name",
+            *(f"{count:,} names" for count in NAME_COUNTS),
+            "parameters, M",
+            "",
+        ],
+        [
+            [
+                row["title"],
+                *(milliseconds(timing) for timing in row["timings"].values()),
+                f"{row['gmacs_first']:,.1f}",
+                f"{row['gmacs_per_class']:,.4f}" if row["gmacs_per_class"] < 0.1 else f"{row['gmacs_per_class']:,.1f}",
+                *(f"{gmacs_of(row, count):,.1f}" for count in NAME_COUNTS),
+                f"{row['parameters'] / 1e6:,.0f}",
+                row["note"],
+            ]
+            for row in found["models"].values()
         ],
     )
 
@@ -217,6 +252,7 @@ def _compile(found: dict[str, Any]) -> list[str]:
 
 _SECTIONS: dict[str, Callable[..., list[str]]] = {  # in the order of the report
     "peers": _peers,
+    "names": _names,
     "sizes": _sizes,
     "classes": _classes,
     "batches": _batches,
@@ -231,14 +267,14 @@ _SECTIONS: dict[str, Callable[..., list[str]]] = {  # in the order of the report
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Plots the latency of all models, and of AlignZeg over the number of classes."""
+    """Plots the latency of all models, multiply-adds over the number of class names, and AlignZeg's latency over it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     sections = report["sections"]
-    wanted = [name for name in ("peers", "classes") if name in sections]
+    wanted = [name for name in ("peers", "names", "classes") if name in sections]
     if not wanted:
         return
     figure, axes = pyplot.subplots(1, len(wanted), figsize=(6.5 * len(wanted), 3.6), squeeze=False)
@@ -249,6 +285,14 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axis.barh([row["title"] for row in rows], [row["median"] for row in rows], color=colors)
             axis.set_xscale("log")
             axis.set_xlabel(f"seconds, {sections[name]['size']} px, {sections[name]['classes']} classes")
+        elif name == "names":
+            for row in sections[name]["models"].values():
+                axis.plot([1, *NAME_COUNTS], [gmacs_of(row, count) for count in (1, *NAME_COUNTS)], label=row["title"])
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xlabel("class names")
+            axis.set_ylabel("GMACs per image")
+            axis.legend(fontsize=8)
         else:
             rows = sections[name]["vocabularies"]
             for part in ("network", "end_to_end"):

@@ -23,14 +23,19 @@ from transformers import (
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     EomtConfig,
     EomtForUniversalSegmentation,
     GroupViTConfig,
     GroupViTModel,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    Sam3Config,
+    Sam3Model,
     SwinConfig,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling_alignzeg import AlignZegConfig, AlignZegModel
 from modeling_alignzeg.recognizer_alignzeg import AlignZegTimmModel
@@ -67,7 +72,8 @@ TOWERS = {
         "fusion_layers": [0, 1, 2, 3],
     },
 }
-CLIPSEG_SIZE, GROUPVIT_SIZE = 352, 224  # pixels per side; these two run at their training size
+CLIPSEG_SIZE, GROUPVIT_SIZE, DENSE_SIZE, SAM3_SIZE = 352, 224, 448, 1008  # pixels per side; their usual sizes
+SAM3_TOKENS = 32  # per prompt
 PROMPTS_AT_ONCE = 16  # CLIPSeg processes one copy of the image per prompt
 
 
@@ -304,15 +310,49 @@ def _eomt(tower: str) -> Contestant:
     return Contestant("EoMT, ViT-B/16", model, call, "640 px, a closed vocabulary")
 
 
+def _dense_cells(tower: str) -> Contestant:
+    config = Dinov2WithRegistersConfig(image_size=518)
+    model = Dinov2WithRegistersModel(config).eval().requires_grad_(False)
+    first = 1 + config.num_register_tokens
+
+    def call(images, classes):
+        small = F.interpolate(images, size=(DENSE_SIZE, DENSE_SIZE), mode="bilinear")
+        cells = F.normalize(model(small).last_hidden_state[:, first:], dim=-1)
+        return cells @ random_prototypes(classes, config.hidden_size).to(images).T
+
+    note = f"{DENSE_SIZE} px, cosine of patches and given text embeddings, as in Talk2DINO"
+    return Contestant("dense cells of DINOv2, ViT-B/14", model, call, note)
+
+
+def _sam3(tower: str) -> Contestant:
+    config = Sam3Config()
+    model = Sam3Model(config).eval().requires_grad_(False)
+
+    def call(images, classes):
+        large = F.interpolate(images, size=(SAM3_SIZE, SAM3_SIZE), mode="bilinear")
+        vision = model.get_vision_features(large)
+        texts = random_prototypes(classes * SAM3_TOKENS, config.detr_encoder_config.hidden_size).to(images)
+        return [
+            model(vision_embeds=vision, text_embeds=BaseModelOutputWithPooling(pooler_output=text)).pred_masks
+            for text in texts.view(classes, 1, SAM3_TOKENS, -1).expand(-1, len(images), -1, -1)
+        ]
+
+    return Contestant("SAM 3", model, call, f"{SAM3_SIZE} px, one pass of its detector for each class, prompts given")
+
+
 CONTESTANTS: dict[str, Callable[[str], Contestant]] = {
     "alignzeg": _alignzeg,
     "clip": _clip,
     "clipseg": _clipseg,
     "groupvit": _groupvit,
+    "dense_cells": _dense_cells,
     "mask2former": _mask2former,
     "mask2former_default": _mask2former_default,
     "eomt": _eomt,
+    "sam3": _sam3,
 }
+PEERS = tuple(name for name in CONTESTANTS if name != "sam3")  # which takes minutes with many classes
+OPEN_VOCABULARY = ("alignzeg", "dense_cells", "groupvit", "clipseg", "sam3")
 
 
 def build_contestant(name: str, tower: str = "ViT-B-16", device: torch.device | str = "cpu") -> Contestant:
