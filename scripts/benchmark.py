@@ -3,7 +3,7 @@
 """Compares the speed of AlignZeg, the bare CLIP tower, CLIPSeg, GroupViT, SAM 3, dense cells of DINOv2, Mask2Former and
 EoMT, with random weights.
 
-python scripts/benchmark.py --quick                          # under two minutes, small images, to runs/benchmark
+python scripts/benchmark.py --quick                          # a few minutes, small images, to runs/benchmark
 python scripts/benchmark.py                                  # everything, to docs/results
 python scripts/benchmark.py --sections peers,classes         # some sections; the others keep their earlier results
 python scripts/benchmark.py --device cuda --tower ViT-L-14 --dtype bfloat16 --batches 1,8,32
@@ -26,7 +26,7 @@ def main() -> None:
         "--sections",
         type=names,
         help="any of peers, names, memory, sizes, classes, batches, dtypes, training, loader, text, folder, onnx, compile; "
-        "default: all, with --quick all but onnx and compile, which take longer than two minutes",
+        "default: all, with --quick all but onnx and compile, which take longer",
     )
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument(

@@ -190,6 +190,23 @@ def speed_table() -> str:
     return "\n".join(lines)
 
 
+def onnx_speed_table() -> str:
+    """Exported files against torch."""
+    report = load("benchmark_cpu.json")
+    if report is None or "onnx" not in report["sections"]:
+        return NOT_MEASURED
+    from zeroshot.evaluation.benchmark_report import machine_name, onnx_rows
+
+    found = report["sections"]["onnx"]
+    machine, source = machine_name(found["machine"]), "[results/benchmark_cpu.md](results/benchmark_cpu.md)"
+    lines = [
+        *onnx_rows(found),
+        f"{report['tower']}, from an image of {found['size']} px to its label map, {found['classes']} classes, random "
+        f"weights, on {machine} ({source}). Equal pixels: this repository's checkpoint on synthetic scenes, against torch.",
+    ]
+    return "\n".join(lines)
+
+
 def precision_table() -> str:
     """Accuracy in reduced precision and after export."""
     report = load("precision.json")
@@ -716,6 +733,7 @@ BLOCKS = {
     "scaling-feeding": scaling_feeding,
     "segments": segments_table,
     "precision": precision_table,
+    "onnx-speed": onnx_speed_table,
 }
 
 

@@ -226,10 +226,15 @@ def _folder(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _onnx(found: dict[str, Any]) -> list[str]:
-    title = f"Image of {found['size']} px to label map, {found['classes']} classes, on the CPU"
+def onnx_rows(found: dict[str, Any]) -> list[str]:
+    """The table of the section `onnx` without its title."""
     names = {"torch": "torch", "float32": "`image.onnx`", "int8": "`image.onnx`, `--int8`"}
-    return _alternatives(title, found, names)
+    return _alternatives("", found, names)[2:]
+
+
+def _onnx(found: dict[str, Any]) -> list[str]:
+    title = f"## Image of {found['size']} px to label map, {found['classes']} classes, on the CPU"
+    return [title, "", *onnx_rows(found)]
 
 
 def _compile(found: dict[str, Any]) -> list[str]:
@@ -286,13 +291,15 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axis.set_xscale("log")
             axis.set_xlabel(f"seconds, {sections[name]['size']} px, {sections[name]['classes']} classes")
         elif name == "names":
+            counts = [round(10 ** (step / 20)) for step in range(61)]
             for row in sections[name]["models"].values():
-                axis.plot([1, *NAME_COUNTS], [gmacs_of(row, count) for count in (1, *NAME_COUNTS)], label=row["title"])
+                axis.plot(counts, [gmacs_of(row, count) for count in counts], label=row["title"])
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.set_xlabel("class names")
             axis.set_ylabel("GMACs per image")
-            axis.legend(fontsize=8)
+            axis.set_ylim(top=1e7)
+            axis.legend(fontsize=8, loc="upper left")
         else:
             rows = sections[name]["vocabularies"]
             for part in ("network", "end_to_end"):
