@@ -328,7 +328,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or images.pixel_values.device.type != "cpu":
             return False
         records = self.config.output_hidden_states or self.config.output_attentions
-        return not records and images.pixel_values[:, 0].numel() > PIXELS_AT_ONCE
+        is_large = images.pixel_values[:, 0].numel() > PIXELS_AT_ONCE
+        return is_large and len(images.pixel_values) > 1 and not records
 
     def _segment(
         self,

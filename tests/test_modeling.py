@@ -189,6 +189,12 @@ def test_large_batches_run_in_parts(has_padding: bool, monkeypatch: pytest.Monke
     assert sizes == [5, 5, 5, 5]
 
 
+def test_a_single_large_image_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modeling_alignzeg, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(modeling_alignzeg, "_joined", None)
+    assert len(run(tiny_model(), pixel_values=pixels(1)).masks_queries_logits) == 1
+
+
 @pytest.mark.parametrize("num_points", [None, 64])
 def test_padding_changes_no_loss(num_points: int | None) -> None:
     model = learned(tiny_model(train_num_points=num_points))
@@ -986,6 +992,9 @@ def test_bfloat16_agrees_with_float32(size: tuple[int, int]) -> None:
     inputs = {"pixel_values": pixels(4, *size), "text_prototypes": unit(5, 24)}
     expected = run(model, **inputs)
     assert label_map(expected).unique().numel() > 1
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run(model, **inputs)
+    assert (label_map(mixed) == label_map(expected)).float().mean() > 0.95
     outputs = run(model.to(torch.bfloat16), **inputs)
     assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == torch.bfloat16
     assert all(
