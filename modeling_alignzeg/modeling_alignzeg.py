@@ -313,9 +313,9 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         vocabulary = self._prepare_vocabulary(text_prototypes, input_ids, attention_mask, seen_class_mask)
         wants_loss = self._check_labels(mask_labels, class_labels, images.pixel_values.shape[0], vocabulary)
 
-        inputs = (clip_hidden_states, mask_labels, class_labels, output_auxiliary_logits, *kwargs.values())
+        inputs = (clip_hidden_states, mask_labels, output_auxiliary_logits, *kwargs.values())
         if not any(value is not None and value is not False for value in inputs) and self._runs_in_parts(images):
-            return _joined([self._segment(part, vocabulary, None, **kwargs) for part in images.parts()])
+            return _joined([self._segment(part, vocabulary, **kwargs) for part in images.parts()])
         tower = None
         if clip_hidden_states is not None:
             tower = self.recognizer.restore(clip_hidden_states, images.pixel_values, images.content)
@@ -335,7 +335,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         self,
         images: ImageInputs,
         vocabulary: Vocabulary,
-        tower: TowerStates | None,
+        tower: TowerStates | None = None,
         labels: tuple[list[Tensor], list[Tensor]] | None = None,
         output_auxiliary_logits: bool | None = None,
         **kwargs,

@@ -48,7 +48,11 @@ def machine_name(machine: dict[str, Any]) -> str:
 
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [f"## {title}", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [f"## {title}", "", *_rows(header, rows)]
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
@@ -149,10 +153,10 @@ def _batches(found: dict[str, Any]) -> list[str]:
 
 
 def _dtypes(found: dict[str, Any]) -> list[str]:
-    return _alternatives(f"Precision, {found['size']} px", found, {name: name for name in found["timings"]})
+    return [f"## Precision, {found['size']} px", "", *_alternatives(found, {name: name for name in found["timings"]})]
 
 
-def _alternatives(title: str, found: dict[str, Any], names: dict[str, str]) -> list[str]:
+def _alternatives(found: dict[str, Any], names: dict[str, str]) -> list[str]:
     """Ways to compute the same, against the first of `names`, which maps them to their titles."""
     columns = {
         "speed-up": ("speedup", "{:.2f}", 1),
@@ -167,7 +171,7 @@ def _alternatives(title: str, found: dict[str, Any], names: dict[str, str]) -> l
             for key, text, scale in columns.values()
         ]
         rows.append([shown, milliseconds(found["timings"][name]), *values])
-    return _table(title, ["", "ms", *columns], rows)
+    return _rows(["", "ms", *columns], rows)
 
 
 def _training(found: dict[str, Any]) -> list[str]:
@@ -229,7 +233,7 @@ def _folder(found: dict[str, Any]) -> list[str]:
 def onnx_rows(found: dict[str, Any]) -> list[str]:
     """The table of the section `onnx` without its title."""
     names = {"torch": "torch", "float32": "`image.onnx`", "int8": "`image.onnx`, `--int8`"}
-    return _alternatives("", found, names)[2:]
+    return _alternatives(found, names)
 
 
 def _onnx(found: dict[str, Any]) -> list[str]:
