@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import reprlib
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,7 +100,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem[:50]}{PARTIAL}{path.suffix}")  # file names have a maximum length
+    # File names have a maximum length, and threads may write long names that begin alike.
+    short = path.stem if len(path.stem) <= 50 else f"{path.stem[:40]}-{zlib.crc32(os.fsencode(path.stem)):08x}"
+    partial = path.with_name(f".{short}{PARTIAL}{path.suffix}")
     try:
         yield partial
         sync(partial)

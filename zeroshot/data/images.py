@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm
 
 # A file of a few kilobytes can claim terabytes of pixels. This is PIL's own limit, about 13,400 x 13,400.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
+FILTERS = Lock()  # of warnings, which all threads share
 
 
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -76,7 +78,7 @@ def label_picture(label: np.ndarray, names: Sequence[str]) -> Image.Image:
 
 def _decode(source: Path | io.BytesIO, path: str, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
+        with FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             image = Image.open(source)
     except UnidentifiedImageError:

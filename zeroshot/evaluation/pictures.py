@@ -9,11 +9,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import draw_overlay, draw_unseen_map
@@ -192,6 +197,23 @@ def picture_path(stem: Path, ending: str) -> Path:
     return stem.with_name(f"{stem.name}{ending}.png")
 
 
+@contextmanager
+def image_workers(device: torch.device, images: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each take one image from its file to its results.
+
+    On a CPU there are two, which share torch's threads: while one reads or writes files, the other runs the network. With a
+    GPU there are four, since it waits for files otherwise.
+    """
+    threads = torch.get_num_threads()
+    workers = min(images, 4 if device.type != "cpu" else min(2, threads))
+    share = max(1, threads // workers)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
 def write_pictures(
     model: Any, processor: Any, vocabulary: Vocabulary, jobs: list[Job], output: Path, settings: PictureSettings
 ) -> int:
@@ -207,36 +229,48 @@ def write_pictures(
     """
     classes = {"classes": vocabulary.names, "unseen": list(vocabulary.unseen), **vocabulary.wording}
     check_classes(output / CLASSES, classes)
-    broken = 0
-    for job in tqdm(jobs, desc="segment", disable=len(jobs) == 1):
+    writes_classes, on_device = Lock(), nullcontext() if model.device.type == "cpu" else Lock()
+
+    def process(job: Job) -> str | None:
+        """Returns why there are no results."""
         try:
             image = open_image(job.file)
         except (ValueError, OSError) as error:
-            tqdm.write(f"Skipped: {error}", file=sys.stderr)
-            broken += 1
-            continue
-        pictures = _pictures(model, processor, vocabulary, image, settings)
+            return f"Skipped: {error}"
+        inputs = processor(images=image, return_tensors="pt")
+        with on_device:  # one image at a time in a GPU's memory
+            label, unseen = _segment(model, processor, vocabulary, image, inputs, settings)
         try:
-            if not (output / CLASSES).exists():
-                atomic_write_text(output / CLASSES, json.dumps(classes, indent=2) + "\n")
+            with writes_classes:
+                if not (output / CLASSES).exists():
+                    atomic_write_text(output / CLASSES, json.dumps(classes, indent=2) + "\n")
+            pictures = _pictures(image, label, unseen, vocabulary.names, settings.picture_size or None)
             for ending, picture in zip(settings.endings, pictures):
                 with atomic_file(picture_path(job.stem, ending)) as partial:
                     # Overlays of photographs compress poorly: higher levels save a tenth but take four times as long.
                     picture.save(partial, compress_level=1 if ending else 6)
         except (ValueError, OSError) as error:
-            tqdm.write(f"Not written: {error}", file=sys.stderr)
-            broken += 1
+            return f"Not written: {error}"
+        return None
+
+    broken = 0
+    with image_workers(model.device, len(jobs)) as workers:
+        for error in tqdm(workers.map(process, jobs), desc="segment", total=len(jobs), disable=len(jobs) == 1):
+            if error is not None:
+                tqdm.write(error, file=sys.stderr)
+                broken += 1
     return broken
 
 
 @torch.no_grad()
-def _pictures(model: Any, processor: Any, vocabulary: Vocabulary, image: Any, settings: PictureSettings) -> Iterator:
-    """Yields the results in [`ENDINGS`] one by one, because large images take much memory."""
-    names, unseen, prototypes, _ = vocabulary
-    seen = torch.tensor([name not in unseen for name in names], device=model.device)
-    inputs = processor(images=image, return_tensors="pt").to(model.device)
-    maps, unseen_maps = processor.post_process_semantic_segmentation(
-        model(**inputs, text_prototypes=prototypes, seen_class_mask=seen),
+def _segment(
+    model: Any, processor: Any, vocabulary: Vocabulary, image: Image.Image, inputs: Any, settings: PictureSettings
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The label map of an image, and the unseen score of each pixel."""
+    seen = torch.tensor([name not in vocabulary.unseen for name in vocabulary.names], device=model.device)
+    outputs = model(**inputs.to(model.device), text_prototypes=vocabulary.prototypes, seen_class_mask=seen)
+    maps, unseen = processor.post_process_semantic_segmentation(
+        outputs,
         target_sizes=[(image.height, image.width)],
         gamma=settings.gamma,
         threshold=settings.threshold,
@@ -244,8 +278,14 @@ def _pictures(model: Any, processor: Any, vocabulary: Vocabulary, image: Any, se
         return_unseen_scores=True,
         images=[image] if settings.refine else None,
     )
-    label = maps.pop().to(torch.int32).cpu().numpy()
+    return maps[0].to(torch.int32).cpu().numpy(), None if unseen is None else unseen[0].float().cpu().numpy()
+
+
+def _pictures(
+    image: Image.Image, label: np.ndarray, unseen: np.ndarray | None, names: list[str], max_size: int | None
+) -> Iterator[Image.Image]:
+    """Yields the results in [`ENDINGS`] one by one, because large images take much memory."""
     yield label_picture(label, names)
-    yield draw_overlay(image, label, names, max_size=settings.picture_size or None)
-    if unseen_maps is not None:
-        yield draw_unseen_map(image, unseen_maps[0].float().cpu().numpy(), settings.picture_size or None)
+    yield draw_overlay(image, label, names, max_size=max_size)
+    if unseen is not None:
+        yield draw_unseen_map(image, unseen, max_size)
