@@ -212,8 +212,8 @@ class AlignZegMaskHead(nn.Module):
         finer = list(zip(stages, self.strides))[:-1][::-1]
         for (stage, stride), lateral, convolution in zip(finer, self.laterals, self.convolutions):
             finer_grid = Grid(tuple(stage.shape[-2:]), stride, grid.content)
-            states = finer_grid.clear(resample(states, grid, finer_grid) + lateral(stage))
-            states = states + self.activation(convolution(states))
+            states = finer_grid.clear(lateral(stage).add_(resample(states, grid, finer_grid)))
+            states = self.activation(convolution(states)).add_(states)
             grid = finer_grid
         return self.output(states) if self.training else states
 
