@@ -9,6 +9,7 @@ Every recognizer has the same interface: `levels` (hidden states that the side n
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -61,24 +62,21 @@ class AlignZegTowerAttention(CLIPAttention):
 
 
 class AlignZegTowerMLP(CLIPMLP):
-    """MLP of CLIP's and SigLIP's towers. In float32 on a CPU, frozen layers run a quarter of the hidden units at a time, and
+    """MLP of CLIP's and SigLIP's towers. In float32 on a CPU, frozen layers compute a quarter of the hidden units at a time, and
     the matrix products multiply by QuickGELU's factors (docs/experiments.md, Speed)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not self._runs_in_blocks(hidden_states):
             return super().forward(hidden_states)
-        is_quick, width = isinstance(self.activation_fn, QuickGELUActivation), self.config.hidden_size
-        factor = 1.702 if is_quick else 1  # x·σ(1.702·x) = SiLU(1.702·x) / 1.702
-        tokens, outputs = hidden_states.flatten(0, -2), None
-        for weight, bias, out_weight in zip(
-            self.fc1.weight.split(width), self.fc1.bias.split(width), self.fc2.weight.split(width, 1)
-        ):
-            hidden = torch.addmm(bias, tokens, weight.mT, beta=factor, alpha=factor)
-            hidden = F.silu(hidden, inplace=True) if is_quick else self.activation_fn(hidden)
-            if outputs is None:
-                outputs = torch.addmm(self.fc2.bias, hidden, out_weight.mT, alpha=1 / factor)
-            else:
-                torch.addmm(outputs, hidden, out_weight.mT, alpha=1 / factor, out=outputs)
+        tokens, width = hidden_states.flatten(0, -2), self.config.hidden_size
+        factor, activation = 1, self.activation_fn
+        if isinstance(activation, QuickGELUActivation):  # x·σ(1.702·x) = SiLU(1.702·x) / 1.702
+            factor, activation = 1.702, partial(F.silu, inplace=True)
+        blocks = zip(self.fc1.bias.split(width), self.fc1.weight.split(width))
+        hidden = [
+            activation(torch.addmm(bias, tokens, weight.mT, beta=factor, alpha=factor)) for bias, weight in blocks
+        ]
+        outputs = torch.addmm(self.fc2.bias, torch.cat(hidden, 1), self.fc2.weight.mT, alpha=1 / factor)
         return outputs.view_as(hidden_states)
 
     def _runs_in_blocks(self, states: Tensor) -> bool:
