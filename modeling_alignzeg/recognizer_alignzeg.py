@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel, TimmWrapperModel
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPAttention, CLIPMLP
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from .checks_alignzeg import check_tensor
@@ -62,8 +62,8 @@ class AlignZegTowerAttention(CLIPAttention):
 
 
 class AlignZegTowerMLP(CLIPMLP):
-    """MLP of CLIP's and SigLIP's towers. In float32 on a CPU, frozen layers compute a quarter of the hidden units at a time, and
-    the matrix products multiply by QuickGELU's factors (docs/experiments.md, Speed)."""
+    """MLP of CLIP's and SigLIP's towers. In float32 on a CPU, frozen layers compute a quarter of the hidden units at a time,
+    and the matrix products multiply by QuickGELU's factors (docs/experiments.md, Speed)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not self._runs_in_blocks(hidden_states):
