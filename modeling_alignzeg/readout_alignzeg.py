@@ -9,6 +9,7 @@ at full size are never in memory: label maps are made tile by tile, from the cla
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -203,8 +204,9 @@ def image_view(
 
 
 def _weighted(proposals: Tensor, cells: Tensor, weight: float) -> Tensor:
-    """The geometric mean of the scores of proposals and of the tower's own cells."""
-    return proposals.clamp(min=0).pow(1 - weight) * cells.clamp(min=0).pow(weight)
+    """The geometric mean `proposals^(1 - weight) · cells^weight` of scores. Powers take three times as long on a CPU."""
+    proposals, cells = (scores.clamp(min=torch.finfo(scores.dtype).tiny).log_() for scores in (proposals, cells))
+    return proposals.mul_(1 - weight).add_(cells, alpha=weight).exp_()
 
 
 def class_scores(view: View, penalty: Tensor) -> Tensor:
@@ -491,11 +493,10 @@ def _winners(parts: list[_Part], penalty: Tensor) -> Tensor:
     at_once = max(1, WORKSPACE // largest)
 
     def race(classes: Tensor) -> tuple[Tensor, Tensor]:
-        total = sum(part.scores(classes) for part in parts)
+        total = reduce(torch.add, (part.scores(classes) for part in parts))
         values = (total if coverage is None else total / coverage) - penalty[classes, None, None]
-        best = values.amax(0)
-        order = torch.arange(len(classes), dtype=torch.int32, device=best.device)[:, None, None]
-        return best, classes[torch.where(values == best, order, len(classes) - 1).amin(0)]  # argmax, but faster
+        best, first = values.max(0)
+        return best, classes[first]
 
     leaders = expected.topk(min(LEADERS, at_once, len(expected))).indices.sort().values  # the first of equals wins
     best, labels = race(leaders)
