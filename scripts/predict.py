@@ -8,7 +8,7 @@ For every image it writes NAME.png (palette PNG, values are positions in --class
 NAME_unseen.png, the unseen score of each pixel; --labels_only writes only NAME.png. NAME is the file name without its
 extension, or with it if two files would get the same name. Folders are searched recursively, and the output has the same
 subfolders. Without --classes, the checkpoint's vocabulary is used.
-A file that is not an image is reported and skipped; the exit status is then 1.
+A file that is not an image is reported and skipped; the exit status is then 1. On a CPU, two images are segmented at a time.
 
     accelerate launch scripts/predict.py --dataset FOLDER_OR_HUB_ID --part train --classes "cat, sofa" --output_dir out
 
