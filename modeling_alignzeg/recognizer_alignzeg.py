@@ -9,21 +9,24 @@ Every recognizer has the same interface: `levels` (hidden states that the side n
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel, TimmWrapperModel
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
+from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from .checks_alignzeg import check_tensor
 from .configuration_alignzeg import AlignZegConfig
 from .layers_alignzeg import AlignZegMLP, Grid, attend, resample, to_map, to_tokens
 from .side_network_alignzeg import Level, Proposals
+
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class LibraryInitialization:
@@ -61,45 +64,38 @@ class AlignZegTowerAttention(CLIPAttention):
         return self.out_proj(output.flatten(2)), None
 
 
-class AlignZegTowerMLP(CLIPMLP):
-    """MLP of CLIP's and SigLIP's towers. In float32 on a CPU, frozen layers compute a quarter of the hidden units at a time,
-    and the matrix products multiply by QuickGELU's factors (docs/experiments.md, Speed)."""
+class AlignZegTowerLinear(nn.Linear):
+    """A linear layer of CLIP's and SigLIP's towers. On x86 CPUs, frozen float32 layers run in oneDNN; torch itself uses MKL,
+    which can take a third longer for a few hundred tokens (docs/experiments.md, Speed)."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not self._runs_in_blocks(hidden_states):
-            return super().forward(hidden_states)
-        tokens, width = hidden_states.flatten(0, -2), self.config.hidden_size
-        factor, activation = 1, self.activation_fn
-        if isinstance(activation, QuickGELUActivation):  # x·σ(1.702·x) = SiLU(1.702·x) / 1.702
-            factor, activation = 1.702, partial(F.silu, inplace=True)
-        blocks = zip(self.fc1.bias.split(width), self.fc1.weight.split(width))
-        hidden = [
-            activation(torch.addmm(bias, tokens, weight.mT, beta=factor, alpha=factor)) for bias, weight in blocks
-        ]
-        outputs = torch.addmm(self.fc2.bias, torch.cat(hidden, 1), self.fc2.weight.mT, alpha=1 / factor)
-        return outputs.view_as(hidden_states)
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not self._runs_in_onednn(input):
+            return super().forward(input)
+        return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
-    def _runs_in_blocks(self, states: Tensor) -> bool:
-        if states.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    def _runs_in_onednn(self, input: Tensor) -> bool:
+        weight = self.weight
+        if (
+            not HAS_ONEDNN or type(weight) is not nn.Parameter or self.bias is None
+        ):  # quantized weights have other types
             return False
-        if torch.is_grad_enabled() and (states.requires_grad or self.fc1.weight.requires_grad):
+        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
             return False
-
-        def is_plain(layer):  # not quantized, offloaded, adapted or observed
-            is_own = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
-            is_here = is_own and layer.weight.device == states.device
-            return is_here and not layer._forward_hooks and not layer._forward_pre_hooks
-
-        has_floats = states.dtype == self.fc1.weight.dtype == torch.float32
-        return has_floats and is_plain(self.fc1) and is_plain(self.fc2)
+        is_float = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        is_here = input.device.type == weight.device.type == "cpu"
+        is_watched = torch.jit.is_tracing() or _get_current_dispatch_mode() is not None  # as by a counter of FLOPs
+        return is_float and is_here and not is_watched
 
 
 def use_tower_layers(layers: nn.ModuleList) -> None:
-    """Gives a tower's layers [`AlignZegTowerAttention`] and [`AlignZegTowerMLP`]; their weights remain."""
+    """Gives a tower's layers [`AlignZegTowerAttention`] and [`AlignZegTowerLinear`]; their weights remain."""
     for layer in layers:
-        layer.self_attn.__class__, layer.mlp.__class__ = AlignZegTowerAttention, AlignZegTowerMLP
+        layer.self_attn.__class__ = AlignZegTowerAttention
         if isinstance(layer.mlp.activation_fn, QuickGELUActivation):
             layer.mlp.activation_fn = FrugalQuickGELU()
+        for module in layer.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = AlignZegTowerLinear
 
 
 class AlignZegVisionModel(LibraryInitialization, CLIPVisionModel):

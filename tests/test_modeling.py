@@ -1,6 +1,7 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """The model against plain formulas: transformers' CLIP, naive full-sequence attention, loops, flop and memory counts."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ from scipy.stats import kstest
 from tiny import CLASSES, TOWER, UNSEEN, tiny_config, tiny_model, tiny_processor
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers import BertConfig, CLIPVisionModel
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPMLP
 
 from modeling_alignzeg import (
     TEMPLATE_SETS,
@@ -25,11 +25,12 @@ from modeling_alignzeg import (
     AlignZegOutput,
     layers_alignzeg,
     modeling_alignzeg,
+    recognizer_alignzeg,
 )
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
 from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
 from modeling_alignzeg.layers_alignzeg import Grid, attention_by_products, pool_cells, resample, to_map, to_tokens
-from modeling_alignzeg.recognizer_alignzeg import AlignZegTowerMLP, FrugalQuickGELU, shadow_layer
+from modeling_alignzeg.recognizer_alignzeg import AlignZegTowerLinear, FrugalQuickGELU, shadow_layer
 
 
 DEEP = {"vision_config": {**TOWER, "num_hidden_layers": 4, "image_size": 16, "patch_size": 8}, "clip_split_layer": 2}
@@ -265,34 +266,37 @@ def test_activation_of_clip_is_that_of_transformers(needs_gradient: bool) -> Non
     assert torch.equal(values, before)
 
 
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_mlp_of_clip_is_that_of_transformers(activation: str) -> None:
+def test_linear_layers_of_the_tower_are_those_of_torch() -> None:
     torch.manual_seed(0)
-    mlp = CLIPMLP(CLIPVisionConfig(**{**TOWER, "intermediate_size": 80}, hidden_act=activation)).requires_grad_(False)
-    states = torch.randn(2, 5, 32)
-    expected, needed = mlp(states), states.clone().requires_grad_()
-    gradient = torch.autograd.grad(mlp(needed).sum(), needed)
-    mlp.__class__ = AlignZegTowerMLP
-    torch.testing.assert_close(mlp(states), expected)
-    torch.testing.assert_close(torch.autograd.grad(mlp(needed).sum(), needed), gradient)
+    plain = torch.nn.Linear(48, 80).requires_grad_(False)
+    layer = copy.deepcopy(plain)
+    layer.__class__ = AlignZegTowerLinear
+    states = torch.randn(2, 9, 48)
+    for part in (states, states[0], states[:, :1], states[:, 1:].transpose(0, 1), states[:0]):
+        torch.testing.assert_close(layer(part), plain(part))
+    needed = states.clone().requires_grad_()
+    torch.testing.assert_close(*(torch.autograd.grad(each(needed).sum(), needed) for each in (layer, plain)))
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(mlp(states).float(), expected, atol=0.03, rtol=0.03)
-    torch.testing.assert_close(mlp.bfloat16()(states.bfloat16()).float(), expected, atol=0.03, rtol=0.03)
+        assert torch.equal(layer(states), plain(states)) and layer(states).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        layer(states)
+    assert counter.get_total_flops() == 2 * 18 * 48 * 80
+    layer.requires_grad_(True)(states).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, states.sum((0, 1)).expand(80, -1))
+    layer.bfloat16(), plain.bfloat16()
+    assert torch.equal(layer(states.bfloat16()), plain(states.bfloat16()))
 
 
-def test_mlp_of_clip_runs_layers_that_are_observed_or_replaced() -> None:
-    model, seen = tiny_model(), []
-    first, second = (layer.mlp for layer in model.recognizer.vision_model.encoder.layers)
-    first.fc2.register_forward_hook(lambda *values: seen.append("hook"))
-
-    class Replaced(torch.nn.Linear):
-        def forward(self, states: Tensor) -> Tensor:
-            seen.append("class")
-            return super().forward(states)
-
-    second.fc1.__class__ = Replaced
-    run(model, pixel_values=pixels())
-    assert set(seen) == {"hook", "class"}
+@pytest.mark.skipif(not recognizer_alignzeg.HAS_ONEDNN, reason="needs an x86 CPU with AVX2 and torch with oneDNN")
+def test_frozen_linear_layers_run_in_onednn() -> None:
+    model = tiny_model()
+    layers = [m for m in model.recognizer.vision_model.modules() if isinstance(m, torch.nn.Linear)]
+    assert {type(layer) for layer in layers} == {AlignZegTowerLinear} and len(layers) == 2 * 6
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run(model, pixel_values=pixels())
+    calls = {event.key: event.count for event in profile.key_averages()}
+    # 6 of the first layer; in the second, the last, the patches have keys and values only, and the shadow tokens all six
+    assert calls["mkldnn::_linear_pointwise"] == 6 + 2 + 6
 
 
 def test_frozen_parts_get_no_gradient_and_all_others_do() -> None:
@@ -531,21 +535,20 @@ def test_cost_of_the_patches_does_not_grow_with_the_queries() -> None:
     frozen = [name for name in many if name.startswith(vision)]
     below = [name for name in frozen if ".embeddings" in name or ".layers.0" in name or ".layers.1" in name]
     assert below and all(few[name] == many[name] for name in below)
-    # From the split on, every projection and MLP processes 20 more tokens, the shadow tokens, once each. Only in the
-    # projections of the first attention, they are still identical.
-    weights = {
-        name: sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
-        for name, module in tiny_model(**DEEP).named_modules()
-        if name.endswith(("_proj", ".mlp"))
+    # From the split on, every linear layer processes 20 more tokens, the shadow tokens, once each. Only in the projections
+    # of the first attention, they are still identical.
+    linear = {
+        name: module for name, module in tiny_model(**DEEP).named_modules() if isinstance(module, torch.nn.Linear)
     }
     checked = 0
     for name in frozen:
-        size = weights.get(name.removeprefix("AlignZegModel."))
-        if size is not None and (".layers.2." in name or ".layers.3." in name):
+        module = linear.get(name.removeprefix("AlignZegModel."))
+        if module is not None and (".layers.2." in name or ".layers.3." in name):
             equal = ".layers.2." in name and name.endswith(("q_proj", "k_proj", "v_proj"))
-            assert many[name] - few[name] == 2 * (0 if equal else 20) * size, name
+            more = 0 if equal else 20
+            assert many[name] - few[name] == 2 * more * module.in_features * module.out_features, name
             checked += 1
-    assert checked == 10
+    assert checked == 12
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3])
