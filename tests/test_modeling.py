@@ -266,7 +266,8 @@ def test_activation_of_clip_is_that_of_transformers(needs_gradient: bool) -> Non
     assert torch.equal(values, before)
 
 
-def test_linear_layers_of_the_tower_are_those_of_torch() -> None:
+def test_linear_layers_of_the_tower_are_those_of_torch(monkeypatch) -> None:
+    monkeypatch.setattr(recognizer_alignzeg, "ONEDNN_WEIGHTS", 0)
     torch.manual_seed(0)
     plain = torch.nn.Linear(48, 80).requires_grad_(False)
     layer = copy.deepcopy(plain)
@@ -288,7 +289,8 @@ def test_linear_layers_of_the_tower_are_those_of_torch() -> None:
 
 
 @pytest.mark.skipif(not recognizer_alignzeg.HAS_ONEDNN, reason="needs an x86 CPU with AVX2 and torch with oneDNN")
-def test_frozen_linear_layers_run_in_onednn() -> None:
+def test_frozen_linear_layers_run_in_onednn(monkeypatch) -> None:
+    monkeypatch.setattr(recognizer_alignzeg, "ONEDNN_WEIGHTS", 0)
     model = tiny_model()
     layers = [m for m in model.recognizer.vision_model.modules() if isinstance(m, torch.nn.Linear)]
     assert {type(layer) for layer in layers} == {AlignZegTowerLinear} and len(layers) == 2 * 6
