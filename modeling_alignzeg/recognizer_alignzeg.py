@@ -27,7 +27,7 @@ from .side_network_alignzeg import Level, Proposals
 
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-ONEDNN_WEIGHTS = 2**18  # layers with fewer weights are faster in torch
+ONEDNN_WEIGHTS = 2**19  # layers with fewer weights are faster in torch
 
 
 class LibraryInitialization:
@@ -66,8 +66,8 @@ class AlignZegTowerAttention(CLIPAttention):
 
 
 class AlignZegTowerLinear(nn.Linear):
-    """A linear layer of CLIP's and SigLIP's towers. On x86 CPUs, large frozen float32 layers run in oneDNN; torch itself uses
-    MKL, which can take a third longer for a few hundred tokens (docs/experiments.md, Speed)."""
+    """A linear layer of CLIP's and SigLIP's towers. On x86 CPUs, large frozen float32 layers run in oneDNN; torch uses MKL,
+    which can take a third longer for a few hundred tokens (docs/experiments.md, Speed)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or not self._runs_in_onednn(input):
