@@ -76,9 +76,9 @@ class AlignZegTowerLinear(nn.Linear):
 
     def _runs_in_onednn(self, input: Tensor) -> bool:
         weight = self.weight
-        if (
-            not HAS_ONEDNN or type(weight) is not nn.Parameter or self.bias is None
-        ):  # quantized weights have other types
+        if not HAS_ONEDNN or weight.numel() < ONEDNN_WEIGHTS:
+            return False
+        if type(weight) is not nn.Parameter or self.bias is None:  # quantized weights have other types
             return False
         if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
             return False
