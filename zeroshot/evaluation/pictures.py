@@ -205,7 +205,7 @@ def image_workers(device: torch.device, images: int) -> Iterator[ThreadPoolExecu
     GPU there are four, since it waits for files otherwise.
     """
     threads = torch.get_num_threads()
-    workers = min(images, 4 if device.type != "cpu" else min(2, threads))
+    workers = min(images, threads, 2) if device.type == "cpu" else min(images, 4)
     share = max(1, threads // workers)
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
@@ -266,18 +266,19 @@ def write_pictures(
 def _segment(
     model: Any, processor: Any, vocabulary: Vocabulary, image: Image.Image, inputs: Any, settings: PictureSettings
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The label map of an image, and the unseen score of each pixel."""
+    """The label map of an image, and the unseen score of each pixel if a picture of it is written."""
     seen = torch.tensor([name not in vocabulary.unseen for name in vocabulary.names], device=model.device)
     outputs = model(**inputs.to(model.device), text_prototypes=vocabulary.prototypes, seen_class_mask=seen)
-    maps, unseen = processor.post_process_semantic_segmentation(
+    found = processor.post_process_semantic_segmentation(
         outputs,
         target_sizes=[(image.height, image.width)],
         gamma=settings.gamma,
         threshold=settings.threshold,
         none_of_these=settings.none_of_these,
-        return_unseen_scores=True,
+        return_unseen_scores=not settings.labels_only,
         images=[image] if settings.refine else None,
     )
+    maps, unseen = (found, None) if settings.labels_only else found
     return maps[0].to(torch.int32).cpu().numpy(), None if unseen is None else unseen[0].float().cpu().numpy()
 
 
