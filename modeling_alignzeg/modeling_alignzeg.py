@@ -21,7 +21,6 @@ Shapes: `B` images of `H x W` pixels; `N` proposals (with `config.unclaimed_prop
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,10 +63,11 @@ from .side_network_alignzeg import (
     Proposals,
 )
 from .text_encoder_alignzeg import AlignZegTextEncoder
+from .threads_alignzeg import has_hooks, is_watched, map_in_threads
 from .vocabulary_alignzeg import AlignZegVocabulary, Vocabulary
 
 
-PIXELS_AT_ONCE = 4 * 640**2  # of a batch on a CPU
+IMAGE_PIXELS, IMAGES_AT_ONCE = 640**2, 4  # of a batch on a CPU
 IMAGE_HINT = "The AlignZegImageProcessor makes it from images."
 
 
@@ -140,12 +140,15 @@ class ImageInputs(NamedTuple):
     content: Tensor | None
     content_sizes: Tensor
 
-    def parts(self) -> Iterator["ImageInputs"]:
-        """The batch in parts of up to `PIXELS_AT_ONCE` pixels, or of single images that have more."""
+    def parts(self, pixels: int) -> list["ImageInputs"]:
+        """The batch in equal parts of up to `pixels` pixels, or of single images that have more."""
         batch, _, height, width = self.pixel_values.shape
-        step = max(1, PIXELS_AT_ONCE // (height * width))
-        for start in range(0, batch, step):
-            yield ImageInputs(*(None if values is None else values[start : start + step] for values in self))
+        step = max(1, pixels // (height * width))
+        step = math.ceil(batch / math.ceil(batch / step))
+        return [
+            ImageInputs(*(None if values is None else values[start : start + step] for values in self))
+            for start in range(0, batch, step)
+        ]
 
 
 def _joined(parts: list[AlignZegOutput]) -> AlignZegOutput:
@@ -315,7 +318,7 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
 
         inputs = (clip_hidden_states, mask_labels, output_auxiliary_logits, *kwargs.values())
         if not any(value is not None and value is not False for value in inputs) and self._runs_in_parts(images):
-            return _joined([self._segment(part, vocabulary, **kwargs) for part in images.parts()])
+            return self._segment_in_parts(images, vocabulary, **kwargs)
         tower = None
         if clip_hidden_states is not None:
             tower = self.recognizer.restore(clip_hidden_states, images.pixel_values, images.content)
@@ -323,13 +326,29 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
         return self._segment(images, vocabulary, tower, labels, output_auxiliary_logits, **kwargs)
 
     def _runs_in_parts(self, images: ImageInputs) -> bool:
-        """Whether inference runs on a few images at a time: on a CPU, the tensors of more images are so large that each goes
-        back to the system after use, which takes longer than the batch saves (docs/experiments.md, Speed)."""
+        """Whether inference of a batch runs in parts, see [`_segment_in_parts`]."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or images.pixel_values.device.type != "cpu":
             return False
         records = self.config.output_hidden_states or self.config.output_attentions
-        is_large = images.pixel_values[:, 0].numel() > PIXELS_AT_ONCE
-        return is_large and len(images.pixel_values) > 1 and not records
+        return len(images.pixel_values) > 1 and not records
+
+    def _segment_in_parts(self, images: ImageInputs, vocabulary: Vocabulary, **kwargs) -> AlignZegOutput:
+        """Inference on a CPU: several images at a time that share torch's threads, see [`threads_alignzeg`]; with hooks,
+        quantized weights or one thread only, a few images after the others. A whole large batch would be slower, because its
+        tensors are so large that each goes back to the system after use (docs/experiments.md, Speed)."""
+
+        def segment(part: ImageInputs) -> AlignZegOutput:
+            return self._segment(part, vocabulary, **kwargs)
+
+        parts, workers = images.parts(IMAGE_PIXELS), min(torch.get_num_threads(), IMAGES_AT_ONCE)
+        workers = min(workers, len(parts))
+        is_quantized = (
+            getattr(self, "quantization_method", None) is not None
+        )  # libraries may prepare weights in first use
+        if workers > 1 and not (is_watched() or is_quantized or has_hooks(self)):
+            return _joined(map_in_threads(segment, parts, workers))
+        parts = images.parts(IMAGES_AT_ONCE * IMAGE_PIXELS)
+        return segment(images) if len(parts) == 1 else _joined([segment(part) for part in parts])
 
     def _segment(
         self,

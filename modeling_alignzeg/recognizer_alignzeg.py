@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel, TimmWrapperModel
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPAttention
@@ -24,6 +23,7 @@ from .checks_alignzeg import check_tensor
 from .configuration_alignzeg import AlignZegConfig
 from .layers_alignzeg import AlignZegMLP, Grid, attend, resample, to_map, to_tokens
 from .side_network_alignzeg import Level, Proposals
+from .threads_alignzeg import is_watched
 
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -84,8 +84,7 @@ class AlignZegTowerLinear(nn.Linear):
             return False
         is_float = input.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         is_here = input.device.type == weight.device.type == "cpu"
-        is_watched = torch.jit.is_tracing() or _get_current_dispatch_mode() is not None  # as by a counter of FLOPs
-        return is_float and is_here and not is_watched
+        return is_float and is_here and not is_watched()
 
 
 def use_tower_layers(layers: nn.ModuleList) -> None:

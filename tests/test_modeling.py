@@ -170,12 +170,14 @@ def test_padding_of_a_single_image_changes_nothing(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("has_padding", [True, False])
 def test_large_batches_run_in_parts(has_padding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, without gradients; hidden states and losses are always computed from the whole batch."""
+    """On a CPU, without gradients; hidden states and losses are always computed from the whole batch. With a hook, one part
+    after the other."""
     model = learned(tiny_model(**DEEP))
     images, sizes = [pixels(1, 32, 48, seed=seed)[0] for seed in range(5)], []
     inputs: dict[str, Any] = padded(images, (48, 64)) if has_padding else {"pixel_values": torch.stack(images)}
     whole = run(model, **inputs, output_hidden_states=True)
-    monkeypatch.setattr(modeling_alignzeg, "PIXELS_AT_ONCE", 2 * inputs["pixel_values"][0, 0].numel())
+    monkeypatch.setattr(modeling_alignzeg, "IMAGE_PIXELS", inputs["pixel_values"][0, 0].numel())
+    monkeypatch.setattr(modeling_alignzeg, "IMAGES_AT_ONCE", 2)
     model.side_network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     outputs = run(model, **inputs)
     assert sizes == [2, 2, 1]
@@ -192,7 +194,7 @@ def test_large_batches_run_in_parts(has_padding: bool, monkeypatch: pytest.Monke
 
 
 def test_a_single_large_image_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modeling_alignzeg, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(modeling_alignzeg, "IMAGE_PIXELS", 1)
     monkeypatch.setattr(modeling_alignzeg, "_joined", None)
     assert len(run(tiny_model(), pixel_values=pixels(1)).masks_queries_logits) == 1
 

@@ -206,17 +206,29 @@ def classes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def batches(args: argparse.Namespace) -> dict[str, Any]:
+    """Every batch size runs the same number of images in a round, so that slow phases of the machine affect all equally."""
     model, floor = alignzeg_and_floor(args)
-    prototypes, rows = prototypes_for(model, args.num_classes), {}
+    prototypes, most = prototypes_for(model, args.num_classes), max(args.batches)
+    calls: dict[str, Any] = {}
     for batch in args.batches:
         images = sample_pixels(batch, args.size, args.device, dtype_of(args))
-        calls = {
-            "network": network(model, images, prototypes),
-            "clip": lambda images=images: floor.call(images, args.num_classes),
-        }
-        rows[str(batch)] = interleaved(calls, args.repeats, args.device, args.budget)
-        rows[str(batch)]["images_per_second"] = batch / rows[str(batch)]["network"]["median"]
+        once = {"network": network(model, images, prototypes), "clip": partial(floor.call, images, args.num_classes)}
+        for name, call in once.items():
+            calls[f"{name} {batch}"] = partial(repeat, call, most // batch)
+    timings, rows = interleaved(calls, args.repeats, args.device, args.budget), {}
+    for batch in args.batches:
+        row = {name: per_call(timings[f"{name} {batch}"], most // batch) for name in ("network", "clip")}
+        rows[str(batch)] = {**row, "images_per_second": batch / row["network"]["median"]}
     return {"size": args.size, "classes": args.num_classes, "batches": rows}
+
+
+def repeat(call: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+def per_call(timing: dict[str, float], calls: int) -> dict[str, float]:
+    return {name: value if name == "repeats" else value / calls for name, value in timing.items()}
 
 
 def dtypes(args: argparse.Namespace) -> dict[str, Any]:

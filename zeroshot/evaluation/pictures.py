@@ -9,8 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -22,6 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_alignzeg import draw_overlay, draw_unseen_map
+from modeling_alignzeg.threads_alignzeg import shared_threads
 
 from ..data.images import IMAGE_SUFFIXES, label_picture, open_image
 from ..files import atomic_file, atomic_write_text, check_output
@@ -197,21 +197,13 @@ def picture_path(stem: Path, ending: str) -> Path:
     return stem.with_name(f"{stem.name}{ending}.png")
 
 
-@contextmanager
-def image_workers(device: torch.device, images: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each take one image from its file to its results.
+def image_workers(device: torch.device, images: int) -> int:
+    """Number of threads that each take one image from its file to its results.
 
-    On a CPU there are two, which share torch's threads: while one reads or writes files, the other runs the network. With a
-    GPU there are four, since it waits for files otherwise.
+    On a CPU there are two: while one reads or writes files, the other runs the network. With a GPU there are four, since it
+    waits for files otherwise.
     """
-    threads = torch.get_num_threads()
-    workers = min(images, threads, 2) if device.type == "cpu" else min(images, 4)
-    share = max(1, threads // workers)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
+    return min(images, torch.get_num_threads(), 2) if device.type == "cpu" else min(images, 4)
 
 
 def write_pictures(
@@ -254,8 +246,8 @@ def write_pictures(
         return None
 
     broken = 0
-    with image_workers(model.device, len(jobs)) as workers:
-        for error in tqdm(workers.map(process, jobs), desc="segment", total=len(jobs), disable=len(jobs) == 1):
+    with shared_threads(image_workers(model.device, len(jobs))) as pool:
+        for error in tqdm(pool.map(process, jobs), desc="segment", total=len(jobs), disable=len(jobs) == 1):
             if error is not None:
                 tqdm.write(error, file=sys.stderr)
                 broken += 1
