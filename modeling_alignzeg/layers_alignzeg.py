@@ -19,6 +19,11 @@ from .configuration_alignzeg import AlignZegConfig
 
 
 ATTENTION_WORKSPACE = 2**24  # scores at once, 32 MiB in bfloat16
+# Types for which this CPU has no instructions that oneDNN uses; torch's own products and convolutions in them are slow.
+EMULATED_DTYPES = {torch.bfloat16, torch.float16}
+if torch.backends.mkldnn.is_available():
+    EMULATED_DTYPES -= {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+    EMULATED_DTYPES -= {torch.float16} if torch.ops.mkldnn._is_mkldnn_fp16_supported() else set()
 
 
 class Grid(NamedTuple):
@@ -128,10 +133,10 @@ def repeat_border(values: Tensor, cells: Tensor) -> Tensor:
 
 def attend(module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs):
     """Attention over heads `(B, heads, n, c)` with an additive mask, through transformers' attention interface, except for
-    torch's fused attention in bfloat16 on a CPU, see [`attention_by_products`]."""
+    torch's fused attention in bfloat16 on CPUs with instructions for it, see [`attention_by_products`]."""
     kind = module.config._attn_implementation
     if kind == "sdpa" and queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
-        if not torch.compiler.is_compiling():
+        if torch.bfloat16 not in EMULATED_DTYPES and not torch.compiler.is_compiling():
             return attention_by_products(queries, keys, values, mask, kwargs["scaling"]), None
     return ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)(
         module, queries, keys, values, mask, **kwargs
@@ -157,6 +162,16 @@ def attention_by_products(
             scores = torch.baddbmm(bias, part, keys, alpha=scaling)
         outputs.append((scores.softmax(-1) @ values).unflatten(0, (batch, heads)))
     return (torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0]).transpose(1, 2)
+
+
+class AlignZegConv2d(nn.Conv2d):
+    """A convolution that runs in float32 on CPUs without instructions for its own type (docs/experiments.md, Speed)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu" or input.dtype not in EMULATED_DTYPES or torch.compiler.is_compiling():
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
+        return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
 
 
 class AlignZegAttention(nn.Module):

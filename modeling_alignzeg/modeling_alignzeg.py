@@ -342,9 +342,8 @@ class AlignZegModel(AlignZegVocabulary, AlignZegPreTrainedModel):
 
         parts, workers = images.parts(IMAGE_PIXELS), min(torch.get_num_threads(), IMAGES_AT_ONCE)
         workers = min(workers, len(parts))
-        is_quantized = (
-            getattr(self, "quantization_method", None) is not None
-        )  # libraries may prepare weights in first use
+        # Libraries may still prepare quantized weights in the first forward pass.
+        is_quantized = getattr(self, "quantization_method", None) is not None
         if workers > 1 and not (is_watched() or is_quantized or has_hooks(self)):
             return _joined(map_in_threads(segment, parts, workers))
         parts = images.parts(IMAGES_AT_ONCE * IMAGE_PIXELS)

@@ -16,7 +16,16 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_alignzeg import AlignZegConfig
-from .layers_alignzeg import AlignZegAttention, AlignZegMLP, Grid, pool_cells, resample, to_map, to_tokens
+from .layers_alignzeg import (
+    AlignZegAttention,
+    AlignZegConv2d,
+    AlignZegMLP,
+    Grid,
+    pool_cells,
+    resample,
+    to_map,
+    to_tokens,
+)
 from .loss_alignzeg import (
     PointSample,
     ProposalMatch,
@@ -86,8 +95,8 @@ class AlignZegImageStem(nn.Module):
             config.hidden_size
         ]
         kernel = 2 * config.mask_stride - config.mask_stride % 2
-        first = nn.Conv2d(3, self.widths[0], kernel, config.mask_stride, (kernel - config.mask_stride) // 2)
-        following = [nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(self.widths, self.widths[1:])]
+        first = AlignZegConv2d(3, self.widths[0], kernel, config.mask_stride, (kernel - config.mask_stride) // 2)
+        following = [AlignZegConv2d(a, b, 3, 2, 1) for a, b in zip(self.widths, self.widths[1:])]
         self.convolutions = nn.ModuleList([first, *following])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in self.widths])
         self.fusions = nn.ModuleDict()
@@ -198,10 +207,12 @@ class AlignZegMaskHead(nn.Module):
         self.feature_norm = nn.LayerNorm(config.hidden_size)
         self.feature_projection = nn.Linear(config.hidden_size, config.mask_dim)
         finer = stem.widths[:-1][::-1]
-        self.laterals = nn.ModuleList([nn.Conv2d(width, config.mask_dim, 1) for width in finer])
-        self.convolutions = nn.ModuleList([nn.Conv2d(config.mask_dim, config.mask_dim, 3, padding=1) for _ in finer])
+        self.laterals = nn.ModuleList([AlignZegConv2d(width, config.mask_dim, 1) for width in finer])
+        self.convolutions = nn.ModuleList(
+            [AlignZegConv2d(config.mask_dim, config.mask_dim, 3, padding=1) for _ in finer]
+        )
         self.activation = ACT2FN["gelu"]
-        self.output = nn.Conv2d(config.mask_dim, config.mask_dim, 1)
+        self.output = AlignZegConv2d(config.mask_dim, config.mask_dim, 1)
         self.query_norm = nn.LayerNorm(config.hidden_size)
         self.query_mlp = AlignZegMLP(config.hidden_size, config.hidden_size, config.mask_dim, num_layers=3)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
 """Inference of several images at a time on a CPU: one image per core is faster than all cores on one image after the other,
-because the many small steps of an image do not divide well (docs/experiments.md, Speed)."""
+because the cores do not wait for each other after every step (docs/experiments.md, Speed)."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -35,7 +35,9 @@ def main() -> None:
         choices=("ViT-B-16", "ViT-L-14", "convnext_base_w"),
         help="CLIP tower of AlignZeg and CLIPSeg; with the last one only the sections sizes and batches",
     )
-    options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights and inputs")
+    options.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of weights and inputs"
+    )
     options.add_argument("--threads", type=integer(0), default=0, help="CPU threads; 0 keeps torch's own choice")
     options.add_argument("--repeats", type=integer(2), default=11, help="timing rounds; slow models run fewer")
     options.add_argument("--budget", type=float, default=60, help="seconds per model in one comparison")

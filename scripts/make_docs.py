@@ -215,6 +215,7 @@ def precision_table() -> str:
     titles = {
         "torch": "torch, float32",
         "bfloat16": "torch, bfloat16",
+        "float16": "torch, float16",
         "float32": "`image.onnx`",
         "int8": "`image.onnx`, `--int8`",
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Measures the accuracy of the shipped checkpoints in bfloat16 and as exported ONNX files, in float32 and int8.
+"""Measures the accuracy of the shipped checkpoints in bfloat16 and float16, and as exported ONNX files in float32 and int8.
 
 python scripts/measure_precision.py --photos PHOTOS --output docs/results/precision.json
 

@@ -346,11 +346,12 @@ def test_pipeline(tmp_path: Path) -> None:
     assert own(images[0], candidate_labels=names) == alone[0]
 
 
-def test_bfloat16() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_numbers(dtype: torch.dtype) -> None:
     model = conv_model("convnext_atto")
     expected = run(model, pixel_values=pixels(1, 64, 64))
-    outputs = run(model.to(torch.bfloat16), pixel_values=pixels(1, 64, 64))
-    assert outputs.class_queries_logits.dtype == torch.bfloat16
+    outputs = run(model.to(dtype), pixel_values=pixels(1, 64, 64))
+    assert outputs.class_queries_logits.dtype == dtype
     torch.testing.assert_close(outputs.proposal_embeds.float(), expected.proposal_embeds, rtol=0, atol=0.2)
 
 

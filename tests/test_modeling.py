@@ -29,7 +29,15 @@ from modeling_alignzeg import (
 )
 from modeling_alignzeg.classifier_alignzeg import AlignZegFeatureExpansion
 from modeling_alignzeg.indicator_alignzeg import AlignZegClassIndicator, Evidence
-from modeling_alignzeg.layers_alignzeg import Grid, attention_by_products, pool_cells, resample, to_map, to_tokens
+from modeling_alignzeg.layers_alignzeg import (
+    AlignZegConv2d,
+    Grid,
+    attention_by_products,
+    pool_cells,
+    resample,
+    to_map,
+    to_tokens,
+)
 from modeling_alignzeg.recognizer_alignzeg import AlignZegTowerLinear, FrugalQuickGELU, shadow_layer
 
 
@@ -598,6 +606,21 @@ def test_image_encoder_attends_to_means_of_tokens(ratio: int) -> None:
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_convolutions_of_emulated_types_run_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers_alignzeg, "EMULATED_DTYPES", {torch.float16})
+    torch.manual_seed(0)
+    convolution = AlignZegConv2d(3, 5, 3, stride=2, padding=1).to(dtype)
+    image = torch.randn(2, 3, 9, 8).to(dtype).requires_grad_()
+    found = convolution(image)
+    exact = F.conv2d(image.double(), convolution.weight.double(), convolution.bias.double(), stride=2, padding=1)
+    assert found.dtype == dtype
+    bound = torch.finfo(dtype).eps / 2 if dtype == torch.float16 else torch.finfo(dtype).eps * 20
+    torch.testing.assert_close(found.double(), exact, rtol=1.01 * bound, atol=bound / 10)  # rounded once, at the end
+    found.sum().backward()
+    assert image.grad.dtype == convolution.weight.grad.dtype == dtype
+
+
 @pytest.mark.parametrize("mask", [None, "keys", "queries"])
 @pytest.mark.parametrize("workspace", [2**24, 2 * 3 * 11, 1])
 def test_attention_by_products(mask: str | None, workspace: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1021,9 +1044,17 @@ def test_eager_equals_sdpa() -> None:
         torch.testing.assert_close(outputs[0][name], outputs[1][name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "emulated"),
+    [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True), (torch.float16, False)],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [(64, 40), (328, 636)], ids=str)
-def test_bfloat16_agrees_with_float32(size: tuple[int, int]) -> None:
+def test_narrow_numbers_agree_with_float32(
+    size: tuple[int, int], dtype: torch.dtype, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also with padding: torch's `grid_sample` on a CPU returns NaN for large channels-last maps in bfloat16."""
+    monkeypatch.setattr(layers_alignzeg, "EMULATED_DTYPES", {dtype} if emulated else set())
     model = learned(tiny_model(logit_scale_init_value=math.log(30)))
     with torch.no_grad():
         model.side_network.query_embeddings.mul_(5)  # proposals that differ
@@ -1031,11 +1062,11 @@ def test_bfloat16_agrees_with_float32(size: tuple[int, int]) -> None:
     inputs = {"pixel_values": pixels(4, *size), "text_prototypes": unit(5, 24)}
     expected = run(model, **inputs)
     assert label_map(expected).unique().numel() > 1
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         mixed = run(model, **inputs)
     assert (label_map(mixed) == label_map(expected)).float().mean() > 0.95
-    outputs = run(model.to(torch.bfloat16), **inputs)
-    assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == torch.bfloat16
+    outputs = run(model.to(dtype), **inputs)
+    assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == dtype
     assert all(
         outputs[name].isfinite().all() for name in ("masks_queries_logits", "class_queries_logits", "unseen_logits")
     )

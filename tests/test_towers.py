@@ -281,15 +281,16 @@ def test_hidden_states_may_be_computed_beforehand(model: AlignZegModel, is_maske
 
 
 @torch.no_grad()
-def test_bfloat16(model: AlignZegModel) -> None:
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_numbers(model: AlignZegModel, narrow: torch.dtype) -> None:
     images, inside = pixels(2, 48, 64), torch.zeros(2, 1, 6, 8)
     inside[:, :, 2:4, 3:] = 1
     embeds = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, narrow):
         tower = model.to(dtype).recognizer.hidden_states(images.to(dtype), torch.tensor([[48, 64], [32, 64]]))
         embeds.append(model.recognizer.pool(tower, inside).float())
     torch.testing.assert_close(embeds[1], embeds[0], rtol=0, atol=0.05)
-    assert run(model, pixel_values=images).class_queries_logits.dtype == torch.bfloat16
+    assert run(model, pixel_values=images).class_queries_logits.dtype == narrow
 
 
 @pytest.mark.slow

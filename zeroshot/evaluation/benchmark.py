@@ -49,6 +49,7 @@ from .speed import (
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # --- sections ------------------------------------------------------------------------------------------------------
@@ -232,44 +233,38 @@ def per_call(timing: dict[str, float], calls: int) -> dict[str, float]:
 
 
 def dtypes(args: argparse.Namespace) -> dict[str, Any]:
-    """float32 against bfloat16 weights and autocast, and the share of pixels that agree in the label map."""
-    whole = build_alignzeg(args.tower).to(args.device)
-    half = build_alignzeg(args.tower).to(args.device, torch.bfloat16)
-    floor, half_floor = (build_contestant("clip", args.tower, args.device) for _ in range(2))
-    half_floor.model.to(torch.bfloat16)
-    images = sample_pixels(1, args.size, args.device)
-    prototypes = prototypes_for(whole, args.num_classes)
-    narrow, narrow_prototypes = images.bfloat16(), prototypes.bfloat16()
+    """float32 against narrower weights and autocast, and the share of pixels that agree in the label map."""
+    whole, images = build_alignzeg(args.tower).to(args.device), sample_pixels(1, args.size, args.device)
+    prototypes, calls = prototypes_for(whole, args.num_classes), {}
+    for name, dtype in DTYPES.items():
+        model, floor = build_alignzeg(args.tower), build_contestant("clip", args.tower, args.device)
+        floor.model.to(dtype)
+        calls[name] = network(model.to(args.device, dtype), images.to(dtype), prototypes.to(dtype))
+        calls[f"clip {name}"] = partial(floor.call, images.to(dtype), 0)
 
     def autocast() -> Any:
         with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             return whole(pixel_values=images, text_prototypes=prototypes)
 
-    calls = {
-        "float32": network(whole, images, prototypes),
-        "bfloat16": network(half, narrow, narrow_prototypes),
-        "autocast": autocast,
-        "clip float32": lambda: floor.call(images, 0),
-        "clip bfloat16": lambda: half_floor.call(narrow, 0),
-    }
+    calls["autocast"] = autocast
     rows = interleaved(calls, args.repeats, args.device, args.budget)
     equal = equal_pixels(args)
     return {
         "size": args.size,
         "classes": args.num_classes,
-        "timings": rows,
-        "speedup": {name: rows["float32"]["median"] / rows[name]["median"] for name in equal},
-        "equal_pixels": equal,
+        "timings": {name: rows[name] for name in (*equal, *(f"clip {name}" for name in DTYPES))},
+        "speedup": {name: rows["float32"]["median"] / rows[name]["median"] for name in equal if name != "float32"},
+        "equal_pixels": {name: share for name, share in equal.items() if name != "float32"},
     }
 
 
 def equal_pixels(args: argparse.Namespace, scenes: int = 8) -> dict[str, float]:
-    """Share of pixels that keep their label in bfloat16, with this repository's trained checkpoint, because random weights
+    """Share of pixels that have the label of float32, with this repository's trained checkpoint, because random weights
     predict one class everywhere."""
-    maps: dict[str, list[torch.Tensor]] = {name: [] for name in ("float32", "bfloat16", "autocast")}
+    maps: dict[str, list[torch.Tensor]] = {name: [] for name in (*DTYPES, "autocast")}
     processor = AlignZegProcessor.from_pretrained(ROOT)
     for name, labels in maps.items():
-        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        dtype = DTYPES.get(name, torch.float32)
         model = AlignZegModel.from_pretrained(ROOT, dtype=dtype).to(args.device).eval()
         for index in range(scenes):
             inputs = processor(images=sample_image(256, index), return_tensors="pt").to(args.device)
@@ -277,7 +272,7 @@ def equal_pixels(args: argparse.Namespace, scenes: int = 8) -> dict[str, float]:
             with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=name == "autocast"):
                 outputs = model(**inputs)
             labels += processor.post_process_semantic_segmentation(outputs, target_sizes=[(256, 256)])
-    whole = torch.stack(maps.pop("float32"))
+    whole = torch.stack(maps["float32"])
     return {name: (torch.stack(labels) == whole).double().mean().item() for name, labels in maps.items()}
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlignZeg for Transformers authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy of a checkpoint in bfloat16 and as an exported ONNX file, against float32 in torch."""
+"""Accuracy of a checkpoint in bfloat16 and float16 and as an exported ONNX file, against float32 in torch."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def measure_precision(
     of float32 in torch; both in percent.
 
     Returns:
-        `ways`: `torch`, `bfloat16`, `float32` and `int8` (the last two are exported files) to their scores; and `dataset`,
-        `images`, `versions`.
+        `ways`: `torch`, `bfloat16`, `float16`, `float32` and `int8` (the last two are exported files) to their scores; and
+        `dataset`, `images`, `versions`.
     """
     split = load_split(settings.split or settings.dataset)
     dataset = SegmentationDataset(open_part(settings, "test", limit), split, training=False)
     prototypes = model.get_text_prototypes(processor, split.vocabulary, phrase_pooling="mean")
     seen = torch.tensor([name not in split.unseen for name in split.classes])
     ways, _ = label_maps(model, processor.image_processor, prototypes, seen)
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    ways["bfloat16"] = torch_label_maps(half, processor.image_processor, prototypes, seen)
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow, name = copy.deepcopy(model).to(dtype), str(dtype).removeprefix("torch.")
+        ways[name] = torch_label_maps(narrow, processor.image_processor, prototypes, seen)
 
     count = len(split.classes)
     matrices = {way: torch.zeros(count, count, dtype=torch.int64) for way in ways}
@@ -59,7 +60,7 @@ def measure_precision(
                 **{name: scores[way][name] for name in ("miou", "pixel_accuracy")},
                 "equal_pixels": 100 * equal[way] / pixels,
             }
-            for way in ("torch", "bfloat16", "float32", "int8")
+            for way in ("torch", "bfloat16", "float16", "float32", "int8")
         },
         "versions": library_versions(),
     }
