@@ -165,13 +165,12 @@ def attention_by_products(
 
 
 class AlignZegConv2d(nn.Conv2d):
-    """A convolution that runs in float32 on CPUs without instructions for its own type (docs/experiments.md, Speed)."""
+    """A convolution with a bias that runs in float32 on CPUs without instructions for its own type (docs/experiments.md, Speed)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or input.dtype not in EMULATED_DTYPES or torch.compiler.is_compiling():
             return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        return self._conv_forward(input.float(), self.weight.float(), bias).to(input.dtype)
+        return self._conv_forward(input.float(), self.weight.float(), self.bias.float()).to(input.dtype)
 
 
 class AlignZegAttention(nn.Module):

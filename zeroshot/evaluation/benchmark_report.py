@@ -142,17 +142,20 @@ def _classes(found: dict[str, Any]) -> list[str]:
 
 
 def _batches(found: dict[str, Any]) -> list[str]:
-    def row_of(batch: str, row: dict[str, Any]) -> list[str]:
-        rate, clip_rate = row["images_per_second"], int(batch) / row["clip"]["median"]
-        gains = (f"{value / base:.2f}" for value, base in ((rate, first), (clip_rate, clip_first)))
-        return [batch, milliseconds(row["network"]), milliseconds(row["clip"]), f"{rate:.2f}", *gains]
-
-    batch, row = next(iter(found["batches"].items()))
-    first, clip_first = row["images_per_second"], int(batch) / row["clip"]["median"]
+    rows, models = found["batches"], ("network", "clip")
+    rates = {name: [int(batch) / row[name]["median"] for batch, row in rows.items()] for name in models}
     return _table(
         f"Batch, {found['size']} px",
         ["images", "network, ms", "bare CLIP, ms", "images a second", "× the first", "bare CLIP × the first"],
-        [row_of(*item) for item in found["batches"].items()],
+        [
+            [
+                batch,
+                *(milliseconds(row[name]) for name in models),
+                f"{rates['network'][index]:.2f}",
+                *(f"{rates[name][index] / rates[name][0]:.2f}" for name in models),
+            ]
+            for index, (batch, row) in enumerate(rows.items())
+        ],
     )
 
 
