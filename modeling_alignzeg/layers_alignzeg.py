@@ -165,7 +165,7 @@ def attention_by_products(
 
 
 class AlignZegConv2d(nn.Conv2d):
-    """A convolution with a bias that runs in float32 on CPUs without instructions for its own type (docs/experiments.md, Speed)."""
+    """A convolution, with a bias, that runs in float32 on CPUs without instructions for its type (docs/experiments.md)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or input.dtype not in EMULATED_DTYPES or torch.compiler.is_compiling():
